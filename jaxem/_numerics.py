@@ -1,0 +1,46 @@
+"""Numerical primitives: matrix products at full precision, safe divisions, the slack of a sum of log-densities."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+PRECISION = jax.lax.Precision.HIGHEST
+
+
+def einsum(spec: str, *operands: Array) -> Array:
+    """`jnp.einsum` at full precision: the TF32 and bfloat16 defaults of accelerators are too coarse for statistics."""
+    return jnp.einsum(spec, *operands, precision=PRECISION)
+
+
+def safe_divide(a: Array, b: Array) -> Array:
+    """a / b, and 0 where b is 0; differentiable there."""
+    zero = b == 0
+    return jnp.where(zero, 0, a / jnp.where(zero, 1, b))
+
+
+def safe_log(x: Array) -> Array:
+    """log x, with log 0 = -inf whose derivative is 0 instead of NaN."""
+    zero = x <= 0
+    return jnp.where(zero, -jnp.inf, jnp.log(jnp.where(zero, 1, x)))
+
+
+def weigh(weights: Array, values: Array) -> Array:
+    """weights * values over the leading axis, where weight 0 wins over an infinite or NaN value."""
+    w = weights.reshape(weights.shape + (1,) * (values.ndim - weights.ndim))
+    return jnp.where(w > 0, w * values, 0)
+
+
+def slack(elbo: Array, total_weight: Array) -> Array:
+    """How far a sum of log-densities can fall by rounding alone.
+
+    64 eps (|elbo| + W): rows of both signs cancel in the sum, so the number of rows counts beside the sum itself.
+    """
+    eps = jnp.finfo(elbo.dtype).eps
+    return 64 * eps * (jnp.abs(elbo) + total_weight)
+
+
+def is_concrete(*trees: Any) -> bool:
+    """Whether no leaf is a JAX tracer, so that values can be looked at."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))

@@ -1,0 +1,91 @@
+"""Expectation-maximisation."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxem import _tree
+from jaxem._pytree import dataclass
+from jaxem._tree import PyTree
+from jaxem.elbo import ELBO, Rule
+from jaxem.model import LatentModel
+from jaxem.stopping import Status
+
+
+@dataclass
+class EMState:
+    """Where one restart stands. `elbo` belongs to `params`; `candidate` is not scored yet.
+
+    Attributes:
+      candidate: params to score next, after `step` M-steps.
+      params: the last accepted params.
+      elbo: their ELBO; -inf before the first step.
+      step: number of M-steps behind `candidate`.
+      status: a `Status` code.
+    """
+
+    candidate: PyTree
+    params: PyTree
+    elbo: ELBO
+    step: Array
+    status: Array
+
+
+@dataclass
+class EM:
+    """Expectation-maximisation: one E-step, accept, one M-step.
+
+        E: q = rule(log-joint at theta)       M: theta = arg max E_q[log p(x, z | theta)] + G(theta)
+
+    The E-step scores the candidate, so each iteration costs one E-step and the compiled program holds one. A candidate
+    with a non-finite objective, or, where the rule is monotone, a lower one, is not accepted and ends the restart.
+
+    Attributes:
+      rule: the E-step rule; None for the model's own (`Exact`; `Hard` for KMeans). `Tempered` anneals.
+
+    References:
+      Dempster, Laird and Rubin (1977), Maximum likelihood from incomplete data via the EM algorithm.
+    """
+
+    rule: Rule | None = None
+
+    def tabulate(self, num_steps: int) -> "EM":
+        """The algorithm with callables of the step replaced by arrays."""
+        return self if self.rule is None else dataclasses.replace(self, rule=self.rule.tabulate(num_steps))
+
+    def _rule(self, model: LatentModel) -> Rule:
+        return model.default_rule() if self.rule is None else self.rule
+
+    def settled(self, model: LatentModel, step: Array) -> Array:
+        """Whether a stop rule may be trusted from `step` on."""
+        return self._rule(model).settled(step)
+
+    def init(self, model: LatentModel, params: PyTree, dtype: Any) -> EMState:
+        """The state before the first step."""
+        low = jnp.full((), -jnp.inf, dtype)
+        params = jax.tree.map(jnp.asarray, params)
+        return EMState(params, params, ELBO(low, low), jnp.zeros((), jnp.int32), jnp.asarray(Status.RUNNING, jnp.int32))
+
+    def step(self, model: LatentModel, state: EMState, data: PyTree, weights: Array) -> EMState:
+        """Scores the candidate, accepts it or ends the restart, and proposes the next."""
+        rule = self._rule(model)
+        candidate = model.prepare(state.candidate)
+        found = model.e_step(candidate, data, weights, rule.at(state.step))
+        elbo = ELBO(found.elbo_data, model.elbo_params(candidate).astype(found.elbo_data.dtype))
+        finite = jnp.isfinite(elbo.total)
+        slack = model.slack(elbo.total, jnp.sum(weights))
+        # The value at `step` was reached by the q of the step before: both must be monotone to promise a rise.
+        promised = rule.monotone(jnp.maximum(state.step - 1, 0))
+        fell = promised & (elbo.total < state.elbo.total - slack)
+        accepted = finite & ~fell
+        ended = jnp.where(finite, Status.DECREASED, Status.NONFINITE)
+        return EMState(
+            candidate=model.m_step(candidate, found.stats),
+            params=_tree.where(accepted, state.candidate, state.params),
+            elbo=_tree.where(accepted, elbo, state.elbo),
+            step=state.step + 1,
+            status=jnp.where(accepted, state.status, ended).astype(jnp.int32),
+        )

@@ -1,0 +1,351 @@
+"""The four shapes of a Gaussian covariance, as factors that whiten residuals and are updated from them.
+
+Each shape stores a factor `scale` of its covariances and works in coordinates whitened by it, y = scale^-1 (x - mean).
+There the covariance at the E-step is the identity, so second moments of y are near 1 whatever the units, the tightness
+or the offset of the data, and float32 keeps its digits. The M-step maps the update back by the factor: with W the
+penalised second moment of y about its mean, the new factor is scale @ cholesky(W).
+"""
+
+from abc import ABC, abstractmethod
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxem import constraints
+from jaxem._numerics import einsum, safe_divide
+from jaxem._pytree import dataclass
+
+
+@dataclass
+class Penalty:
+    """nu pseudo-observations at variance S0: G = -nu sum_k KL(N(0, S0) || N(0, Sigma_k)).
+
+    Attributes:
+      variance: (D,) S0, the weighted variance of each column; 1 for a constant column.
+      constant: (D,) bool, columns without variance, whose variance is held at 1.
+      strength: nu.
+    """
+
+    variance: Array
+    constant: Array
+    strength: Array
+
+
+def _mean(total: Array, count: Array, empty: Array | float = 1.0) -> Array:
+    """total / count; `empty`, which leaves a factor as it is, where nothing counts (no data and no penalty)."""
+    return jnp.where(count > 0, safe_divide(total, count), empty)
+
+
+def _settle(moment: Array, raw: Array) -> Array:
+    """A variance that cancellation cannot make negative: at least 4 eps of the moment before its mean was removed."""
+    return jnp.maximum(moment, 4 * jnp.finfo(raw.dtype).eps * raw)
+
+
+def _inverse(scale_tril: Array) -> Array:
+    eye = jnp.broadcast_to(jnp.eye(scale_tril.shape[-1], dtype=scale_tril.dtype), scale_tril.shape)
+    return jax.lax.linalg.triangular_solve(scale_tril, eye, left_side=True, lower=True)
+
+
+def _diagonal(matrix: Array) -> Array:
+    """(..., D) diagonals, as a masked sum: a gather takes five times as long to compile."""
+    return jnp.sum(jnp.where(jnp.eye(matrix.shape[-1], dtype=bool), matrix, 0), -1)
+
+
+def _top_eigenvalue(matrix: Array) -> Array:
+    """Largest eigenvalue of symmetric non-negative (..., D, D) by 30 power iterations from the largest column."""
+    start = jnp.argmax(_diagonal(matrix), -1)
+    v = jnp.take_along_axis(matrix, start[..., None, None], -1)[..., 0]
+
+    def step(_: int, v: Array) -> Array:
+        v = einsum("...ij,...j->...i", matrix, v)
+        return safe_divide(v, jnp.sqrt(jnp.sum(v * v, -1, keepdims=True)))
+
+    v = jax.lax.fori_loop(0, 30, step, v)
+    return einsum("...i,...ij,...j->...", v, matrix, v)
+
+
+class Covariance(ABC):
+    """One shape of covariance. K components, D columns, n rows; residuals are (K, D, n)."""
+
+    constraint: constraints.Constraint
+
+    @abstractmethod
+    def start(self, num: int, variance: Array) -> Array:
+        """The factor of K covariances diag(variance)."""
+
+    @abstractmethod
+    def invert(self, scale: Array) -> Array:
+        """The inverse of the factor."""
+
+    @abstractmethod
+    def whiten(self, inverse: Array, x: Array, mean: Array) -> Array:
+        """(K, D, n) scale_k^-1 (x_n - mean_k), for x (n, D) and mean (K, D) that share an origin."""
+
+    @abstractmethod
+    def log_det(self, scale: Array, num_columns: int) -> Array:
+        """(K,) or () log det of the factor."""
+
+    @abstractmethod
+    def second(self, resp: Array, y: Array) -> Array:
+        """Second moments of whitened residuals, sum over n of resp (K, n)."""
+
+    @abstractmethod
+    def unwhiten(self, scale: Array, shift: Array) -> Array:
+        """(K, D) scale_k @ shift_k."""
+
+    @abstractmethod
+    def update(
+        self, scale: Array, inverse: Array, second: Array, shift: Array, count: Array, penalty: Penalty
+    ) -> Array:
+        """The factor that maximises the penalised likelihood; shift (K, D) is the mean of y."""
+
+    @abstractmethod
+    def spread(self, inverse: Array, penalty: Penalty) -> Array:
+        """(K,) or () largest eigenvalue of S0 Sigma^-1."""
+
+    @abstractmethod
+    def trace(self, inverse: Array, penalty: Penalty) -> Array:
+        """(K,) or () tr(Sigma^-1 S0)."""
+
+    @abstractmethod
+    def dense(self, scale: Array, num: int, num_columns: int) -> Array:
+        """(K, D, D) the covariances."""
+
+    @abstractmethod
+    def factor(self, covariance: Array) -> Array:
+        """The factor of covariances in their natural shape."""
+
+    @abstractmethod
+    def shape(self, num: int, num_columns: int) -> tuple[int, ...]:
+        """Natural shape of the covariances, and of the factor."""
+
+    @abstractmethod
+    def num_parameters(self, num: int, num_columns: int) -> int:
+        """Free parameters of K covariances."""
+
+    def order(self, scale: Array, index: Array) -> Array:
+        """The factors in another order."""
+        return scale[index]
+
+
+class Full(Covariance):
+    """(K, D, D) lower Cholesky factors."""
+
+    constraint = constraints.Cholesky()
+
+    def start(self, num: int, variance: Array) -> Array:
+        return jnp.broadcast_to(jnp.diag(jnp.sqrt(variance)), (num, variance.shape[0], variance.shape[0]))
+
+    def invert(self, scale: Array) -> Array:
+        return _inverse(scale)
+
+    def whiten(self, inverse: Array, x: Array, mean: Array) -> Array:
+        num, dim = mean.shape
+        y = einsum("fd,nd->fn", inverse.reshape(num * dim, dim), x).reshape(num, dim, -1)
+        return y - einsum("kde,ke->kd", inverse, mean)[:, :, None]
+
+    def log_det(self, scale: Array, num_columns: int) -> Array:
+        return jnp.sum(jnp.log(_diagonal(scale)), -1)
+
+    def second(self, resp: Array, y: Array) -> Array:
+        return einsum("kdn,ken->kde", resp[:, None] * y, y)
+
+    def unwhiten(self, scale: Array, shift: Array) -> Array:
+        return einsum("kde,ke->kd", scale, shift)
+
+    def update(
+        self, scale: Array, inverse: Array, second: Array, shift: Array, count: Array, penalty: Penalty
+    ) -> Array:
+        nu = penalty.strength
+        prior = einsum("kde,e,kfe->kdf", inverse, penalty.variance, inverse)
+        scatter = second - count[:, None, None] * shift[:, :, None] * shift[:, None, :]
+        moment = _mean(scatter + nu * prior, (count + nu)[:, None, None], jnp.eye(shift.shape[1], dtype=shift.dtype))
+        raw = safe_divide(_diagonal(second), count[:, None])
+        return scale @ _cholesky(moment, raw, penalty.constant)
+
+    def spread(self, inverse: Array, penalty: Penalty) -> Array:
+        return _top_eigenvalue(einsum("...de,e,...fe->...df", inverse, penalty.variance, inverse))
+
+    def trace(self, inverse: Array, penalty: Penalty) -> Array:
+        return einsum("...de,e,...de->...", inverse, penalty.variance, inverse)
+
+    def dense(self, scale: Array, num: int, num_columns: int) -> Array:
+        return einsum("kde,kfe->kdf", scale, scale)
+
+    def factor(self, covariance: Array) -> Array:
+        return jnp.linalg.cholesky(covariance)
+
+    def shape(self, num: int, num_columns: int) -> tuple[int, ...]:
+        return (num, num_columns, num_columns)
+
+    def num_parameters(self, num: int, num_columns: int) -> int:
+        return num * num_columns * (num_columns + 1) // 2
+
+
+def _cholesky(moment: Array, raw: Array, constant: Array) -> Array:
+    """Cholesky factor of W, its diagonal lifted by 4 eps of the raw moments, constant columns held at 1.
+
+    The lift is below the rounding of the raw moments, so where they are far larger than W it stands for digits that
+    are lost anyway, and near convergence (raw moments about 1) it is a relative 4 eps of the covariance.
+    """
+    eye = jnp.eye(moment.shape[-1], dtype=moment.dtype)
+    lifted = moment + 4 * jnp.finfo(raw.dtype).eps * raw[..., None] * eye
+    free = ~(constant[:, None] | constant[None, :])
+    return jax.lax.linalg.cholesky(jnp.where(free, lifted, eye), symmetrize_input=False)
+
+
+class Tied(Covariance):
+    """(D, D) one lower Cholesky factor for all components."""
+
+    constraint = constraints.Cholesky()
+
+    def start(self, num: int, variance: Array) -> Array:
+        return jnp.diag(jnp.sqrt(variance))
+
+    def invert(self, scale: Array) -> Array:
+        return _inverse(scale)
+
+    def whiten(self, inverse: Array, x: Array, mean: Array) -> Array:
+        return einsum("de,ne->dn", inverse, x)[None] - einsum("de,ke->kd", inverse, mean)[:, :, None]
+
+    def log_det(self, scale: Array, num_columns: int) -> Array:
+        return jnp.sum(jnp.log(_diagonal(scale)))
+
+    def second(self, resp: Array, y: Array) -> Array:
+        return jnp.sum(Full().second(resp, y), 0)
+
+    def unwhiten(self, scale: Array, shift: Array) -> Array:
+        return einsum("de,ke->kd", scale, shift)
+
+    def update(
+        self, scale: Array, inverse: Array, second: Array, shift: Array, count: Array, penalty: Penalty
+    ) -> Array:
+        nu, total = penalty.strength, jnp.sum(count)
+        prior = einsum("de,e,fe->df", inverse, penalty.variance, inverse)
+        moment = (second - einsum("k,kd,ke->de", count, shift, shift) + nu * prior) / (total + nu)
+        return scale @ _cholesky(moment, _diagonal(second) / total, penalty.constant)
+
+    def spread(self, inverse: Array, penalty: Penalty) -> Array:
+        return Full().spread(inverse, penalty)
+
+    def trace(self, inverse: Array, penalty: Penalty) -> Array:
+        return Full().trace(inverse, penalty)
+
+    def dense(self, scale: Array, num: int, num_columns: int) -> Array:
+        return jnp.broadcast_to(einsum("de,fe->df", scale, scale), (num, num_columns, num_columns))
+
+    def factor(self, covariance: Array) -> Array:
+        return jnp.linalg.cholesky(covariance)
+
+    def shape(self, num: int, num_columns: int) -> tuple[int, ...]:
+        return (num_columns, num_columns)
+
+    def num_parameters(self, num: int, num_columns: int) -> int:
+        return num_columns * (num_columns + 1) // 2
+
+    def order(self, scale: Array, index: Array) -> Array:
+        return scale
+
+
+class Diag(Covariance):
+    """(K, D) standard deviations."""
+
+    constraint = constraints.Positive()
+
+    def start(self, num: int, variance: Array) -> Array:
+        return jnp.broadcast_to(jnp.sqrt(variance), (num, variance.shape[0]))
+
+    def invert(self, scale: Array) -> Array:
+        return 1 / scale
+
+    def whiten(self, inverse: Array, x: Array, mean: Array) -> Array:
+        return (x.T[None] - mean[:, :, None]) * inverse[:, :, None]
+
+    def log_det(self, scale: Array, num_columns: int) -> Array:
+        return jnp.sum(jnp.log(scale), -1)
+
+    def second(self, resp: Array, y: Array) -> Array:
+        return einsum("kn,kdn->kd", resp, y * y)
+
+    def unwhiten(self, scale: Array, shift: Array) -> Array:
+        return scale * shift
+
+    def update(
+        self, scale: Array, inverse: Array, second: Array, shift: Array, count: Array, penalty: Penalty
+    ) -> Array:
+        nu = penalty.strength
+        scatter = second - count[:, None] * shift**2 + nu * penalty.variance[None] * inverse**2
+        moment = _settle(_mean(scatter, (count + nu)[:, None]), safe_divide(second, count[:, None]))
+        return jnp.where(penalty.constant[None], scale, scale * jnp.sqrt(moment))
+
+    def spread(self, inverse: Array, penalty: Penalty) -> Array:
+        return jnp.max(penalty.variance[None] * inverse**2, -1)
+
+    def trace(self, inverse: Array, penalty: Penalty) -> Array:
+        return jnp.sum(penalty.variance[None] * inverse**2, -1)
+
+    def dense(self, scale: Array, num: int, num_columns: int) -> Array:
+        return (scale**2)[:, :, None] * jnp.eye(num_columns, dtype=scale.dtype)[None]
+
+    def factor(self, covariance: Array) -> Array:
+        return jnp.sqrt(covariance)
+
+    def shape(self, num: int, num_columns: int) -> tuple[int, ...]:
+        return (num, num_columns)
+
+    def num_parameters(self, num: int, num_columns: int) -> int:
+        return num * num_columns
+
+
+class Spherical(Covariance):
+    """(K,) one standard deviation for all columns of a component; a constant column counts as one more column."""
+
+    constraint = constraints.Positive()
+
+    def start(self, num: int, variance: Array) -> Array:
+        return jnp.broadcast_to(jnp.sqrt(jnp.mean(variance)), (num,))
+
+    def invert(self, scale: Array) -> Array:
+        return 1 / scale
+
+    def whiten(self, inverse: Array, x: Array, mean: Array) -> Array:
+        return (x.T[None] - mean[:, :, None]) * inverse[:, None, None]
+
+    def log_det(self, scale: Array, num_columns: int) -> Array:
+        return num_columns * jnp.log(scale)
+
+    def second(self, resp: Array, y: Array) -> Array:
+        return jnp.sum(resp * jnp.sum(y * y, 1), -1)
+
+    def unwhiten(self, scale: Array, shift: Array) -> Array:
+        return scale[:, None] * shift
+
+    def update(
+        self, scale: Array, inverse: Array, second: Array, shift: Array, count: Array, penalty: Penalty
+    ) -> Array:
+        nu, dim = penalty.strength, shift.shape[1]
+        scatter = second - count * jnp.sum(shift**2, -1) + nu * jnp.sum(penalty.variance) * inverse**2
+        moment = _settle(_mean(scatter, dim * (count + nu)), safe_divide(second, dim * count))
+        return jnp.where(jnp.all(penalty.constant), scale, scale * jnp.sqrt(moment))
+
+    def spread(self, inverse: Array, penalty: Penalty) -> Array:
+        return jnp.mean(penalty.variance) * inverse**2
+
+    def trace(self, inverse: Array, penalty: Penalty) -> Array:
+        return jnp.sum(penalty.variance) * inverse**2
+
+    def dense(self, scale: Array, num: int, num_columns: int) -> Array:
+        return (scale**2)[:, None, None] * jnp.eye(num_columns, dtype=scale.dtype)[None]
+
+    def factor(self, covariance: Array) -> Array:
+        return jnp.sqrt(covariance)
+
+    def shape(self, num: int, num_columns: int) -> tuple[int, ...]:
+        return (num,)
+
+    def num_parameters(self, num: int, num_columns: int) -> int:
+        return num
+
+
+SHAPES: dict[str, Covariance] = {"full": Full(), "tied": Tied(), "diag": Diag(), "spherical": Spherical()}

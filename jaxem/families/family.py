@@ -1,0 +1,93 @@
+"""The protocol of an observation family, vectorised over K components."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxem._tree import PyTree, float_dtype
+
+
+class Family(ABC):
+    """How K components explain observations. A frozen `jaxem.dataclass`; any latent structure works with any family.
+
+    Statistics are linear in resp and summed over rows, so E-steps add up over data. A family may take its statistics
+    relative to the params they were computed at (residuals); m_step is given those params.
+    """
+
+    @abstractmethod
+    def log_prob(self, params: PyTree, x: PyTree) -> Array:
+        """(N, K) log p(x_n | theta_k), nats."""
+
+    @abstractmethod
+    def statistics(self, params: PyTree, x: PyTree, resp: Array) -> PyTree:
+        """Statistics weighted by resp (N, K), summed over n."""
+
+    def explain(self, params: PyTree, x: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
+        """log_prob (N, K), and the function resp -> statistics; overridden to share work between the two."""
+        return self.log_prob(params, x), lambda resp: self.statistics(params, x, resp)
+
+    def prepare(self, params: PyTree) -> PyTree:
+        """The same params with derived quantities filled in, once per step; see `LatentModel.prepare`."""
+        return params
+
+    @abstractmethod
+    def m_step(self, params: PyTree, stats: PyTree) -> PyTree:
+        """Params that maximise the weighted log-likelihood plus elbo_params; a component of count 0 stays finite."""
+
+    @abstractmethod
+    def start(self, num_components: int) -> PyTree:
+        """K equal components, the reference that the first statistics of a partition are taken at; needs `bind`."""
+
+    @abstractmethod
+    def features(self, x: PyTree) -> Array:
+        """(N, F) columns on comparable scales, in which a k-means partition makes sense."""
+
+    @abstractmethod
+    def constraints(self) -> PyTree:
+        """A constraint at each leaf of the params."""
+
+    @abstractmethod
+    def num_parameters(self, params: PyTree) -> int:
+        """Free parameters of all components together."""
+
+    @abstractmethod
+    def sample(self, key: Array, params: PyTree, component: Array) -> PyTree:
+        """One observation from each entry of component (N,)."""
+
+    def bind(self, x: PyTree, weights: Array) -> "Family":
+        """The family with the scales it takes from the data; itself by default."""
+        return self
+
+    def validate(self, x: PyTree) -> None:
+        """Raises ValueError for data that do not suit the family; on the host."""
+
+    def elbo_params(self, params: PyTree) -> Array:
+        """Penalty or log prior, nats; 0 by default."""
+        return jnp.zeros((), float_dtype(params))
+
+    def influence(self, params: PyTree, count: Array) -> Array:
+        """(K,) the regulariser's share of each component's spread, given counts (K,); 0 where none can collapse."""
+        return jnp.zeros_like(count)
+
+    def notes(self) -> list[str]:
+        """Sentences about what `bind` did with the data, for a person."""
+        return []
+
+    def order(self, params: PyTree, index: Array) -> PyTree:
+        """Params with the components in the order of index (K,)."""
+        raise TypeError(f"{type(self).__name__} defines no order")
+
+    def coincident(self, params: PyTree) -> Array:
+        """(K, K) whether two components are the same to float resolution; False by default."""
+        raise TypeError(f"{type(self).__name__} defines no coincident")
+
+    def distribution(self, params: PyTree) -> Any:
+        """The K components as one batched distrax distribution."""
+        raise TypeError(f"{type(self).__name__} has no distrax distribution")
+
+    def make_params(self, **values: Any) -> PyTree:
+        """Params from plain arrays in their natural shapes."""
+        raise TypeError(f"{type(self).__name__} has no make_params")

@@ -1,0 +1,260 @@
+"""Gaussian components with full, tied, diagonal or spherical covariance."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxem import constraints
+from jaxem._numerics import einsum, is_concrete, safe_divide
+from jaxem._pytree import dataclass, static
+from jaxem.families._covariance import SHAPES, Covariance, Penalty
+from jaxem.families.family import Family
+
+
+@dataclass
+class GaussianParams:
+    """K Gaussian components.
+
+    Attributes:
+      mean: (K, D).
+      scale: a factor of the covariances: lower Cholesky factors (K, D, D) for full, (D, D) for tied; standard
+        deviations (K, D) for diag, (K,) for spherical.
+      covariance_type: which of the four.
+      inverse: the inverse of `scale`, filled in by `Gaussian.prepare` for the length of a step; else None.
+    """
+
+    mean: Array
+    scale: Array
+    covariance_type: str = static(default="full")
+    inverse: Array | None = None
+
+    @property
+    def covariance(self) -> Array:
+        """(K, D, D) covariance matrices, whatever the shape they are stored in."""
+        return SHAPES[self.covariance_type].dense(self.scale, *self.mean.shape)
+
+
+@dataclass
+class GaussianStats:
+    """Responsibility-weighted statistics of residuals whitened by the params of the E-step, y = scale^-1 (x - mean).
+
+    Attributes:
+      count: (K,) sum of resp.
+      sum_y: (K, D) sum of resp * y.
+      sum_yy: second moments of y, in the covariance's shape (summed over components for tied).
+    """
+
+    count: Array
+    sum_y: Array
+    sum_yy: Array
+
+
+@dataclass
+class GaussianScale:
+    """What a fit takes from its data: location and total weight beside the penalty."""
+
+    location: Array
+    total_weight: Array
+    penalty: Penalty
+
+
+@dataclass
+class Gaussian(Family):
+    """Multivariate normal components, x | z = k ~ N(mean_k, Sigma_k).
+
+    The maximised objective is penalised: with S0 the diagonal of the data's weighted variances,
+
+        G = -nu sum_k KL(N(0, S0) || N(0, Sigma_k))            (one term if tied),
+
+    so Sigma_k = (SS_k + nu S0) / (N_k + nu): nu pseudo-observations at the overall variance, a proper penalty that is
+    in ELBO.params, so that the objective never falls and ELBO.data stays the plain log-likelihood. It is equivariant to
+    shifts and column scales. A column without variance has its variance held at 1 in each component (in its own units),
+    so it adds -log(2 pi) / 2 per row and nothing else.
+
+    Accuracy: statistics are taken of residuals whitened by the current params, so float32 keeps tight clusters and
+    large offsets apart where raw second moments cancel.
+
+    Cost of one E-step: O(N K D^2) for full and tied, O(N K D) for diag and spherical; one block of rows at a time.
+
+    Attributes:
+      covariance: "full", "tied", "diag" or "spherical".
+      pseudo_observations: nu; 0 is plain maximum likelihood, unbounded for all but tied.
+      scale: set by `bind`.
+    """
+
+    covariance: str = static(default="full")
+    pseudo_observations: float | Array = 1e-6
+    scale: GaussianScale | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def _shape(self) -> Covariance:
+        if self.covariance not in SHAPES:
+            raise ValueError(f"covariance: expected one of {', '.join(SHAPES)}; found {self.covariance!r}")
+        return SHAPES[self.covariance]
+
+    def validate(self, x: Any) -> None:
+        """Checks the covariance's name, that data are one (N, D) array, and the penalty."""
+        _ = self._shape
+        if len(jax.tree.leaves(x)) != 1 or not hasattr(x, "ndim"):
+            raise TypeError(f"data: expected one array (N, D); found a {type(x).__name__}")
+        if x.ndim != 2:
+            raise ValueError(f"data: expected shape (N, D); found {x.shape}; one column is data[:, None]")
+        if x.shape[1] == 0:
+            raise ValueError(f"data: expected at least one column; found shape {x.shape}")
+        nu = self.pseudo_observations
+        if is_concrete(nu) and not (np.ndim(nu) == 0 and 0 <= nu < np.inf):
+            raise ValueError(f"pseudo_observations: expected a finite number >= 0; found {nu!r}")
+
+    def bind(self, x: Array, weights: Array) -> "Gaussian":
+        """Takes location, variances and total weight from the data, accurately at any offset."""
+        total = jnp.sum(weights)
+        origin = x[0]
+        location = origin + einsum("n,nd->d", weights, x - origin[None]) / total
+        variance = einsum("n,nd->d", weights, (x - location[None]) ** 2) / total
+        largest = jnp.max(jnp.where((weights > 0)[:, None], jnp.abs(x), 0), 0)
+        constant = variance <= (2 * jnp.finfo(x.dtype).eps * largest) ** 2
+        if self.covariance == "spherical":
+            variance = jnp.broadcast_to(jnp.mean(variance), variance.shape)
+            constant = jnp.broadcast_to(jnp.all(constant), constant.shape)
+        nu = jnp.asarray(self.pseudo_observations, x.dtype)
+        penalty = Penalty(jnp.where(constant, 1, variance), constant, nu)
+        return dataclasses.replace(self, scale=GaussianScale(location, total, penalty))
+
+    def _penalty(self, dim: int, dtype: Any) -> Penalty:
+        if self.scale is None:  # not bound to data: plain maximum likelihood
+            return Penalty(jnp.ones(dim, dtype), jnp.zeros(dim, bool), jnp.zeros((), dtype))
+        return self.scale.penalty
+
+    def start(self, num_components: int) -> GaussianParams:
+        """K copies of N(mean of the data, S0)."""
+        if self.scale is None:
+            raise ValueError("family: not bound to data; call bind(data, weights) first")
+        mean = jnp.broadcast_to(self.scale.location, (num_components, self.scale.location.shape[0]))
+        scale = self._shape.start(num_components, self.scale.penalty.variance)
+        return GaussianParams(mean, scale, self.covariance)
+
+    def features(self, x: Array) -> Array:
+        """Columns standardised by the data's mean and standard deviation; plain columns when not bound."""
+        if self.scale is None:
+            return x
+        return (x - self.scale.location[None]) / jnp.sqrt(self.scale.penalty.variance)[None]
+
+    def prepare(self, params: GaussianParams) -> GaussianParams:
+        """Fills in the inverse factors, once per step."""
+        if params.inverse is not None:
+            return params
+        return dataclasses.replace(params, inverse=self._shape.invert(params.scale))
+
+    def _residuals(self, params: GaussianParams, x: Array) -> Array:
+        # The origin keeps offsets of the data out of the products: x - origin is exact where x is near the means.
+        origin = jnp.mean(params.mean, 0)
+        inverse = self.prepare(params).inverse
+        return self._shape.whiten(inverse, x - origin[None], params.mean - origin[None])
+
+    def explain(self, params: GaussianParams, x: Array) -> tuple[Array, Callable[[Array], GaussianStats]]:
+        """log_prob, and the function from resp to statistics; both are of the same whitened residuals."""
+        y = self._residuals(params, x)
+
+        def collect(resp: Array) -> GaussianStats:
+            r = resp.T
+            return GaussianStats(jnp.sum(r, 1), einsum("kn,kdn->kd", r, y), self._shape.second(r, y))
+
+        return self._log_prob(params, y), collect
+
+    def log_prob(self, params: GaussianParams, x: Array) -> Array:
+        """(N, K) log N(x_n; mean_k, Sigma_k), nats."""
+        return self.explain(params, x)[0]
+
+    def statistics(self, params: GaussianParams, x: Array, resp: Array) -> GaussianStats:
+        """Counts, sums and second moments of whitened residuals."""
+        return self.explain(params, x)[1](resp)
+
+    def _log_prob(self, params: GaussianParams, y: Array) -> Array:
+        dim = params.mean.shape[1]
+        log_norm = self._shape.log_det(params.scale, dim) + 0.5 * dim * jnp.log(2 * jnp.pi).astype(y.dtype)
+        return -(0.5 * jnp.sum(y * y, 1) + jnp.broadcast_to(log_norm, y.shape[:1])[:, None]).T
+
+    def m_step(self, params: GaussianParams, stats: GaussianStats) -> GaussianParams:
+        """Weighted means and penalised covariances; an empty component keeps its mean and takes Sigma = S0."""
+        params = self.prepare(params)
+        shift = safe_divide(stats.sum_y, stats.count[:, None])
+        penalty = self._penalty(*params.mean.shape[1:], params.mean.dtype)
+        scale = self._shape.update(params.scale, params.inverse, stats.sum_yy, shift, stats.count, penalty)
+        mean = params.mean + self._shape.unwhiten(params.scale, shift)
+        return GaussianParams(mean, scale, self.covariance)
+
+    def elbo_params(self, params: GaussianParams) -> Array:
+        """G of the class docstring, nats; -inf-free for positive definite covariances."""
+        dim = params.mean.shape[1]
+        penalty = self._penalty(dim, params.mean.dtype)
+        log_det = 2 * self._shape.log_det(params.scale, dim) - jnp.sum(jnp.log(penalty.variance))
+        return -0.5 * penalty.strength * jnp.sum(self._shape.trace(self.prepare(params).inverse, penalty) - dim + log_det)
+
+    def notes(self) -> list[str]:
+        """Names the columns without variance."""
+        if self.scale is None or not np.any(self.scale.penalty.constant):
+            return []
+        columns = np.flatnonzero(np.asarray(self.scale.penalty.constant)).tolist()
+        return [f"columns {columns} are constant: their variance is held at 1"]
+
+    def influence(self, params: GaussianParams, count: Array) -> Array:
+        """(K,) largest eigenvalue of nu S0 (SS_k + nu S0)^-1: about 1 for a spike, near 0 for an honest component.
+
+        A component with fewer observations than the penalty has pseudo-observations is empty, not a spike: 0.
+        """
+        penalty = self._penalty(params.mean.shape[1], params.mean.dtype)
+        total = jnp.broadcast_to(jnp.sum(count), count.shape) if self.covariance == "tied" else count
+        spread = jnp.broadcast_to(self._shape.spread(self.prepare(params).inverse, penalty), count.shape)
+        return jnp.where(total > penalty.strength, penalty.strength * spread / (total + penalty.strength), 0)
+
+    def order(self, params: GaussianParams, index: Array) -> GaussianParams:
+        """The components in another order."""
+        return GaussianParams(params.mean[index], self._shape.order(params.scale, index), self.covariance)
+
+    def coincident(self, params: GaussianParams) -> Array:
+        """(K, K) pairs of components that agree to 1e-4 of their standard deviations."""
+        covariance = params.covariance
+        std = jnp.sqrt(jnp.diagonal(covariance, axis1=1, axis2=2))
+        shift = (params.mean - jnp.mean(params.mean, 0)[None]) / jnp.min(std, 0)[None]
+        spread = covariance / (std[:, :, None] * std[:, None, :])
+        parts = jnp.concatenate([shift, jnp.log(std), spread.reshape(std.shape[0], -1)], 1)
+        return jax.lax.map(lambda p: jnp.max(jnp.abs(parts - p[None]), 1) < 1e-4, parts)
+
+    def constraints(self) -> GaussianParams:
+        """Real means; Cholesky factors or positive standard deviations."""
+        return GaussianParams(constraints.Real(), self._shape.constraint, self.covariance)  # type: ignore[arg-type]
+
+    def num_parameters(self, params: GaussianParams) -> int:
+        """K D means and the covariances' free entries; constant columns are counted like any other."""
+        num, dim = params.mean.shape
+        return num * dim + self._shape.num_parameters(num, dim)
+
+    def sample(self, key: Array, params: GaussianParams, component: Array) -> Array:
+        """(N, D) one draw for each entry of component."""
+        num, dim = params.mean.shape
+        noise = jax.random.normal(key, (component.shape[0], dim), params.mean.dtype)
+        factor = jnp.linalg.cholesky(params.covariance) if self.covariance != "full" else params.scale
+        return params.mean[component] + einsum("nde,ne->nd", factor[component], noise)
+
+    def distribution(self, params: GaussianParams) -> Any:
+        """A batch of K `distrax.MultivariateNormalTri`."""
+        import distrax
+
+        return distrax.MultivariateNormalTri(params.mean, jnp.linalg.cholesky(params.covariance))
+
+    def make_params(self, mean: Any, covariance: Any) -> GaussianParams:
+        """Params from means (K, D) and covariances in their natural shape: (K, D, D), (D, D), (K, D) or (K,)."""
+        mean = jnp.asarray(mean, jnp.result_type(float) if not hasattr(mean, "dtype") else None)
+        covariance = jnp.asarray(covariance).astype(mean.dtype)
+        expected = self._shape.shape(*mean.shape) if mean.ndim == 2 else None
+        if expected is None or covariance.shape != expected:
+            raise ValueError(
+                f"mean, covariance: expected (K, D) and {expected} for {self.covariance!r}; "
+                f"found {mean.shape} and {covariance.shape}"
+            )
+        return GaussianParams(mean, self._shape.factor(covariance), self.covariance)

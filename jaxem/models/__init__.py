@@ -1,0 +1,1 @@
+"""Models: one latent structure or algorithmic family per file."""

@@ -1,0 +1,120 @@
+"""Starting points: greedy k-means++ centres, short Lloyd runs, and the partitions that mixtures start from."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxem._numerics import safe_divide
+from jaxem._tree import PyTree, num_rows
+from jaxem.models import _lloyd
+
+
+def subsample(key: Array, data: PyTree, weights: Array, size: int) -> tuple[PyTree, Array, Array]:
+    """At most `size` rows, drawn in proportion to their weights (systematic sampling), weights of the same total, a key.
+
+    All rows, as they are, where there are no more than `size`; then no random number is drawn.
+    """
+    num = num_rows(data)
+    if num <= size:
+        return data, weights, key
+    key, rows_key = jax.random.split(key)
+    cumulative = jnp.cumsum(weights)
+    total = cumulative[-1]
+    points = (jnp.arange(size).astype(weights.dtype) + jax.random.uniform(rows_key, (size,), weights.dtype)) / size
+    index = jnp.minimum(jnp.searchsorted(cumulative, points * total, side="right"), num - 1)
+    return jax.tree.map(lambda a: a[index], data), jnp.full(size, total / size), key
+
+
+def random_rows(key: Array, x: Array, weights: Array, num: int) -> Array:
+    """(num, D) different rows of x of positive weight, in proportion to the weights (Gumbel top-k).
+
+    Where fewer rows have positive weight, the last ones repeat.
+    """
+    positive = weights > 0
+    gumbel = jax.random.gumbel(key, weights.shape, weights.dtype)
+    scores = jnp.where(positive, jnp.log(jnp.where(positive, weights, 1)) + gumbel, -jnp.inf)
+    value, index = jax.lax.top_k(scores, num)
+    return x[jnp.where(jnp.isfinite(value), index, index[0])]
+
+
+def plus_plus(key: Array, x: Array, weights: Array, num: int) -> Array:
+    """(num, D) greedy k-means++ centres: each the best of 2 + log K rows drawn in proportion to w * distance^2.
+
+    Args:
+      key: one draw of (num, trials) uniforms is all the randomness.
+      x: (n, D) rows, D >= 1, near the origin.
+      weights: (n,) non-negative.
+      num: number of centres; where fewer rows are distinct, some centres coincide.
+
+    Returns:
+      The centres. O(n D K log K).
+
+    References:
+      Arthur and Vassilvitskii (2007), k-means++: the advantages of careful seeding, section 2 and the greedy variant
+      of their conclusion.
+    """
+    trials = 2 + int(math.log(num))
+    uniform = jax.random.uniform(key, (num, trials), x.dtype)
+    last = x.shape[0] - 1
+
+    def draw(mass: Array, u: Array) -> Array:
+        # Counting is a binary search that compiles in no time; n is at most init_size.
+        cumulative = jnp.cumsum(mass)
+        return jnp.minimum(jnp.sum(cumulative <= u[:, None] * cumulative[-1], -1), last)
+
+    def distance(centre: Array) -> Array:
+        return jnp.sum((x - centre[None]) ** 2, 1)
+
+    def step(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        centres, nearest = state
+        mass = weights * jnp.where(k == 0, 1, nearest)
+        candidates = x[draw(mass, uniform[k])]
+        distances = jnp.minimum(nearest[None], jax.vmap(distance)(candidates))
+        best = jnp.argmin(jnp.sum(weights[None] * distances, 1))
+        return centres.at[k].set(candidates[best]), distances[best]
+
+    centres = jnp.zeros((num, x.shape[1]), x.dtype)
+    return jax.lax.fori_loop(0, num, step, (centres, jnp.full(x.shape[0], jnp.inf, x.dtype)))[0]
+
+
+def lloyd(centres: Array, x: Array, weights: Array, num_steps: int) -> Array:
+    """(K, D) centres after a fixed number of Lloyd steps; an empty cluster keeps its centre."""
+
+    def step(_: int, centres: Array) -> Array:
+        label, _distance = _lloyd.nearest(centres, x)
+        count, total = _lloyd.cluster_sums(x, weights, label, centres.shape[0])
+        return jnp.where((count > 0)[:, None], safe_divide(total, count[:, None]), centres)
+
+    return jax.lax.fori_loop(0, num_steps, step, centres)
+
+
+def partition(key: Array, x: Array, weights: Array, num: int, method: str) -> Array:
+    """(n, K) responsibilities to start a mixture from.
+
+    Args:
+      key: random key.
+      x: (n, F) features on comparable scales.
+      weights: (n,).
+      num: K.
+      method: "kmeans" (greedy k-means++ and 10 Lloyd steps), "kmeans++" (no Lloyd step), "random_points" (nearest of K
+        random rows), "random_resp" (uniform random, normalised).
+
+    Returns:
+      Rows that sum to 1; one-hot but for "random_resp".
+    """
+    if method == "random_resp":
+        draws = jax.random.uniform(key, (x.shape[0], num), x.dtype, minval=1e-3)
+        return draws / jnp.sum(draws, 1, keepdims=True)
+    if method == "random_points":
+        centres = random_rows(key, x, weights, num)
+    else:
+        centres = plus_plus(key, x, weights, num)
+    if method == "kmeans":
+        centres = lloyd(centres, x, weights, 10)
+    label, _ = _lloyd.nearest(centres, x)
+    return jax.nn.one_hot(label, num, dtype=x.dtype)
+
+
+PARTITIONS = ("kmeans", "kmeans++", "random_points", "random_resp")

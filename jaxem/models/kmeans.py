@@ -1,0 +1,247 @@
+"""K-means: the hard limit of a mixture of equal spherical Gaussians, with an assignment kernel of its own."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxem import constraints
+from jaxem._numerics import einsum, safe_divide
+from jaxem._pytree import dataclass, static
+from jaxem._tree import PyTree, as_floats, float_dtype, map_rows, num_rows, sum_rows
+from jaxem.elbo import Hard, Rule
+from jaxem.model import DiscreteLatent, EStep, Health
+from jaxem.models import _lloyd, _seeding
+from jaxem.stopping import Stop
+
+# Rows kept aside for moving empty clusters: exact up to this many rows, and cheap beyond.
+RESERVE = 4096
+
+
+@dataclass
+class KMeansParams:
+    """Centroids (K, D), and how many times an empty one was moved on the way there."""
+
+    centroids: Array
+    num_relocated: Any = 0
+
+
+@dataclass
+class KMeansStats:
+    """Weighted counts (K,) and sums (K, D) of x - mean(centroids)."""
+
+    count: Array
+    sum_x: Array
+
+
+@dataclass
+class KMeans(DiscreteLatent):
+    """K-means by Lloyd's algorithm, as hard EM on the one objective.
+
+        log-joint = -|x_n - centroid_k|^2 / 2,    distortion J = sum_n w_n min_k |x_n - centroid_k|^2 = -2 ELBO.data
+
+    without constants and with equal, fixed proportions: so it has an ELBO, but no density, and `log_prob` and `bic` do
+    not apply. Columns are used as they are: scale them first where their units differ.
+
+    Starts: "kmeans++" (greedy, on at most `init_size` rows) or "random" rows. An empty cluster moves to the farthest of
+    at most 4096 rows kept by `bind`, which lowers J; `params.num_relocated` counts such moves. With fewer distinct rows
+    than clusters some centroids coincide, and the fit says so. Stops when a step changes J by a factor below 1e-7.
+
+    Cost of a step O(N K D).
+
+    Attributes:
+      num_clusters: K >= 1.
+      init_method: "kmeans++" or "random".
+      init_size: most rows that a start looks at.
+
+    Examples:
+      >>> import jax, jaxem
+      >>> x = jnp.array([[0.0], [1.0], [10.0], [11.0]])
+      >>> fit = jaxem.fit(KMeans(2), x, key=jax.random.key(0), num_restarts=4)
+      >>> sorted(fit.params.centroids[:, 0].tolist()), float(fit.model.inertia(fit.params, x))
+      ([0.5, 10.5], 1.0)
+
+    References:
+      Lloyd (1982), Least squares quantization in PCM.
+    """
+
+    num_clusters: int = static()
+    init_method: str = static(default="kmeans++", kw_only=True)
+    init_size: int = static(default=20_000, kw_only=True)
+    reserve: tuple[Array, Array] | None = dataclasses.field(default=None, repr=False, kw_only=True)
+
+    def validate(self, data: PyTree, params: KMeansParams | None) -> None:
+        """Checks K against N, the start's name and the shape of the data."""
+        num = self.num_clusters
+        if not isinstance(num, (int, np.integer)) or isinstance(num, bool) or num < 1:
+            raise ValueError(f"num_clusters: expected an integer >= 1; found {num!r}")
+        if self.init_method not in ("kmeans++", "random"):
+            raise ValueError(f"init_method: expected 'kmeans++' or 'random'; found {self.init_method!r}")
+        if self.init_size < num:
+            raise ValueError(f"init_size: expected at least num_clusters = {num} rows; found {self.init_size}")
+        if len(jax.tree.leaves(data)) != 1 or not hasattr(data, "ndim"):
+            raise TypeError(f"data: expected one array (N, D); found a {type(data).__name__}")
+        if data.ndim != 2 or data.shape[1] == 0:
+            raise ValueError(f"data: expected shape (N, D), D >= 1; found {data.shape}; one column is data[:, None]")
+        if num_rows(data) < num:
+            raise ValueError(f"data: expected at least num_clusters = {num} rows; found {num_rows(data)}")
+
+    def bind(self, data: Array, weights: Array) -> "KMeans":
+        """Keeps at most 4096 evenly spaced rows, the places an empty cluster can move to."""
+        step = max(1, -(-data.shape[0] // RESERVE))
+        return dataclasses.replace(self, reserve=(data[::step], weights[::step]))
+
+    def init(self, key: Array, data: Array, weights: Array) -> KMeansParams:
+        """Random centroids."""
+        data, weights, key = _seeding.subsample(key, data, weights, self.init_size)
+        seed = _seeding.plus_plus if self.init_method == "kmeans++" else _seeding.random_rows
+        return KMeansParams(seed(key, data, weights, self.num_clusters), jnp.zeros((), jnp.int32))
+
+    def default_rule(self) -> Rule:
+        """Hard assignment; `Tempered` makes soft K-means of it."""
+        return Hard()
+
+    def default_stop(self) -> Stop:
+        """A relative rule: the objective scales with the square of the data."""
+        return Stop(atol=0.0, rtol=1e-7)
+
+    def log_joint(self, params: KMeansParams, data: Array) -> Array:
+        """(N, K) -|x_n - centroid_k|^2 / 2, from differences."""
+        return -0.5 * jax.vmap(lambda c: jnp.sum((data - c[None]) ** 2, 1), out_axes=1)(params.centroids)
+
+    def statistics(self, params: KMeansParams, data: Array, resp: Array) -> KMeansStats:
+        """Counts and sums about the mean centroid."""
+        x = data - jnp.mean(params.centroids, 0)[None]
+        return KMeansStats(jnp.sum(resp, 0), einsum("nk,nd->kd", resp, x))
+
+    def _rows(self, data: PyTree) -> int:
+        return _lloyd.block_rows(num_rows(data), self.num_clusters)
+
+    def e_step(
+        self, params: KMeansParams, data: Array, weights: Array | None = None, rule: Rule | None = None
+    ) -> EStep:
+        """Labels, counts and sums, never an (N, K) array of responsibilities; soft rules use the general E-step."""
+        if not isinstance(rule, Hard | None):
+            return super().e_step(params, data, weights, rule)
+        weights = jnp.ones(num_rows(data), float_dtype(data)) if weights is None else weights
+        centroids = params.centroids
+        origin = jnp.mean(centroids, 0)
+
+        def block(x: Array, w: Array) -> EStep:
+            label, distance = _lloyd.nearest(centroids, x)
+            j = _lloyd.distortion(centroids, x, w, label, distance)
+            return EStep(
+                KMeansStats(*_lloyd.cluster_sums(x - origin[None], w, label, self.num_clusters)), -0.5 * j
+            )
+
+        return sum_rows(block, data, weights, self._rows(data))
+
+    def m_step(self, params: KMeansParams, stats: KMeansStats) -> KMeansParams:
+        """Means of the clusters; empty ones move to the farthest rows of the reserve."""
+        origin = jnp.mean(params.centroids, 0)
+        empty = stats.count <= 0
+        mean = origin[None] + safe_divide(stats.sum_x, stats.count[:, None])
+        centroids = jnp.where(empty[:, None], params.centroids, mean)
+        relocated = jnp.asarray(params.num_relocated, jnp.int32)
+        if self.reserve is None:
+            return KMeansParams(centroids, relocated)
+        centroids, moved = _relocate(centroids, empty, *self.reserve)
+        return KMeansParams(centroids, relocated + moved)
+
+    def coincident(self, params: KMeansParams) -> Array:
+        """Whether two centroids are equal."""
+        c = params.centroids
+        same = jax.lax.map(lambda row: jnp.all(c == row[None], 1), c)
+        return jnp.any(same & ~jnp.eye(self.num_clusters, dtype=bool))
+
+    def health(self, params: KMeansParams) -> Health:
+        """The number of moves of empty clusters."""
+        unknown = Health.unknown(params.centroids.dtype)
+        return dataclasses.replace(unknown, relocated=jnp.asarray(params.num_relocated, jnp.int32))
+
+    def same_optimum(self, elbo: Array, best: Array) -> Array:
+        """Within a relative 1e-4 of the best distortion."""
+        return jnp.abs(elbo - best) <= 1e-4 * jnp.abs(best)
+
+    def slack(self, elbo: Array, total_weight: Array) -> Array:
+        """64 eps |elbo|: the objective has the data's units squared, so rows do not count in it."""
+        return 64 * jnp.finfo(elbo.dtype).eps * jnp.abs(elbo)
+
+    def constraints(self) -> KMeansParams:
+        """Real centroids."""
+        return KMeansParams(constraints.Real(), constraints.Fixed())  # type: ignore[arg-type]
+
+    def step_cost(self, data: PyTree) -> int:
+        """N K D."""
+        return self.num_clusters * super().step_cost(data)
+
+    def inertia(self, params: KMeansParams, data: PyTree, weights: Array | None = None) -> Array:
+        """The distortion J = sum_n w_n |x_n - nearest centroid|^2 = -2 ELBO.data, from differences."""
+        data = as_floats(data, float_dtype(params))
+        weights = None if weights is None else jnp.asarray(weights).astype(data.dtype)
+        return -2 * _e_step(self, params, data, weights).elbo_data
+
+    def predict(self, params: KMeansParams, data: PyTree) -> Array:
+        """(N,) nearest centroid, ties to the lowest index."""
+        return _labels(self, params, as_floats(data, float_dtype(params)))
+
+    def posterior(self, params: KMeansParams, data: PyTree) -> Array:
+        """(N, K) one-hot assignments."""
+        return jax.nn.one_hot(self.predict(params, data), self.num_clusters, dtype=params.centroids.dtype)
+
+    def transform(self, params: KMeansParams, data: PyTree) -> Array:
+        """(N, K) distances to the centroids, from differences: exactly 0 from a point to itself."""
+        return _distances(self, params, as_floats(data, float_dtype(params)))
+
+    def log_prob(self, params: KMeansParams, data: PyTree) -> Array:
+        """Raises TypeError: K-means has an objective but no density."""
+        raise TypeError("KMeans has no density: log_prob, bic, aic and icl do not apply; see GMM(K, 'spherical')")
+
+
+@jax.jit
+def _e_step(model: KMeans, params: KMeansParams, data: Array, weights: Array | None) -> EStep:
+    return model.e_step(params, data, weights)
+
+
+@jax.jit
+def _labels(model: KMeans, params: KMeansParams, data: Array) -> Array:
+    return map_rows(lambda x: _lloyd.nearest(params.centroids, x)[0], data, model._rows(data))
+
+
+@jax.jit
+def _distances(model: KMeans, params: KMeansParams, data: Array) -> Array:
+    return map_rows(lambda x: jnp.sqrt(-2 * model.log_joint(params, x)), data, model._rows(data))
+
+
+def _farthest(centroids: Array, empty: Array, rows: Array, weights: Array) -> tuple[Array, Array]:
+    """Puts the j-th empty centroid on the j-th farthest row; (centroids, number moved)."""
+    distances = jax.vmap(lambda c: jnp.sum((rows - c[None]) ** 2, 1))(centroids)
+    distance = jnp.min(jnp.where(empty[:, None], jnp.inf, distances), 0)
+    distance = jnp.where(weights > 0, distance, 0)
+    num = min(centroids.shape[0], rows.shape[0])
+    top, index = jax.lax.top_k(distance, num)
+    rank = jnp.cumsum(empty.astype(jnp.int32)) - 1
+    place = jnp.clip(rank, 0, num - 1)
+    move = empty & (rank < num) & (top[place] > 0) & jnp.isfinite(top[place])
+    return jnp.where(move[:, None], rows[index[place]], centroids), jnp.sum(move, dtype=jnp.int32)
+
+
+def _stay(centroids: Array, empty: Array, rows: Array, weights: Array) -> tuple[Array, Array]:
+    return centroids, jnp.zeros((), jnp.int32)
+
+
+@jax.custom_batching.custom_vmap
+def _relocate(centroids: Array, empty: Array, rows: Array, weights: Array) -> tuple[Array, Array]:
+    """Moves empty centroids if there are any. Under vmap one test covers all lanes, so it stays a real branch."""
+    return jax.lax.cond(jnp.any(empty), _farthest, _stay, centroids, empty, rows, weights)
+
+
+@_relocate.def_vmap
+def _relocate_lanes(size: int, batched: Any, *args: Array) -> tuple[tuple[Array, Array], tuple[bool, bool]]:
+    axes = tuple(0 if b else None for b in batched)
+    lanes = jax.vmap(_farthest, in_axes=axes, axis_size=size)
+    stay = jax.vmap(_stay, in_axes=axes, axis_size=size)
+    return jax.lax.cond(jnp.any(args[1]), lanes, stay, *args), (True, True)
