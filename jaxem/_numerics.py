@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 PRECISION = jax.lax.Precision.HIGHEST
@@ -39,6 +40,15 @@ def slack(elbo: Array, total_weight: Array) -> Array:
     """
     eps = jnp.finfo(elbo.dtype).eps
     return 64 * eps * (jnp.abs(elbo) + total_weight)
+
+
+def namespace(tree: Any) -> Any:
+    """numpy for concrete arrays, jax.numpy for tracers.
+
+    Bookkeeping on a few numbers is done in numpy where it can be: every small operation of a compiled program costs
+    tens of milliseconds of compilation.
+    """
+    return np if is_concrete(tree) else jnp
 
 
 def is_concrete(*trees: Any) -> bool:

@@ -1,11 +1,15 @@
 """Arithmetic on pytrees, and sums and maps over the rows of data in blocks."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from jaxem._numerics import namespace
+from jaxem._pytree import dataclass, static
 
 PyTree = Any
 
@@ -25,6 +29,48 @@ def put(tree: PyTree, index: Array, values: PyTree) -> PyTree:
     return jax.tree.map(lambda a, v: a.at[index].set(v, mode="drop"), tree, values)
 
 
+@dataclass
+class Packed:
+    """R pytrees of one structure as one matrix for each dtype, a row for each tree.
+
+    Gathers and scatters of lanes then are one operation a dtype instead of one a leaf: with ten leaves a third of the
+    compile time of a fit.
+
+    Attributes:
+      columns: (R, F) arrays, one for each dtype among the leaves.
+      layout: the tree structure, and (column array, first column, shape) of every leaf.
+    """
+
+    columns: tuple[Array, ...]
+    layout: Any = static()
+
+    def unpack(self) -> PyTree:
+        """The tree, each leaf with a leading axis R."""
+        structure, places = self.layout
+        leaves = []
+        for which, first, shape in places:
+            column = self.columns[which]
+            leaf = column[:, first : first + math.prod(shape)]
+            leaves.append(leaf.reshape(column.shape[0], *shape))
+        return jax.tree.unflatten(structure, leaves)
+
+
+def pack(tree: PyTree) -> Packed:
+    """Packs a tree whose leaves have a leading axis R."""
+    leaves, structure = jax.tree.flatten(tree)
+    dtypes = sorted({leaf.dtype.name for leaf in leaves})
+    parts: list[list[Array]] = [[] for _ in dtypes]
+    places, widths = [], [0] * len(dtypes)
+    for leaf in leaves:
+        which, shape = dtypes.index(leaf.dtype.name), leaf.shape[1:]
+        places.append((which, widths[which], shape))
+        widths[which] += math.prod(shape)
+        parts[which].append(leaf.reshape(leaf.shape[0], math.prod(shape)))
+    xp = namespace(leaves)
+    columns = tuple(xp.concatenate(part, 1) for part in parts)
+    return Packed(columns, (structure, tuple(places)))
+
+
 def num_rows(data: PyTree) -> int:
     """Length of the leading axis that all leaves of `data` share."""
     return jax.tree.leaves(data)[0].shape[0]
@@ -32,8 +78,9 @@ def num_rows(data: PyTree) -> int:
 
 def float_dtype(tree: PyTree) -> Any:
     """The floating dtype of the leaves of `tree`."""
-    leaves = [leaf.dtype for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    return jnp.result_type(*leaves) if leaves else jnp.result_type(float)
+    dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(tree)]
+    floats = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
+    return jnp.result_type(*floats) if floats else jnp.result_type(float)
 
 
 def as_floats(data: PyTree, dtype: Any) -> PyTree:

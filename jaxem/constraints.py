@@ -73,18 +73,22 @@ class Simplex:
         return jax.nn.softmax(jnp.concatenate([free, jnp.zeros_like(like[..., :1])], -1), -1)
 
 
+def _on_diagonal(values: Array) -> Array:
+    eye = jnp.eye(values.shape[-1], dtype=bool)
+    square = (*values.shape, values.shape[-1])
+    return jnp.where(jnp.broadcast_to(eye, square), jnp.broadcast_to(values[..., None], square), 0)
+
+
 class Cholesky:
     """Lower-triangular (..., D, D) with positive diagonal; the coordinates hold the diagonal's logarithms."""
 
     def unconstrain(self, value: Array) -> Array:
         """The strict lower triangle, with log of the diagonal on the diagonal."""
-        diagonal = jnp.diagonal(value, axis1=-2, axis2=-1)
-        return jnp.tril(value, -1) + jnp.log(diagonal)[..., None] * jnp.eye(value.shape[-1], dtype=value.dtype)
+        return jnp.tril(value, -1) + _on_diagonal(jnp.log(jnp.diagonal(value, axis1=-2, axis2=-1)))
 
     def constrain(self, free: Array, like: Array) -> Array:
         """The inverse; entries above the diagonal are ignored."""
-        diagonal = jnp.diagonal(free, axis1=-2, axis2=-1)
-        return jnp.tril(free, -1) + jnp.exp(diagonal)[..., None] * jnp.eye(free.shape[-1], dtype=free.dtype)
+        return jnp.tril(free, -1) + _on_diagonal(jnp.exp(jnp.diagonal(free, axis1=-2, axis2=-1)))
 
 
 class Fixed:

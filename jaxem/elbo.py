@@ -214,7 +214,7 @@ class Tempered(Rule):
         if table.ndim == 0:
             return jnp.asarray(True)
         changes = jnp.concatenate([jnp.zeros(1, bool), table[1:] != table[:-1]])
-        return step >= jnp.max(jnp.where(changes, jnp.arange(table.shape[0]), 0))
+        return step >= jnp.max(jnp.where(changes, jnp.arange(table.shape[0], dtype=jnp.int32), 0))
 
     def monotone(self, step: Array) -> Array:
         """True once T has settled at 1."""

@@ -1,6 +1,7 @@
 """fit: the one convergence loop, a table of restarts stepped a few lanes at a time."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,11 +9,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxem import _inputs, _tree
-from jaxem._numerics import is_concrete
+from jaxem._numerics import is_concrete, namespace
 from jaxem._pytree import dataclass, static
-from jaxem._tree import PyTree
+from jaxem._tree import Packed, PyTree
 from jaxem.algorithms import EM
-from jaxem.model import ELBOModel
+from jaxem.model import ELBOModel, Health
 from jaxem.result import Fit, FitError, Restarts
 from jaxem.stopping import Status, Stop
 
@@ -44,7 +45,7 @@ class Problem:
     model: Any
     data: PyTree
     weights: Array
-    key: Array
+    keys: Array
     params: PyTree
     algorithm: Any
     stop: Stop
@@ -60,15 +61,20 @@ class Table:
 
     Attributes:
       model: the model bound to the data.
-      states: the algorithm's states, each leaf with a leading axis R.
+      packed: the algorithm's states, a row for each restart; `states` is the readable view.
       trace: (R, max_steps + 1) ELBO.total after t M-steps, NaN where not reached.
       screened: whether screening has taken place.
     """
 
     model: Any
-    states: Any
+    packed: Packed
     trace: Array
     screened: Array
+
+    @property
+    def states(self) -> Any:
+        """The algorithm's states, each leaf with a leading axis R."""
+        return self.packed.unpack()
 
 
 def fit(
@@ -164,8 +170,9 @@ def prepare(
         params = _inputs.as_params(params, _shapes(model, data, weights, key), num_restarts, dtype)
         model.validate(data, params)
     lanes = min(num_restarts, restart_batch or _lanes(model.step_cost(data)))
+    keys = _restart_keys(key, int(num_restarts))
     return Problem(
-        model, data, weights, key, params, algorithm, stop, screen, int(max_steps), int(num_restarts), int(lanes)
+        model, data, weights, keys, params, algorithm, stop, screen, int(max_steps), int(num_restarts), int(lanes)
     )
 
 
@@ -180,31 +187,33 @@ def _lanes(cost: int) -> int:
     return 32 if cost < 4_000_000 else 4
 
 
+@partial(jax.jit, static_argnums=1)
+def _restart_keys(key: Array, num: int) -> Array:
+    """fold_in(key, i) for each restart; a program of its own when called from the host, shared by all fits."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num, dtype=jnp.int32))
+
+
 @jax.jit
-def start(problem: Problem) -> Table:
-    """Binds the model and draws the starts, W restarts at a time."""
+def _draw(problem: Problem) -> tuple[Any, PyTree]:
+    """The model bound to the data, and the params of all starts."""
     model = problem.model.bind(problem.data, problem.weights)
-    dtype = _tree.float_dtype(problem.data)
-    num, lanes = problem.num_restarts, problem.lanes
-
-    def begin(index: Array) -> Any:
-        params = model.init(jax.random.fold_in(problem.key, index), problem.data, problem.weights)
-        return problem.algorithm.init(model, params, dtype)
-
     if problem.params is not None:
-        params = problem.params if num > 1 else jax.tree.map(lambda a: a[None], problem.params)
-        states = jax.vmap(lambda p: problem.algorithm.init(model, p, dtype))(params)
-    else:
-        batches = -(-num // lanes)
-        ids = jnp.minimum(jnp.arange(batches * lanes), num - 1).reshape(batches, lanes)
-        # One batch needs no loop, and every batch has the same width, so that no start depends on their number.
-        if batches == 1:
-            states = _lanewise(begin, ids[0])
-        else:
-            states = jax.lax.map(lambda i: _lanewise(begin, i), ids)
-            states = jax.tree.map(lambda a: a.reshape(batches * lanes, *a.shape[2:])[:num], states)
-    trace = jnp.full((num, problem.max_steps + 1), jnp.nan, dtype)
-    return Table(model, states, trace, jnp.asarray(problem.screen is None))
+        return model, problem.params
+    # One at a time: half the compile time of a batch, and a start does not depend on the lane width.
+    draw = lambda key: model.init(key, problem.data, problem.weights)
+    if problem.num_restarts > 1:
+        return model, jax.lax.map(draw, problem.keys)
+    return model, draw(problem.keys[0])
+
+
+def start(problem: Problem) -> Table:
+    """Binds the model and draws the starts."""
+    model, params = _draw(problem)
+    num, dtype, xp = problem.num_restarts, _tree.float_dtype(problem.data), namespace(params)
+    params = jax.tree.map(lambda a: xp.asarray(a)[None] if num == 1 else xp.asarray(a), params)
+    packed = _tree.pack(problem.algorithm.init(params, num, dtype))
+    trace = xp.full((num, problem.max_steps + 1), xp.nan, dtype)
+    return Table(model, packed, trace, xp.asarray(problem.screen is None))
 
 
 def _lanewise(f: Any, lanes: Any) -> Any:
@@ -237,23 +246,25 @@ def _running(problem: Problem, states: Any) -> Array:
 
 def _sweep(problem: Problem, table: Table) -> Table:
     """One step of the first W restarts that run."""
+    num, lanes = problem.num_restarts, problem.lanes
     table, eligible = _screen(problem, table)
-    if problem.lanes == problem.num_restarts:  # every restart has its own lane: no gather, no scatter
-        return _sweep_all(problem, table, eligible)
-    ids = jnp.nonzero(eligible, size=problem.lanes, fill_value=problem.num_restarts)[0]
-    before = _tree.take(table.states, ids)
+    if lanes == num:  # every restart has its own lane: no gather, no scatter
+        ids, packed = jnp.arange(num, dtype=jnp.int32), table.packed
+    else:
+        # The first W eligible ids, and R, which clips and drops, for lanes that are left over.
+        order = jnp.where(eligible, num - jnp.arange(num, dtype=jnp.int32), 0)
+        ids = num - jax.lax.top_k(order, lanes)[0]
+        packed = _tree.take(table.packed, ids)
+    before = packed.unpack()
     after = _lanewise(lambda state: _step(problem, table.model, state), before)
+    stepped = _tree.pack(after)
+    if lanes == num:
+        stepped = jax.tree.map(lambda new, old: jnp.where(eligible[:, None], new, old), stepped, packed)
+        ids = jnp.where(eligible, ids, num)
+    else:
+        stepped = _tree.put(table.packed, ids, stepped)
     trace = table.trace.at[ids, before.step].set(_reached(after), mode="drop")
-    return dataclasses.replace(table, states=_tree.put(table.states, ids, after), trace=trace)
-
-
-def _sweep_all(problem: Problem, table: Table, eligible: Array) -> Table:
-    before = table.states
-    after = _lanewise(lambda state: _step(problem, table.model, state), before)
-    states = jax.vmap(_tree.where)(eligible, after, before)
-    here = eligible[:, None] & (jnp.arange(table.trace.shape[1])[None] == before.step[:, None])
-    trace = jnp.where(here, _reached(after)[:, None], table.trace)
-    return dataclasses.replace(table, states=states, trace=trace)
+    return dataclasses.replace(table, packed=stepped, trace=trace)
 
 
 def _reached(after: Any) -> Array:
@@ -275,54 +286,58 @@ def _step(problem: Problem, model: Any, state: Any) -> Any:
 
 def _screen(problem: Problem, table: Table) -> tuple[Table, Array]:
     """The restarts that may step now, after screening if its short runs are over."""
-    running = _running(problem, table.states)
+    states = table.states
+    running = _running(problem, states)
     if problem.screen is None:
         return table, running
-    short = running & (table.states.step <= problem.screen.num_steps)
+    short = running & (states.step <= problem.screen.num_steps)
     due = ~table.screened & ~jnp.any(short)
-    elbo = jnp.where(running, table.states.elbo.total, -jnp.inf)
+    elbo = jnp.where(running, states.elbo.total, -jnp.inf)
     rank = jnp.argsort(jnp.argsort(-elbo))
     drop = due & running & (rank >= problem.screen.keep)
-    status = jnp.where(drop, Status.SCREENED, table.states.status).astype(jnp.int32)
-    states = dataclasses.replace(table.states, status=status)
+    status = jnp.where(drop, Status.SCREENED, states.status).astype(jnp.int32)
+    packed = _tree.pack(dataclasses.replace(states, status=status))
     screened = table.screened | due
-    table = dataclasses.replace(table, states=states, screened=screened)
+    table = dataclasses.replace(table, packed=packed, screened=screened)
     return table, jnp.where(screened, running & ~drop, short)
 
 
 @jax.jit
+def _health(model: Any, packed: Packed) -> Health:
+    return jax.vmap(model.health)(packed.unpack().params)
+
+
 def finish(problem: Problem, table: Table) -> Fit:
     """Resolves the codes, picks the winner and describes it. Restarts that still run are INTERRUPTED."""
-    model, states = table.model, table.states
-    health = jax.vmap(model.health)(states.params)
-    elbo = states.elbo
-    finite = jnp.isfinite(elbo.total)
-    status = jnp.where(_running(problem, states), Status.INTERRUPTED, states.status)
-    status = jnp.where(status == Status.RUNNING, Status.MAX_STEPS, status)
-    spike = finite & (health.influence > DEGENERATE)
-    status = jnp.where(spike, Status.DEGENERATE, status).astype(jnp.int32)
+    model, health = table.model, _health(table.model, table.packed)
+    xp = namespace(health)
+    packed, trace, health = jax.tree.map(xp.asarray, (table.packed, table.trace, health))
+    states = packed.unpack()
+    elbo, total = states.elbo, states.elbo.total
+    finite, spike = xp.isfinite(total), xp.isfinite(total) & (health.influence > DEGENERATE)
+    status = xp.where(_running(problem, states), int(Status.INTERRUPTED), states.status)
+    status = xp.where(status == Status.RUNNING, int(Status.MAX_STEPS), status)
+    status = xp.where(spike, int(Status.DEGENERATE), status).astype(xp.int32)
     rejected = (states.status == Status.NONFINITE) | (states.status == Status.DECREASED)
-    num_steps = jnp.maximum(states.step - 1 - rejected.astype(jnp.int32), 0)
-    converged = status == Status.CONVERGED
-    grade = jnp.where(converged, 3, jnp.where(finite & ~spike, 2, jnp.where(finite, 1, 0)))
-    best = grade == jnp.max(grade)
-    winner = jnp.argmax(jnp.where(best & finite, elbo.total, -jnp.inf))
-    params = _tree.take(states.params, winner)
-    restarts = Restarts(elbo, status, num_steps, table.trace, health.influence, health.min_count)
-    same = jax.vmap(lambda e: model.same_optimum(e, elbo.total[winner]))(elbo.total)
-    return Fit(
+    num_steps = xp.maximum(states.step - 1 - rejected.astype(xp.int32), 0)
+    grade = xp.where(status == Status.CONVERGED, 3, xp.where(finite & ~spike, 2, xp.where(finite, 1, 0)))
+    winner = xp.argmax(xp.where(finite & (grade == xp.max(grade)), total, -xp.inf))
+    won, health_won = jax.tree.map(lambda a: a[winner], (states, health))
+    hits = finite & ~(spike & ~spike[winner]) & model.same_optimum(total, won.elbo.total)
+    result = Fit(
         model=model,
-        params=model.canonical(params),
-        elbo=_tree.take(elbo, winner),
+        params=model.canonical(won.params),
+        elbo=won.elbo,
         status=status[winner],
         num_steps=num_steps[winner],
-        hits=jnp.sum(finite & ~(spike & ~spike[winner]) & same, dtype=jnp.int32),
-        trace=table.trace[winner],
-        winner=winner.astype(jnp.int32),
-        health=_tree.take(health, winner),
-        coincident=model.coincident(params),
-        restarts=restarts,
+        hits=xp.sum(hits, dtype=xp.int32),
+        trace=trace[winner],
+        winner=winner.astype(xp.int32),
+        health=health_won,
+        coincident=model.coincident(won.params),
+        restarts=Restarts(elbo, status, num_steps, trace, health.influence, health.min_count),
     )
+    return jax.tree.map(jnp.asarray, result)
 
 
 def checked(result: Fit) -> Fit:

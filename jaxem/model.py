@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxem._numerics import slack, weigh
@@ -96,11 +97,11 @@ class ELBOModel(ABC):
 
     def coincident(self, params: PyTree) -> Array:
         """Whether two parts of the params are the same, which is a saddle of the likelihood; False by default."""
-        return jnp.asarray(False)
+        return np.asarray(False)
 
     def same_optimum(self, elbo: Array, best: Array) -> Array:
         """Whether two restarts' objectives count as one optimum: within 0.01 nats."""
-        return jnp.abs(elbo - best) <= 0.01
+        return abs(elbo - best) <= 0.01
 
     def slack(self, elbo: Array, total_weight: Array) -> Array:
         """How far the objective may fall by rounding alone; a fall beyond it ends a restart as DECREASED."""

@@ -3,11 +3,11 @@
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jaxem import _tree
+from jaxem._numerics import namespace
 from jaxem._pytree import dataclass
 from jaxem._tree import PyTree
 from jaxem.elbo import ELBO, Rule
@@ -63,11 +63,12 @@ class EM:
         """Whether a stop rule may be trusted from `step` on."""
         return self._rule(model).settled(step)
 
-    def init(self, model: LatentModel, params: PyTree, dtype: Any) -> EMState:
-        """The state before the first step."""
-        low = jnp.full((), -jnp.inf, dtype)
-        params = jax.tree.map(jnp.asarray, params)
-        return EMState(params, params, ELBO(low, low), jnp.zeros((), jnp.int32), jnp.asarray(Status.RUNNING, jnp.int32))
+    def init(self, params: PyTree, num_restarts: int, dtype: Any) -> EMState:
+        """The states of all restarts before their first step; every leaf of params has a leading axis R."""
+        xp = namespace(params)
+        low = xp.full(num_restarts, -xp.inf, dtype)
+        zero = xp.zeros(num_restarts, xp.int32)
+        return EMState(params, params, ELBO(low, low), zero, zero + xp.int32(Status.RUNNING))
 
     def step(self, model: LatentModel, state: EMState, data: PyTree, weights: Array) -> EMState:
         """Scores the candidate, accepts it or ends the restart, and proposes the next."""

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from jaxem import constraints
-from jaxem._numerics import einsum, is_concrete, safe_divide
+from jaxem._numerics import einsum, is_concrete, namespace, safe_divide
 from jaxem._pytree import dataclass, static
 from jaxem.families._covariance import SHAPES, Covariance, Penalty
 from jaxem.families.family import Family
@@ -134,9 +134,10 @@ class Gaussian(Family):
         """K copies of N(mean of the data, S0)."""
         if self.scale is None:
             raise ValueError("family: not bound to data; call bind(data, weights) first")
-        mean = jnp.broadcast_to(self.scale.location, (num_components, self.scale.location.shape[0]))
-        scale = self._shape.start(num_components, self.scale.penalty.variance)
-        return GaussianParams(mean, scale, self.covariance)
+        mean = jnp.broadcast_to(self.scale.location[None], (num_components, self.scale.location.shape[0]))
+        variance = self.scale.penalty.variance
+        scale, inverse = (self._shape.start(num_components, v) for v in (variance, 1 / variance))
+        return GaussianParams(mean, scale, self.covariance, inverse)
 
     def features(self, x: Array) -> Array:
         """Columns standardised by the data's mean and standard deviation; plain columns when not bound."""
@@ -162,7 +163,7 @@ class Gaussian(Family):
 
         def collect(resp: Array) -> GaussianStats:
             r = resp.T
-            return GaussianStats(jnp.sum(r, 1), einsum("kn,kdn->kd", r, y), self._shape.second(r, y))
+            return GaussianStats(jnp.sum(resp, 0), einsum("kn,kdn->kd", r, y), self._shape.second(r, y))
 
         return self._log_prob(params, y), collect
 
@@ -218,12 +219,12 @@ class Gaussian(Family):
 
     def coincident(self, params: GaussianParams) -> Array:
         """(K, K) pairs of components that agree to 1e-4 of their standard deviations."""
-        covariance = params.covariance
-        std = jnp.sqrt(jnp.diagonal(covariance, axis1=1, axis2=2))
-        shift = (params.mean - jnp.mean(params.mean, 0)[None]) / jnp.min(std, 0)[None]
+        xp, covariance = namespace(params), params.covariance
+        std = xp.sqrt(xp.diagonal(covariance, axis1=1, axis2=2))
+        shift = (params.mean - xp.mean(params.mean, 0)[None]) / xp.min(std, 0)[None]
         spread = covariance / (std[:, :, None] * std[:, None, :])
-        parts = jnp.concatenate([shift, jnp.log(std), spread.reshape(std.shape[0], -1)], 1)
-        return jax.lax.map(lambda p: jnp.max(jnp.abs(parts - p[None]), 1) < 1e-4, parts)
+        parts = xp.concatenate([shift, xp.log(std), spread.reshape(std.shape[0], -1)], 1)
+        return xp.stack([xp.max(xp.abs(parts - part[None]), -1) < 1e-4 for part in parts])
 
     def constraints(self) -> GaussianParams:
         """Real means; Cholesky factors or positive standard deviations."""

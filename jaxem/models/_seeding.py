@@ -62,7 +62,7 @@ def plus_plus(key: Array, x: Array, weights: Array, num: int) -> Array:
     def draw(mass: Array, u: Array) -> Array:
         # Counting is a binary search that compiles in no time; n is at most init_size.
         cumulative = jnp.cumsum(mass)
-        return jnp.minimum(jnp.sum(cumulative <= u[:, None] * cumulative[-1], -1), last)
+        return jnp.minimum(jnp.sum(cumulative[None] <= u[:, None] * cumulative[-1], -1), last)
 
     def distance(centre: Array) -> Array:
         return jnp.sum((x - centre[None]) ** 2, 1)
@@ -80,14 +80,16 @@ def plus_plus(key: Array, x: Array, weights: Array, num: int) -> Array:
 
 
 def lloyd(centres: Array, x: Array, weights: Array, num_steps: int) -> Array:
-    """(K, D) centres after a fixed number of Lloyd steps; an empty cluster keeps its centre."""
+    """(n,) labels of the nearest of `centres` after a fixed number of Lloyd steps; an empty cluster keeps its centre."""
 
-    def step(_: int, centres: Array) -> Array:
+    def step(_: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        centres, _label = state
         label, _distance = _lloyd.nearest(centres, x)
         count, total = _lloyd.cluster_sums(x, weights, label, centres.shape[0])
-        return jnp.where((count > 0)[:, None], safe_divide(total, count[:, None]), centres)
+        return jnp.where((count > 0)[:, None], safe_divide(total, count[:, None]), centres), label
 
-    return jax.lax.fori_loop(0, num_steps, step, centres)
+    # The last step's means are not used: an assignment outside the loop would be compiled twice.
+    return jax.lax.fori_loop(0, num_steps + 1, step, (centres, jnp.zeros(x.shape[0], jnp.int32)))[1]
 
 
 def partition(key: Array, x: Array, weights: Array, num: int, method: str) -> Array:
@@ -111,9 +113,7 @@ def partition(key: Array, x: Array, weights: Array, num: int, method: str) -> Ar
         centres = random_rows(key, x, weights, num)
     else:
         centres = plus_plus(key, x, weights, num)
-    if method == "kmeans":
-        centres = lloyd(centres, x, weights, 10)
-    label, _ = _lloyd.nearest(centres, x)
+    label = lloyd(centres, x, weights, 10 if method == "kmeans" else 0)
     return jax.nn.one_hot(label, num, dtype=x.dtype)
 
 

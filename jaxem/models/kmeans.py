@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from jaxem import constraints
-from jaxem._numerics import einsum, safe_divide
+from jaxem._numerics import einsum, namespace, safe_divide
 from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree, as_floats, float_dtype, map_rows, num_rows, sum_rows
 from jaxem.elbo import Hard, Rule
@@ -154,8 +154,9 @@ class KMeans(DiscreteLatent):
     def coincident(self, params: KMeansParams) -> Array:
         """Whether two centroids are equal."""
         c = params.centroids
-        same = jax.lax.map(lambda row: jnp.all(c == row[None], 1), c)
-        return jnp.any(same & ~jnp.eye(self.num_clusters, dtype=bool))
+        xp = namespace(c)
+        same = xp.all(c[:, None] == c[None], -1)
+        return xp.any(same & ~xp.eye(self.num_clusters, dtype=bool))
 
     def health(self, params: KMeansParams) -> Health:
         """The number of moves of empty clusters."""
@@ -164,7 +165,7 @@ class KMeans(DiscreteLatent):
 
     def same_optimum(self, elbo: Array, best: Array) -> Array:
         """Within a relative 1e-4 of the best distortion."""
-        return jnp.abs(elbo - best) <= 1e-4 * jnp.abs(best)
+        return abs(elbo - best) <= 1e-4 * abs(best)
 
     def slack(self, elbo: Array, total_weight: Array) -> Array:
         """64 eps |elbo|: the objective has the data's units squared, so rows do not count in it."""

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from jaxem import constraints
-from jaxem._numerics import is_concrete, safe_log
+from jaxem._numerics import is_concrete, namespace, safe_log
 from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree, num_rows, sum_rows
 from jaxem.families import Family, Gaussian
@@ -137,7 +137,7 @@ class Mixture(DiscreteLatent):
 
     def canonical(self, params: MixtureParams) -> MixtureParams:
         """Components by mixing, largest first."""
-        index = jnp.argsort(-params.mixing)
+        index = namespace(params).argsort(-params.mixing, stable=True)
         return MixtureParams(params.mixing[index], self.family.order(params.components, index))
 
     def health(self, params: MixtureParams) -> Health:
@@ -153,9 +153,9 @@ class Mixture(DiscreteLatent):
 
     def coincident(self, params: MixtureParams) -> Array:
         """Whether two components of positive proportion are equal."""
-        same = self.family.coincident(params.components) & ~jnp.eye(self.num_components, dtype=bool)
-        alive = params.mixing > 0
-        return jnp.any(same & alive[:, None] & alive[None, :])
+        xp, alive = namespace(params), params.mixing > 0
+        same = self.family.coincident(params.components) & ~xp.eye(self.num_components, dtype=bool)
+        return xp.any(same & alive[:, None] & alive[None, :])
 
     def constraints(self) -> MixtureParams:
         """A simplex and the family's constraints."""

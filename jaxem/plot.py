@@ -1,0 +1,328 @@
+"""Pictures of fits, with matplotlib (the `examples` extra): each function draws on an Axes and returns it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.lines import Line2D
+from matplotlib.patches import Ellipse
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
+
+from jaxem.result import Fit
+from jaxem.stopping import Status
+
+# Okabe and Ito (2008), without black and yellow: told apart by people with any common colour vision.
+PALETTE = ("#0072B2", "#E69F00", "#CC79A7", "#009E73", "#56B4E9", "#D55E00")
+INK = "#222222"
+
+# Colour, line style and end marker of each status: a spike differs in all three, so that grey print shows it too.
+STYLES: dict[Status, Any] = {
+    Status.CONVERGED: ("#0072B2", "-", "o"),
+    Status.MAX_STEPS: ("#E69F00", "-", ">"),
+    Status.NONFINITE: ("#CC79A7", ":", "s"),
+    Status.DECREASED: ("#009E73", ":", "v"),
+    Status.DEGENERATE: ("#D55E00", "--", "X"),
+    Status.SCREENED: ("#999999", "-", "|"),
+    Status.INTERRUPTED: ("#56B4E9", "-.", "d"),
+}
+
+
+def colours(num: int) -> np.ndarray:
+    """(num, 3) RGB colours of components, the same for the same number in every picture."""
+    if num <= len(PALETTE):
+        return np.array([to_rgb(c) for c in PALETTE[:num]])
+    return mpl.colormaps["turbo"](np.linspace(0.05, 0.95, num))[:, :3]
+
+
+def _axes(ax: Axes | None) -> Axes:
+    return plt.subplots(layout="constrained")[1] if ax is None else ax
+
+
+def _check_fit(fit: Any) -> None:
+    if not isinstance(fit, Fit):
+        raise TypeError(f"fit: expected a jaxem Fit; found a {type(fit).__name__}")
+    if np.ndim(fit.status) > 0:
+        raise ValueError(f"fit: expected one fit; found a batch of shape {np.shape(fit.status)}")
+
+
+def _check_points(data: Any, columns: Sequence[int], num_columns: int | None = None) -> tuple[np.ndarray, list[int]]:
+    """Data as an array (N, D), and two different column numbers that it has."""
+    x = np.asarray(data)
+    if x.ndim != 2 or (num_columns is not None and x.shape[1] != num_columns):
+        expected = "(N, D)" if num_columns is None else f"(N, {num_columns}), as the fit has"
+        raise ValueError(f"data: expected shape {expected}; found {x.shape}")
+    if not isinstance(columns, Sequence) or not all(isinstance(c, (int, np.integer)) for c in columns):
+        raise TypeError(f"columns: expected two integers; found {columns!r}")
+    if len(columns) != 2 or columns[0] == columns[1] or not all(0 <= c < x.shape[1] for c in columns):
+        raise ValueError(f"columns: expected two different ones of 0..{x.shape[1] - 1}; found {tuple(columns)}")
+    return x, [int(c) for c in columns]
+
+
+def _label_axes(ax: Axes, columns: list[int]) -> None:
+    """Names the columns by number, where the caller's axes carry no names yet."""
+    if not ax.get_xlabel():
+        ax.set_xlabel(f"column {columns[0]}")
+    if not ax.get_ylabel():
+        ax.set_ylabel(f"column {columns[1]}")
+
+
+def ellipse(mean: np.ndarray, covariance: np.ndarray, level: float, **style: Any) -> Ellipse:
+    """The curve (x - mean)' covariance^-1 (x - mean) = level^2 of a Gaussian in two dimensions.
+
+    Args:
+      mean: (2,).
+      covariance: (2, 2), positive semi-definite.
+      level: half axes in standard deviations; 1 holds 39% of the mass in two dimensions, 2 holds 86%.
+      **style: passed to `matplotlib.patches.Ellipse`.
+
+    Returns:
+      An unattached patch with half axes level * sqrt(eigenvalues) along the eigenvectors.
+
+    Examples:
+      >>> shape = ellipse(np.zeros(2), np.diag([4.0, 1.0]), 1.0)
+      >>> sorted([float(shape.width), float(shape.height)])
+      [2.0, 4.0]
+    """
+    values, vectors = np.linalg.eigh(covariance)
+    width, height = 2 * level * np.sqrt(np.maximum(values[::-1], 0))
+    angle = math.degrees(math.atan2(vectors[1, 1], vectors[0, 1]))
+    return Ellipse((float(mean[0]), float(mean[1])), width, height, angle=angle, **style)
+
+
+def components(
+    fit: Fit,
+    data: Any,
+    *,
+    columns: Sequence[int] = (0, 1),
+    levels: Sequence[float] = (1.0, 2.0),
+    ax: Axes | None = None,
+) -> Axes:
+    """Data coloured by predicted component, with the covariance ellipses of a Gaussian mixture or K-means centroids.
+
+    Ellipses are those of the marginal in the two columns: half axes level * sqrt(eigenvalue) of that block of the
+    covariance. Means and centroids are crosses. O(N K) for the labels.
+
+    Args:
+      fit: a fit of a Gaussian mixture (params.components has mean and covariance) or of `KMeans`.
+      data: (N, D), usually those of the fit.
+      columns: two different columns, on the horizontal and vertical axis.
+      levels: sizes of the ellipses in standard deviations; empty for none.
+      ax: where to draw; None for a new figure.
+
+    Returns:
+      The Axes.
+
+    Raises:
+      TypeError: fit is no `Fit`, or its params have neither Gaussian components nor centroids.
+      ValueError: a batch of fits; data, columns or levels that do not suit.
+
+    Examples:
+      >>> import jax, jaxem
+      >>> import matplotlib.pyplot as plt
+      >>> x = jax.random.normal(jax.random.key(0), (50, 2))
+      >>> fit = jaxem.fit(jaxem.GMM(1), x, key=jax.random.key(1))
+      >>> ax = components(fit, x)
+      >>> len(ax.patches)
+      2
+      >>> plt.close(ax.figure)
+    """
+    _check_fit(fit)
+    parts: Any = getattr(fit.params, "components", None)
+    gaussian = hasattr(parts, "mean") and hasattr(parts, "covariance")
+    if not gaussian and not hasattr(fit.params, "centroids"):
+        found = type(fit.params if parts is None else parts).__name__
+        raise TypeError(f"fit: expected params with components.mean and .covariance, or centroids; found {found}")
+    mean = np.asarray(parts.mean if gaussian else fit.params.centroids, np.float64)
+    x, columns = _check_points(data, columns, mean.shape[1])
+    if not all(0 < float(level) < math.inf for level in levels):
+        raise ValueError(f"levels: expected positive numbers of standard deviations; found {levels!r}")
+    ax, palette = _axes(ax), colours(mean.shape[0])
+    label = np.asarray(fit.model.predict(fit.params, x))
+    ax.scatter(x[:, columns[0]], x[:, columns[1]], s=14, c=palette[label], alpha=0.6, linewidths=0)
+    if gaussian:
+        covariance = np.asarray(parts.covariance, np.float64)[:, columns][:, :, columns]
+        for m, cov, colour in zip(mean[:, columns], covariance, palette, strict=True):
+            for level in levels:
+                ax.add_patch(ellipse(m, cov, level, facecolor="none", edgecolor=0.75 * colour, linewidth=1.4))
+    marker, size, width = ("+", 70, 1.8) if gaussian else ("x", 110, 2.5)
+    ax.scatter(mean[:, columns[0]], mean[:, columns[1]], s=size, c=INK, marker=marker, linewidths=width, zorder=3)
+    ax.autoscale_view()
+    _label_axes(ax, columns)
+    return ax
+
+
+def responsibilities(fit: Fit, data: Any, *, columns: Sequence[int] = (0, 1), ax: Axes | None = None) -> Axes:
+    """Points coloured by their responsibilities; the less certain ones are larger, ringed and on top.
+
+    A point's colour is the blend sum_k resp_nk colour_k. Its ring and size grow with 1 - max_k resp_nk, and points
+    below 0.99 are counted in the legend. O(N K).
+
+    Args:
+      fit: a fit of any model with a posterior (N, K).
+      data: (N, D), usually those of the fit.
+      columns: two different columns, on the horizontal and vertical axis.
+      ax: where to draw; None for a new figure.
+
+    Returns:
+      The Axes.
+
+    Raises:
+      TypeError: fit is no `Fit`, or its model has no posterior.
+      ValueError: a batch of fits; data or columns that do not suit.
+
+    Examples:
+      >>> import jax, jaxem
+      >>> import matplotlib.pyplot as plt
+      >>> x = jax.random.normal(jax.random.key(0), (50, 2))
+      >>> ax = responsibilities(jaxem.fit(jaxem.KMeans(2), x, key=jax.random.key(1)), x)
+      >>> [text.get_text() for text in ax.get_legend().get_texts()]
+      ['component 0', 'component 1', 'largest below 0.99 (0 points)']
+      >>> plt.close(ax.figure)
+    """
+    _check_fit(fit)
+    if not hasattr(fit.model, "posterior"):
+        raise TypeError(f"fit: expected a model with a posterior; found {type(fit.model).__name__}")
+    x, columns = _check_points(data, columns)
+    resp = np.asarray(fit.model.posterior(fit.params, x), np.float64)
+    ax, palette = _axes(ax), colours(resp.shape[1])
+    doubt = np.clip(1 - resp.max(1), 0, 1)
+    order = np.argsort(doubt, kind="stable")
+    unsure = doubt > 0.01
+    ax.scatter(
+        x[order, columns[0]],
+        x[order, columns[1]],
+        s=np.where(unsure, 32 + 60 * doubt, 14)[order],
+        c=np.clip(resp @ palette, 0, 1)[order],
+        edgecolors=INK,
+        linewidths=np.where(unsure, 0.6 + 1.2 * doubt, 0)[order].tolist(),
+    )
+    dot: dict[str, Any] = {"marker": "o", "linestyle": "none"}
+    handles = [Line2D([], [], color=c, label=f"component {k}", **dot) for k, c in enumerate(palette[:8])]
+    name = f"largest below 0.99 ({unsure.sum()} points)"
+    handles.append(Line2D([], [], markerfacecolor="none", markeredgecolor=INK, label=name, **dot))
+    ax.legend(handles=handles, frameon=False)
+    _label_axes(ax, columns)
+    return ax
+
+
+def traces(fit: Fit, *, ax: Axes | None = None) -> Axes:
+    """ELBO of every restart after each M-step, coloured by status; the winner is drawn thick, in black.
+
+    One line per restart, in the order of the restarts, ending in its status's marker; the winner's is black. Steps are
+    on a logarithmic axis (of 1 + step). The vertical axis begins at the lower quartile of the starts where those lie
+    far below the ends, so that the optima can be told apart; spikes are never cut off. O(R max_steps).
+
+    Args:
+      fit: a fit; its restarts.trace is (R, max_steps + 1), NaN where not reached.
+      ax: where to draw; None for a new figure.
+
+    Returns:
+      The Axes. A restart without a finite value has an empty line and a place in the legend.
+
+    Raises:
+      TypeError: fit is no `Fit`.
+      ValueError: a batch of fits.
+
+    Examples:
+      >>> import jax, jaxem
+      >>> import matplotlib.pyplot as plt
+      >>> x = jax.random.normal(jax.random.key(0), (50, 2))
+      >>> ax = traces(jaxem.fit(jaxem.GMM(2), x, key=jax.random.key(1), num_restarts=3))
+      >>> len(ax.lines)
+      3
+      >>> plt.close(ax.figure)
+    """
+    _check_fit(fit)
+    ax = _axes(ax)
+    trace, codes = np.asarray(fit.restarts.trace, np.float64), np.asarray(fit.restarts.status)
+    winner, steps = int(fit.winner), 1 + np.arange(trace.shape[1])
+    for i, (row, code) in enumerate(zip(trace, codes.tolist(), strict=True)):
+        reached = np.flatnonzero(np.isfinite(row))
+        colour, line, marker = STYLES[Status(code)]
+        style: dict[str, Any] = {"color": colour, "linewidth": 0.9, "alpha": 0.6, "markersize": 4.5, "zorder": 2}
+        if i == winner:
+            style = {"color": "black", "linewidth": 2.2, "markersize": 8, "zorder": 3}
+        end = reached[-1] + 1 if reached.size else 0
+        ax.plot(steps[:end], row[:end], linestyle=line, marker=marker, markevery=[-1] if end else None, **style)
+    handles = [_key(code, int((codes == code).sum())) for code in sorted(set(codes.tolist()))]
+    name = f"winner: restart {winner}, {Status(codes[winner]).name}"
+    handles.append(Line2D([], [], color="black", linewidth=2.2, marker=STYLES[Status(codes[winner])][2], label=name))
+    ax.legend(handles=handles, frameon=False, loc="lower right")
+    ax.set_xscale("log")
+    ax.set(xlabel="1 + M-steps", ylabel="ELBO (nats)")
+    _limit_below(ax, trace)
+    return ax
+
+
+def _key(code: int, count: int) -> Line2D:
+    colour, line, marker = STYLES[Status(code)]
+    return Line2D([], [], color=colour, linestyle=line, marker=marker, label=f"{Status(code).name} ({count})")
+
+
+def _limit_below(ax: Axes, trace: np.ndarray) -> None:
+    """Cuts off low starts where they would squeeze the ends into a line."""
+    rows = [row[np.isfinite(row)] for row in trace if np.isfinite(row).any()]
+    if not rows:
+        return
+    start, ends = np.array([r[0] for r in rows]), np.array([r[-1] for r in rows])
+    top, low = ends.max(), min(np.quantile(start, 0.25), ends.min())
+    if top > low > start.min():
+        ax.set_ylim(low - 0.05 * (top - low), top + 0.05 * (top - low))
+
+
+def criteria(table: Mapping[str, Mapping[int, Any]], *, ax: Axes | None = None) -> Axes:
+    """Curves of a criterion, such as BIC or ICL, above its lowest value, over the number of components.
+
+    The axis is linear to 10 and logarithmic beyond, so that close rivals can be told apart beside hopeless ones; among
+    models compared by BIC a difference of 10 is very strong evidence (Kass and Raftery 1995). A star marks the lowest.
+
+    Args:
+      table: from a label (a covariance, say) to {K: value}; lower is better. Values that are not finite are left out.
+      ax: where to draw; None for a new figure.
+
+    Returns:
+      The Axes, one line per label and then the star.
+
+    Raises:
+      TypeError: table is not a mapping of mappings to numbers.
+      ValueError: there is no finite value in it.
+
+    Examples:
+      >>> import matplotlib.pyplot as plt
+      >>> ax = criteria({"full": {1: 30.0, 2: 20.0, 3: 25.0}, "tied": {1: 30.0, 2: 22.0}})
+      >>> ax.lines[-1].get_xydata().tolist()
+      [[2.0, 0.0]]
+      >>> plt.close(ax.figure)
+    """
+    if not isinstance(table, Mapping) or not all(isinstance(row, Mapping) for row in table.values()):
+        raise TypeError(f"table: expected a mapping from labels to mappings K -> value; found {table!r}")
+    try:
+        curves = {name: np.array(sorted(row.items()), float).reshape(-1, 2) for name, row in table.items()}
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"table: expected numbers for K and value; found {table!r}: {error}") from None
+    curves = {name: curve[np.isfinite(curve[:, 1])] for name, curve in curves.items()}
+    if not any(curve.size for curve in curves.values()):
+        raise ValueError(f"table: expected at least one finite value; found {table!r}")
+    best = min(curves, key=lambda name: curves[name][:, 1].min(initial=np.inf))
+    k, lowest = curves[best][np.argmin(curves[best][:, 1])]
+    ax = _axes(ax)
+    for (name, curve), colour, marker in zip(curves.items(), colours(len(curves)), _markers(len(curves)), strict=True):
+        ax.plot(curve[:, 0], curve[:, 1] - lowest, marker=marker, color=colour, label=str(name), markersize=5, lw=1.4)
+    name = f"lowest: {best}, K = {k:g}"
+    ax.plot([k], [0], linestyle="none", marker="*", markersize=14, color="black", label=name, zorder=3, clip_on=False)
+    ax.set_yscale("symlog", linthresh=10)
+    ax.set_ylim(bottom=-2)
+    ax.yaxis.set_major_formatter(ScalarFormatter())
+    ax.set(xlabel="number of components K", ylabel=f"criterion above its lowest, {lowest:.2f}")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.legend(frameon=False)
+    return ax
+
+
+def _markers(num: int) -> list[str]:
+    return ["osD^vPX"[i % 7] for i in range(num)]

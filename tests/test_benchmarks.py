@@ -1,0 +1,51 @@
+import importlib
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+pytest.importorskip("sklearn")
+
+FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks"
+
+
+@pytest.fixture
+def benchmark_main(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+    def load(name):
+        return importlib.import_module(name).main
+
+    return load
+
+
+def settings():
+    return jax.config.jax_enable_x64, jax.config.jax_numpy_dtype_promotion, jax.config.jax_numpy_rank_promotion
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"), [("gmm", []), ("gmm", ["--memory"]), ("kmeans", []), ("restarts", [])], ids=lambda v: "".join(v)
+)
+def test_benchmark_at_toy_size(benchmark_main, tmp_path, capsys, name, flags):
+    before = settings()
+    path = tmp_path / "report.json"
+    benchmark_main(name)(["--sizes", "toy", "--repeats", "1", "--json", str(path), *flags])
+    assert settings() == before
+    report = json.loads(path.read_text())
+    assert report["benchmark"] == name
+    assert report["agree"], capsys.readouterr().out
+    assert report["cases"]
+    for case in report["cases"]:
+        if flags:
+            assert case["resident_mb"]["after_fit"] > 0
+            continue
+        assert {"jaxem", "scikit-learn"} <= set(case["contenders"])
+        assert case["contenders"]["jaxem"]["ratio"] == 1
+        assert all(isinstance(c["ratio"], float) for c in case["contenders"].values())
+
+
+def test_unknown_size_is_refused(benchmark_main, capsys):
+    with pytest.raises(SystemExit):
+        benchmark_main("kmeans")(["--sizes", "huge"])
+    assert "--sizes" in capsys.readouterr().err

@@ -1,0 +1,229 @@
+"""The loop and the table of restarts: what is promised, in the terms it is promised."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxem
+from jaxem import Status
+
+KEY = jax.random.key(0)
+advance = sys.modules["jaxem.fit"].advance
+OPTIONS = {"num_restarts": 12, "restart_batch": 4, "max_steps": 60}
+
+
+def same(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.fixture(scope="module")
+def table(iris):
+    return jaxem.fit(jaxem.GMM(3), iris, key=KEY, **OPTIONS)
+
+
+def test_the_result_is_consistent(iris, table):
+    """The ELBO belongs to the params returned, and the trace to the steps counted."""
+    again = table.model.e_step(table.params, jnp.asarray(iris)).elbo_data
+    assert float(again) == pytest.approx(float(table.elbo.data), rel=1e-12)
+    for trace, elbo, steps in zip(
+        np.asarray(table.restarts.trace), np.asarray(table.restarts.elbo.total), np.asarray(table.restarts.num_steps), strict=True
+    ):
+        assert np.isfinite(trace[: steps + 1]).all()
+        assert np.isnan(trace[steps + 1 :]).all()
+        assert trace[steps] == elbo
+    assert int(table.winner) == np.argmax(table.restarts.elbo.total)
+    same(table.trace, table.restarts.trace[table.winner])
+    assert int(table.hits) == np.sum(np.abs(table.restarts.elbo.total - table.elbo.total) <= 0.01)
+
+
+def test_num_steps_counts_m_steps(iris):
+    by_hand = jaxem.fit(jaxem.GMM(3), iris, key=KEY, max_steps=0)
+    params, model = by_hand.params, by_hand.model
+    for _ in range(3):
+        params = model.m_step(params, model.e_step(params, jnp.asarray(iris)).stats)
+    three = jaxem.fit(jaxem.GMM(3), iris, key=KEY, params=by_hand.params, max_steps=3)
+    assert three.status == Status.MAX_STEPS
+    assert int(three.num_steps) == 3
+    expected = model.canonical(params)
+    np.testing.assert_allclose(three.params.components.mean, expected.components.mean, rtol=1e-12)
+
+
+def test_restarts_depend_on_their_own_key_alone(iris, table):
+    """Bit-identical for equal width: fewer restarts, and restart i among others."""
+    fewer = jaxem.fit(jaxem.GMM(3), iris, key=KEY, **{**OPTIONS, "num_restarts": 7})
+    same(jax.tree.map(lambda a: a[:7], table.restarts), fewer.restarts)
+
+
+def test_a_nan_neighbour_changes_nothing_and_never_wins(iris, table):
+    starts = jax.vmap(lambda i: table.model.init(jax.random.fold_in(KEY, i), jnp.asarray(iris), jnp.ones(150)))(
+        jnp.arange(12)
+    )
+    clean = jaxem.fit(jaxem.GMM(3), iris, key=KEY, params=starts, **OPTIONS)
+    poisoned = jax.tree.map(lambda a: a, starts)
+    scale = poisoned.components.scale.at[5].set(1e-300)  # finite params whose density overflows
+    bad = jaxem.models.mixture.MixtureParams(
+        poisoned.mixing, jaxem.families.GaussianParams(poisoned.components.mean, scale, "full")
+    )
+    result = jaxem.fit(jaxem.GMM(3), iris, key=KEY, params=bad, **OPTIONS)
+    assert result.restarts.status[5] == Status.NONFINITE
+    assert np.isneginf(result.restarts.elbo.total[5])
+    keep = np.arange(12) != 5
+    same(jax.tree.map(lambda a: a[keep], result.restarts), jax.tree.map(lambda a: a[keep], clean.restarts))
+    assert np.isfinite(result.elbo.total)
+
+
+def test_under_the_callers_jit_and_vmap(iris, table):
+    inside = jax.jit(lambda x, k: jaxem.fit(jaxem.GMM(3), x, key=k, **OPTIONS))(iris, KEY)
+    same(inside.restarts, table.restarts)
+    same(inside.params, table.params)
+    two = jax.vmap(lambda k: jaxem.fit(jaxem.GMM(3), jnp.asarray(iris), key=k, **OPTIONS))(jnp.stack([KEY, jax.random.key(9)]))
+    assert repr(two) == "Fit(batch of shape (2,))"
+    np.testing.assert_allclose(two.elbo.total[0], table.elbo.total, rtol=1e-9)
+
+
+def test_widths_agree_to_rounding(iris, table):
+    for width in (1, 12):
+        other = jaxem.fit(jaxem.GMM(3), iris, key=KEY, **{**OPTIONS, "restart_batch": width})
+        np.testing.assert_allclose(other.restarts.elbo.total, table.restarts.elbo.total, rtol=1e-6)
+
+
+def test_nothing_compiles_again(iris, table):
+    before = advance._cache_size()
+    algorithm = lambda t: jaxem.EM(jaxem.Tempered(t))
+    jaxem.fit(jaxem.GMM(3), iris, key=jax.random.key(5), **OPTIONS)
+    jaxem.fit(jaxem.GMM(3, pseudo_observations=1e-5), iris, key=KEY, **OPTIONS)
+    assert advance._cache_size() == before
+    jaxem.fit(jaxem.GMM(3), iris, key=KEY, stop=jaxem.Stop(1e-4), algorithm=algorithm(1.0), **OPTIONS)
+    once = advance._cache_size()
+    jaxem.fit(jaxem.GMM(3), iris, key=KEY, stop=jaxem.Stop(1e-5, 1e-6), algorithm=algorithm(2), **OPTIONS)
+    assert advance._cache_size() == once <= before + 1
+
+
+def test_the_e_step_is_traced_once_for_the_loop():
+    calls = []
+
+    @jaxem.dataclass
+    class Counting(jaxem.KMeans):
+        def e_step(self, *args):
+            calls.append(1)
+            return super().e_step(*args)
+
+    jaxem.fit(Counting(2), np.arange(12.0)[:, None], key=KEY)
+    assert len(calls) <= 2  # once, and once more where lanes are traced for shapes
+
+
+@jaxem.dataclass
+class Scripted(jaxem.LatentModel):
+    """A model whose ELBO follows a script: params count the steps."""
+
+    script: jax.Array
+    influence: float = 0.0
+
+    def init(self, key, data, weights):
+        return {"t": jnp.zeros(())}
+
+    def e_step(self, params, data, weights=None, rule=None):
+        return jaxem.EStep(params["t"], self.script[jnp.round(params["t"]).astype(jnp.int32)])
+
+    def m_step(self, params, stats):
+        return {"t": stats + 1}
+
+    def health(self, params):
+        unknown = jaxem.model.Health.unknown(jnp.float64)
+        return jaxem.model.Health(unknown.influence + self.influence, unknown.min_count, unknown.relocated)
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "steps", "elbo"),
+    [
+        ([-5.0, -3.0, -2.0, -2.0, 9.0], Status.CONVERGED, 3, -2.0),
+        ([-5.0, -3.0, -4.0, 0.0, 9.0], Status.DECREASED, 1, -3.0),
+        ([-5.0, -3.0, np.nan, 0.0, 9.0], Status.NONFINITE, 1, -3.0),
+        ([-5.0, np.inf, 0.0, 0.0, 9.0], Status.NONFINITE, 0, -5.0),
+        ([-5.0, -4.0, -3.0, -2.0, -1.0], Status.MAX_STEPS, 4, -1.0),
+    ],
+)
+def test_each_code_keeps_the_params_its_elbo_belongs_to(script, status, steps, elbo):
+    result = jaxem.fit(Scripted(jnp.array(script)), np.zeros(3), key=KEY, max_steps=4)
+    assert result.status == status
+    assert int(result.num_steps) == steps
+    assert float(result.elbo.total) == elbo
+    assert float(result.params["t"]) == steps
+    assert status.message in repr(result) or status == Status.CONVERGED
+
+
+def test_a_degenerate_winner_is_only_a_last_resort_and_says_so():
+    result = jaxem.fit(Scripted(jnp.array([-5.0, -3.0, -3.0]), 0.5), np.zeros(3), key=KEY, max_steps=2)
+    assert result.status == Status.DEGENERATE
+    assert "DEGENERATE" in repr(result)
+
+
+def test_all_failed_raises_on_the_host_and_is_defined_under_jit():
+    model = Scripted(jnp.full(3, jnp.nan))
+    with pytest.raises(jaxem.FitError, match="NONFINITE.*overflow") as caught:
+        jaxem.fit(model, np.zeros(3), key=KEY, max_steps=2, num_restarts=3)
+    assert caught.value.fit.restarts.counts() == {"NONFINITE": 3}
+    inside = jax.jit(lambda x: jaxem.fit(model, x, key=KEY, max_steps=2, num_restarts=3))(np.zeros(3))
+    assert inside.status == Status.NONFINITE
+    assert np.isneginf(inside.elbo.total)
+
+
+def test_overflowing_data_is_a_fit_error_not_a_nan():
+    with pytest.raises(jaxem.FitError):
+        jaxem.fit(jaxem.KMeans(2), np.array([[1e200], [-1e200], [3e200]]), key=KEY)
+
+
+def test_converged_wins_over_a_higher_unfinished_restart():
+    starts = {"t": jnp.array([0.0, 4.0])}
+    script = jnp.array([-5.0, -5.0, 0.0, 0.0, 1.0, 2.0, 3.0, 4.0])
+    result = jaxem.fit(Scripted(script), np.zeros(3), key=KEY, params=starts, num_restarts=2, max_steps=2)
+    assert result.restarts.counts() == {"CONVERGED": 1, "MAX_STEPS": 1}
+    assert int(result.winner) == 0
+    assert any("1 restarts stopped at max_steps with a higher objective" in note for note in result.warnings())
+
+
+def test_screening_keeps_the_best_and_names_the_rest(iris, table):
+    result = jaxem.fit(jaxem.GMM(3), iris, key=KEY, screen=jaxem.Screen(4, 3), **OPTIONS)
+    counts = result.restarts.counts()
+    assert counts.pop("SCREENED") == 9
+    assert sum(counts.values()) == 3
+    after = np.asarray(table.restarts.trace)[:, 4]
+    kept = np.flatnonzero(np.asarray(result.restarts.status) != Status.SCREENED)
+    assert set(kept) == set(np.argsort(-after)[:3])
+    assert (np.asarray(result.restarts.num_steps)[np.asarray(result.restarts.status) == Status.SCREENED] == 4).all()
+    same(jax.tree.map(lambda a: a[kept], result.restarts.elbo), jax.tree.map(lambda a: a[kept], table.restarts.elbo))
+
+
+def test_float32_stays_float32(iris):
+    result = jaxem.fit(jaxem.GMM(3), iris.astype(np.float32), key=KEY, **OPTIONS)
+    for leaf in jax.tree.leaves((result.params, result.elbo, result.trace, result.restarts.elbo)):
+        assert leaf.dtype == jnp.float32
+    wide = jaxem.fit(jaxem.GMM(3), iris.astype(np.float32).astype(np.float64), key=KEY, **OPTIONS)
+    assert float(result.elbo.data) == pytest.approx(float(wide.elbo.data), abs=0.01)
+
+
+def test_stop_is_per_unit_of_weight_and_needs_two_values():
+    stop = jaxem.Stop(atol=0.1)
+    say = lambda a, b, w: bool(stop(jnp.array(a), jnp.array(b), jnp.array(w), jnp.array(0.0)))
+    assert not say(-jnp.inf, 1.0, 1.0)
+    assert not say(0.0, 1.0, 9.0)
+    assert say(0.0, 1.0, 11.0)
+    assert not say(0.0, jnp.nan, 11.0)
+    assert bool(jaxem.Stop(0.0, 1e-3)(jnp.array(1000.0), jnp.array(1000.5), jnp.array(1.0), jnp.array(0.0)))
+
+
+def test_stop_does_not_depend_on_the_units(iris):
+    steps = [
+        int(jaxem.fit(jaxem.GMM(3), iris * scale, key=KEY, max_steps=60).num_steps) for scale in (2.0**-10, 1.0, 2.0**10)
+    ]
+    assert len(set(steps)) == 1
+
+
+def test_the_repr_reads_like_a_report(table):
+    text = repr(table)
+    for part in ("Fit of", "elbo", "nats", "CONVERGED after", "12: 12 CONVERGED", "reached this optimum", "float64"):
+        assert part in text

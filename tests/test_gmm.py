@@ -1,0 +1,223 @@
+"""Mixtures on real data: published optima, spikes, saddles, and the views of a fitted mixture."""
+
+import distrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxem
+from jaxem import Status
+
+KEY = jax.random.key(0)
+TIGHT = jaxem.Stop(atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def iris_full(iris):
+    return jaxem.fit(jaxem.GMM(3), iris, key=KEY, num_restarts=64)
+
+
+@pytest.mark.parametrize(("covariance", "num"), [(c, k) for c in ("full", "tied", "diag") for k in (2, 3, 4)])
+def test_old_faithful_bic_table(reference, faithful, covariance, num):
+    result = jaxem.fit(jaxem.GMM(num, covariance), faithful, key=KEY, num_restarts=64, max_steps=2000)
+    expected = reference["old_faithful"]["bic_lower_is_better"][covariance][str(num)]
+    assert float(jaxem.bic(result, faithful)) == pytest.approx(expected, abs=0.006)  # equal: a spike would be lower
+    assert result.status == Status.CONVERGED
+    if (covariance, num) == ("tied", 3):
+        assert float(result.elbo.data) == pytest.approx(reference["old_faithful"]["tied_3_log_likelihood"], abs=1e-4)
+        assert int(result.hits) > 32
+        assert not bool(result.coincident)
+    if (covariance, num) == ("full", 2):
+        assert float(result.elbo.data) == pytest.approx(reference["old_faithful"]["full_2_log_likelihood"], abs=1e-4)
+
+
+def test_waiting_times(reference, faithful):
+    expected = reference["old_faithful"]["waiting_2_unequal"]
+    result = jaxem.fit(jaxem.GMM(2), faithful[:, 1:], key=KEY, num_restarts=8, stop=TIGHT, max_steps=3000)
+    order = np.argsort(result.params.mixing)
+    tolerance = expected["tolerance"]
+    np.testing.assert_allclose(result.params.mixing[order], expected["mixing"], atol=tolerance)
+    np.testing.assert_allclose(result.params.components.mean[order, 0], expected["mean"], atol=tolerance)
+    np.testing.assert_allclose(result.params.components.scale[order, 0, 0], expected["std"], atol=tolerance)
+    assert float(result.elbo.data) == pytest.approx(expected["log_likelihood"], abs=1e-4)
+
+
+def test_iris_from_partitions(reference, iris, iris_full):
+    assert float(iris_full.elbo.data) == pytest.approx(reference["iris"]["full_3_log_likelihood"], abs=1e-3)
+    assert int(iris_full.hits) > 32
+    assert iris_full.status == Status.CONVERGED
+    for covariance in ("tied", "diag"):
+        result = jaxem.fit(jaxem.GMM(3, covariance), iris, key=KEY, num_restarts=64, max_steps=1000)
+        published = reference["iris"][f"{covariance}_3_log_likelihood"]
+        assert float(result.elbo.data) == pytest.approx(published, abs=1e-3)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_iris_from_random_points_refuses_the_spike(reference, iris, seed):
+    result = jaxem.fit(
+        jaxem.GMM(3, init="random_points"), iris, key=jax.random.key(seed), num_restarts=64, max_steps=1000
+    )
+    assert float(result.elbo.data) == pytest.approx(reference["iris"]["full_3_log_likelihood"], abs=1e-3)
+    spikes = np.asarray(result.restarts.status) == Status.DEGENERATE
+    assert spikes.any()
+    assert float(result.restarts.elbo.data.max()) > -100  # the raw best is a spike, and it does not win
+    assert (np.asarray(result.restarts.influence)[spikes] > 0.1).all()
+    assert float(result.health.influence) < 1e-3
+
+
+def test_starts_differ_as_named(iris):
+    ends = {}
+    for init in ("kmeans", "kmeans++", "random_points", "random_resp"):
+        result = jaxem.fit(jaxem.GMM(3, init=init), iris, key=KEY, num_restarts=2, max_steps=0)
+        assert int(result.num_steps) == 0
+        assert np.isfinite(result.elbo.total)
+        ends[init] = float(result.elbo.data)
+    assert ends["kmeans"] > ends["random_resp"]
+    assert len(set(ends.values())) == 4
+
+
+def test_components_come_by_mixing(iris_full):
+    mixing = np.asarray(iris_full.params.mixing)
+    assert (np.diff(mixing) <= 0).all()
+    assert mixing.sum() == pytest.approx(1)
+
+
+def test_views_agree(iris, iris_full):
+    model, params = iris_full.model, iris_full.params
+    resp = model.posterior(params, iris)
+    np.testing.assert_allclose(resp.sum(1), 1)
+    np.testing.assert_array_equal(model.predict(params, iris), np.argmax(resp, 1))
+    assert float(model.log_prob(params, iris).sum()) == pytest.approx(float(iris_full.elbo.data), rel=1e-12)
+    assert bool(iris_full.elbo.data == jaxem.fit(jaxem.GMM(3), iris, key=KEY, params=params, max_steps=0).elbo.data)
+
+
+@pytest.mark.parametrize("covariance", ["full", "tied", "diag", "spherical"])
+def test_distribution_is_the_same_density(blobs, covariance):
+    result = jaxem.fit(jaxem.GMM(3, covariance), blobs, key=KEY, max_steps=20)
+    mixture = result.model.distribution(result.params)
+    assert isinstance(mixture, distrax.Distribution)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        log_prob = mixture.log_prob(blobs)
+    np.testing.assert_allclose(log_prob, result.model.log_prob(result.params, blobs), rtol=1e-9)
+
+
+def test_samples_have_the_moments_of_the_params(blobs):
+    for covariance in ("full", "tied", "diag", "spherical"):
+        result = jaxem.fit(jaxem.GMM(3, covariance), blobs, key=KEY, max_steps=20)
+        x, label = result.model.sample(jax.random.key(5), result.params, 40_000)
+        np.testing.assert_allclose(np.bincount(label) / 40_000, result.params.mixing, atol=0.01)
+        for k in range(3):
+            rows = np.asarray(x)[np.asarray(label) == k]
+            np.testing.assert_allclose(rows.mean(0), result.params.components.mean[k], atol=0.05)
+            np.testing.assert_allclose(np.cov(rows.T), result.params.components.covariance[k], atol=0.08)
+
+
+def test_num_parameters():
+    counts = {"full": 2 + 12 + 30, "tied": 2 + 12 + 10, "diag": 2 + 12 + 12, "spherical": 2 + 12 + 3}
+    for covariance, count in counts.items():
+        model = jaxem.GMM(3, covariance)
+        params = jaxem.fit(model, np.random.default_rng(0).normal(size=(20, 4)), key=KEY, max_steps=0).params
+        assert model.num_parameters(params) == count
+
+
+def test_weights_are_counts(blobs):
+    counts = np.random.default_rng(1).integers(0, 4, 120)
+    start = jaxem.fit(jaxem.GMM(3), blobs, key=KEY, max_steps=0).params
+    weighted = jaxem.fit(jaxem.GMM(3), blobs, key=KEY, params=start, weights=counts)
+    repeated = jaxem.fit(jaxem.GMM(3), np.repeat(blobs, counts, axis=0), key=KEY, params=start)
+    assert int(weighted.num_steps) == int(repeated.num_steps)
+    np.testing.assert_allclose(weighted.elbo.total, repeated.elbo.total, rtol=1e-10)
+    for criterion in (jaxem.bic, jaxem.aic, jaxem.icl):
+        a, b = criterion(weighted, blobs, counts), criterion(repeated, np.repeat(blobs, counts, axis=0))
+        assert float(a) == pytest.approx(float(b), rel=1e-10)
+
+
+def test_criteria_by_hand(iris, iris_full):
+    log_likelihood, num = float(iris_full.elbo.data), 2 + 12 + 30
+    assert float(jaxem.bic(iris_full, iris)) == pytest.approx(-2 * log_likelihood + num * np.log(150))
+    assert float(jaxem.aic(iris_full, iris)) == pytest.approx(-2 * log_likelihood + 2 * num)
+    resp = np.asarray(iris_full.model.posterior(iris_full.params, iris))
+    expected = float(jaxem.bic(iris_full, iris)) - 2 * np.log(resp.max(1)).sum()
+    assert float(jaxem.icl(iris_full, iris)) == pytest.approx(expected)
+
+
+def test_annealing_rises_at_the_end_and_waits_for_the_schedule(blobs):
+    schedule = jnp.concatenate([jnp.linspace(1.5, 1.0, 20), jnp.ones(1)])
+    result = jaxem.fit(jaxem.GMM(3), blobs, key=KEY, algorithm=jaxem.EM(jaxem.Tempered(schedule)), num_restarts=3)
+    assert result.status == Status.CONVERGED
+    assert (np.asarray(result.restarts.num_steps) > 19).all()
+    assert "DECREASED" not in result.restarts.counts()
+    plain = jaxem.fit(jaxem.GMM(3), blobs, key=KEY, num_restarts=3)
+    np.testing.assert_allclose(result.elbo.total, plain.elbo.total, rtol=1e-6)
+
+
+def test_hard_em_climbs_the_classification_likelihood(blobs):
+    result = jaxem.fit(jaxem.GMM(3), blobs, key=KEY, algorithm=jaxem.EM(jaxem.Hard()), num_restarts=3)
+    assert result.status == Status.CONVERGED
+    best = np.asarray(result.model.log_joint(result.params, jnp.asarray(blobs))).max(1).sum()
+    assert float(result.elbo.data) == pytest.approx(best)
+
+
+ROWS = np.random.default_rng(1).normal(size=(24, 2))
+ONES = np.ones(24)
+TROUBLE = {  # one shape, so that each covariance compiles once
+    "all equal": (np.full((24, 2), 7.5), ONES),
+    "one row": (ROWS, np.eye(24)[0]),
+    "two distinct rows": (np.repeat([[0.0, 1.0], [5.0, 5.0]], 12, axis=0), ONES),
+    "as many rows as components": (ROWS, np.r_[np.ones(5), np.zeros(19)]),
+    "hardly more rows": (ROWS, np.r_[np.ones(7), np.zeros(17)]),
+    "duplicates": (np.repeat(ROWS[:6], 4, axis=0), ONES),
+    "constant column": (ROWS * [1, 0] + [0, 5], ONES),
+    "collinear": (ROWS[:, :1] * [1, 2], ONES),
+    "tiny": (ROWS * 1e-150, ONES),
+    "outlier": (np.concatenate([ROWS[:-1], [[1e9, 1e9]]]), ONES),
+    "tiny weights": (ROWS, ONES * 1e-12),
+}
+
+
+@pytest.mark.parametrize("covariance", ["full", "tied", "diag", "spherical"])
+@pytest.mark.parametrize("name", TROUBLE)
+def test_trouble_gives_a_status_and_never_nan(name, covariance):
+    x, weights = TROUBLE[name]
+    result = jaxem.fit(jaxem.GMM(5, covariance), x, key=KEY, weights=weights, num_restarts=8, max_steps=50)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((result.params, result.elbo)))
+    assert np.isfinite(result.model.posterior(result.params, x)).all()
+    assert not np.isnan(np.asarray(result.restarts.elbo.total)).any()
+    assert "NONFINITE" not in result.restarts.counts()
+    if name == "as many rows as components" and covariance in ("full", "diag"):
+        assert result.status == Status.DEGENERATE
+        assert "spike" in repr(result)
+
+
+@pytest.mark.parametrize("covariance", ["full", "spherical"])
+def test_one_row_in_one_column(covariance):
+    result = jaxem.fit(jaxem.GMM(1, covariance), [[3.0]], key=KEY)
+    assert float(result.params.components.mean[0, 0]) == 3
+    assert np.isfinite(result.elbo.total)
+
+
+def test_zero_weights_hide_rows(blobs):
+    outlier = np.concatenate([blobs, [[1e6, -1e6]]])
+    weights = np.r_[np.ones(120), 0.0]
+    a = jaxem.fit(jaxem.GMM(3), outlier, key=KEY, weights=weights, num_restarts=4)
+    b = jaxem.fit(jaxem.GMM(3), blobs, key=KEY, num_restarts=4)
+    np.testing.assert_allclose(a.elbo.total, b.elbo.total, rtol=1e-8)
+
+
+def test_a_saddle_is_flagged(faithful):
+    mean = np.repeat(faithful.mean(0)[None], 2, axis=0)
+    model = jaxem.GMM(2, "tied")
+    params = model.make_params(mixing=[0.5, 0.5], mean=mean, covariance=np.cov(faithful.T))
+    result = jaxem.fit(model, faithful, key=KEY, params=params)
+    assert bool(result.coincident)
+    assert any("saddle" in note for note in result.warnings())
+
+
+def test_large_starts_look_at_a_sample():
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(size=(3000, 2)), rng.normal(size=(1000, 2)) + 9])
+    weights = np.r_[np.ones(3000), np.full(1000, 3.0)]
+    model = jaxem.GMM(2, init_size=200)
+    result = jaxem.fit(model, x, key=KEY, weights=weights, max_steps=0)
+    np.testing.assert_allclose(result.params.mixing, [0.5, 0.5], atol=0.02)

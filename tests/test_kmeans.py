@@ -1,0 +1,159 @@
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.cluster import KMeans as Peer
+
+import jaxem
+from jaxem.models import _lloyd, _seeding
+from jaxem.models.kmeans import KMeansParams
+
+KEY = jax.random.key(0)
+
+
+def brute(centroids, x):
+    distance = ((np.asarray(x, np.float64)[:, None] - np.asarray(centroids, np.float64)[None]) ** 2).sum(2)
+    return distance.argmin(1), distance.min(1)
+
+
+@pytest.mark.parametrize("init", ["kmeans++", "random"])
+def test_iris_best_known(reference, iris, init):
+    for num, best in reference["iris"]["kmeans_best_known_inertia"].items():
+        result = jaxem.fit(jaxem.KMeans(int(num), init_method=init), iris, key=KEY, num_restarts=64)
+        assert float(result.model.inertia(result.params, iris)) == pytest.approx(best, rel=1e-9)
+        assert float(-2 * result.elbo.data) == pytest.approx(best, rel=1e-9)
+        assert float(result.elbo.params) == 0
+
+
+@pytest.mark.parametrize(("num", "dim"), [(3, 1), (5, 3), (5, 8), (5, 12), (100, 3), (100, 12)])
+def test_kernels_agree_with_brute_force(num, dim):
+    rng = np.random.default_rng(num + dim)
+    c, x = rng.normal(size=(num, dim)), rng.normal(size=(400, dim))
+    label, distance = brute(c, x)
+    for f in (_lloyd.nearest, _lloyd._nearest_matmul, _lloyd._nearest_rows):
+        found, squared = f(jnp.asarray(c), jnp.asarray(x))
+        np.testing.assert_array_equal(found, label)
+        np.testing.assert_allclose(squared, distance, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("num", [4, 130])
+def test_ties_go_to_the_lowest_index(num):
+    c = jnp.concatenate([jnp.zeros((2, 10)), jnp.full((num - 2, 10), 3.0)])
+    x = jnp.concatenate([jnp.zeros((3, 10)), jnp.full((3, 10), 3.0)])
+    for f in (_lloyd._nearest_matmul, _lloyd._nearest_rows, _lloyd.nearest):
+        np.testing.assert_array_equal(f(c, x)[0], [0, 0, 0, 2, 2, 2])
+    model = jaxem.KMeans(2)
+    halfway = KMeansParams(jnp.array([[0.0], [2.0]]))
+    assert int(model.predict(halfway, [[1.0]])[0]) == 0
+
+
+@pytest.mark.parametrize("dim", [2, 20])
+def test_one_lloyd_iteration_equals_scikit_learn(dim):
+    x = np.random.default_rng(0).normal(size=(500, dim))
+    start = x[:7]
+    ours = jaxem.fit(jaxem.KMeans(7), x, key=KEY, params=KMeansParams(jnp.asarray(start), jnp.int32(0)), max_steps=4)
+    theirs = Peer(7, init=start, n_init=1, max_iter=4, tol=0, algorithm="lloyd")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that four iterations are few is the point
+        theirs.fit(x)
+    np.testing.assert_allclose(ours.params.centroids, theirs.cluster_centers_, rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(ours.model.predict(ours.params, x), theirs.labels_)
+    assert float(ours.model.inertia(ours.params, x)) == pytest.approx(theirs.inertia_, rel=1e-9)
+
+
+@pytest.mark.parametrize("dim", [3, 12])
+@pytest.mark.parametrize("std", [1.0, 1e-3])
+def test_float32_distortion_is_exact_for_tight_clusters(dim, std):
+    rng = np.random.default_rng(1)
+    x = (np.eye(dim)[rng.integers(0, 3, 600)] * 1.0 + std * rng.normal(size=(600, dim)) + 50).astype(np.float32)
+    result = jaxem.fit(jaxem.KMeans(3), x, key=KEY, num_restarts=4)
+    assert result.elbo.data.dtype == jnp.float32
+    _, distance = brute(result.params.centroids, x)
+    assert float(result.model.inertia(result.params, x)) == pytest.approx(distance.sum(), rel=1e-4)
+    if std == 1e-3:
+        assert distance.sum() == pytest.approx(600 * dim * std**2, rel=0.1)
+
+
+def test_transform_is_exactly_zero_to_itself():
+    for dim in (2, 30):
+        x = (np.random.default_rng(0).normal(size=(5, dim)) * 1e3 + 1e5).astype(np.float32)
+        distance = jaxem.KMeans(5).transform(KMeansParams(jnp.asarray(x)), x)
+        np.testing.assert_array_equal(np.diagonal(distance), 0)
+        np.testing.assert_allclose(distance, np.sqrt(((x[:, None] - x[None]) ** 2).sum(2)), rtol=1e-5)
+
+
+def test_empty_clusters_move_to_the_farthest_rows():
+    x = jnp.asarray(np.concatenate([np.zeros((10, 2)), np.ones((10, 2)), [[9.0, 9.0]], [[-7.0, 3.0]]]))
+    far = KMeansParams(jnp.array([[0.5, 0.5], [100.0, 100.0], [200.0, 0.0]]), jnp.int32(0))
+    result = jaxem.fit(jaxem.KMeans(3), x, key=KEY, params=far, max_steps=50)
+    assert result.status == jaxem.Status.CONVERGED
+    assert int(result.params.num_relocated) == 2
+    assert any("empty clusters were moved 2 times" in note for note in result.warnings())
+    assert (np.diff(result.trace[np.isfinite(result.trace)]) >= 0).all()
+    assert len(np.unique(result.model.predict(result.params, x))) == 3
+    unbound = jaxem.KMeans(3)
+    stats = unbound.e_step(far, x).stats
+    np.testing.assert_array_equal(unbound.m_step(far, stats).centroids[1:], far.centroids[1:])  # no reserve: stays
+
+
+def test_lanes_relocate_as_alone():
+    x = np.random.default_rng(0).normal(size=(60, 2))
+    centroids = np.random.default_rng(1).normal(size=(6, 5, 2))
+    centroids[::2, 1:] += 50  # every second start has empty clusters
+    params = KMeansParams(jnp.asarray(centroids), jnp.zeros(6, jnp.int32))
+    wide = jaxem.fit(jaxem.KMeans(5), x, key=KEY, params=params, num_restarts=6, restart_batch=3)
+    for i in range(6):
+        one = jax.tree.map(lambda a, i=i: a[i], params)
+        alone = jaxem.fit(jaxem.KMeans(5), x, key=KEY, params=one)
+        assert float(wide.restarts.elbo.data[i]) == pytest.approx(float(alone.elbo.data), rel=1e-9)
+
+
+def test_fewer_distinct_rows_than_clusters():
+    x = np.repeat([[0.0, 1.0], [4.0, 5.0]], 5, axis=0)
+    result = jaxem.fit(jaxem.KMeans(4), x, key=KEY, num_restarts=4)
+    assert float(result.elbo.data) == 0
+    assert bool(result.coincident)
+    assert np.isfinite(result.params.centroids).all()
+
+
+def test_weights_and_offsets():
+    x = np.random.default_rng(2).normal(size=(80, 3))
+    counts = np.random.default_rng(3).integers(0, 3, 80)
+    start = KMeansParams(jnp.asarray(x[counts > 0][:4]), jnp.int32(0))
+    weighted = jaxem.fit(jaxem.KMeans(4), x, key=KEY, params=start, weights=counts)
+    repeated = jaxem.fit(jaxem.KMeans(4), np.repeat(x, counts, axis=0), key=KEY, params=start)
+    np.testing.assert_allclose(weighted.params.centroids, repeated.params.centroids, rtol=1e-10)
+    moved = jaxem.fit(jaxem.KMeans(4), x + 1e8, key=KEY, num_restarts=4)
+    still = jaxem.fit(jaxem.KMeans(4), (x + 1e8) - 1e8, key=KEY, num_restarts=4)
+    assert float(moved.elbo.data) == pytest.approx(float(still.elbo.data), rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_units_do_not_matter(iris, scale):
+    result = jaxem.fit(jaxem.KMeans(3), iris * scale, key=KEY, num_restarts=16)
+    assert float(result.model.inertia(result.params, iris * scale)) / scale**2 == pytest.approx(78.851441426146)
+
+
+def test_soft_kmeans_by_a_rule(iris):
+    result = jaxem.fit(jaxem.KMeans(3), iris, key=KEY, algorithm=jaxem.EM(jaxem.Tempered(0.01)), num_restarts=8)
+    assert float(result.model.inertia(result.params, iris)) == pytest.approx(78.85, abs=0.1)
+
+
+def test_seeding_spreads_and_respects_weights():
+    x = jnp.asarray(np.repeat(np.arange(5.0)[:, None] * 10, 20, axis=0))
+    weights = jnp.ones(100).at[:20].set(0)
+    for seed in range(10):
+        centres = _seeding.plus_plus(jax.random.key(seed), x, weights, 4)
+        assert sorted(np.asarray(centres)[:, 0]) == [10, 20, 30, 40]
+        rows = _seeding.random_rows(jax.random.key(seed), x, weights, 4)
+        assert (np.asarray(rows) > 0).all()
+
+
+def test_a_subsample_follows_the_weights():
+    weights = jnp.asarray(np.r_[np.zeros(500), np.ones(400), np.full(100, 6.0)])
+    rows, w, _ = _seeding.subsample(KEY, jnp.arange(1000.0), weights, 200)
+    assert float(w.sum()) == pytest.approx(1000)
+    assert (np.asarray(rows) >= 500).all()
+    assert np.mean(np.asarray(rows) >= 900) == pytest.approx(0.6, abs=0.02)
