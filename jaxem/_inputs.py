@@ -140,7 +140,8 @@ def cast_floats(tree: PyTree, dtype: Any) -> PyTree:
 
 def as_params(params: PyTree, shapes: PyTree, num_restarts: int, dtype: Any) -> PyTree:
     """Given params in the data's dtype, with the structure and shapes that the model's own would have."""
-    found, expected = jax.tree.structure(params), jax.tree.structure(shapes)
+    found: Any = jax.tree.structure(params)
+    expected: Any = jax.tree.structure(shapes)
     if found != expected:
         raise ValueError(f"params: expected the structure {expected}; found {found}")
     lead = (num_restarts,) if num_restarts > 1 else ()

@@ -16,19 +16,19 @@ def einsum(spec: str, *operands: Array) -> Array:
 
 
 def safe_divide(a: Array, b: Array) -> Array:
-    """a / b, and 0 where b is 0; differentiable there."""
+    """A / b, and 0 where b is 0; differentiable there."""
     zero = b == 0
     return jnp.where(zero, 0, a / jnp.where(zero, 1, b))
 
 
 def safe_log(x: Array) -> Array:
-    """log x, with log 0 = -inf whose derivative is 0 instead of NaN."""
+    """Log x, with log 0 = -inf whose derivative is 0 instead of NaN."""
     zero = x <= 0
     return jnp.where(zero, -jnp.inf, jnp.log(jnp.where(zero, 1, x)))
 
 
 def weigh(weights: Array, values: Array) -> Array:
-    """weights * values over the leading axis, where weight 0 wins over an infinite or NaN value."""
+    """Weights * values over the leading axis, where weight 0 wins over an infinite or NaN value."""
     w = weights.reshape(weights.shape + (1,) * (values.ndim - weights.ndim))
     return jnp.where(w > 0, w * values, 0)
 
@@ -43,7 +43,7 @@ def slack(elbo: Array, total_weight: Array) -> Array:
 
 
 def namespace(tree: Any) -> Any:
-    """numpy for concrete arrays, jax.numpy for tracers.
+    """Numpy for concrete arrays, jax.numpy for tracers.
 
     Bookkeeping on a few numbers is done in numpy where it can be: every small operation of a compiled program costs
     tens of milliseconds of compilation.

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxem._numerics import namespace
@@ -84,7 +85,8 @@ def float_dtype(tree: PyTree) -> Any:
 
 
 def as_floats(data: PyTree, dtype: Any) -> PyTree:
-    """Data with every leaf an array of a floating dtype."""
+    """Data with every leaf an array of a floating dtype; nested lists become one array."""
+    data = np.asarray(data) if isinstance(data, list) else data
     return jax.tree.map(lambda a: jnp.asarray(a).astype(dtype), data)
 
 
@@ -94,7 +96,7 @@ def _block(num: int, size: int) -> tuple[int, int]:
     return blocks, -(-num // blocks)
 
 
-def _slice(tree: PyTree, start: Array, size: int) -> PyTree:
+def _slice(tree: PyTree, start: Array | int, size: int) -> PyTree:
     return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, size), tree)
 
 

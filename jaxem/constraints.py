@@ -41,11 +41,11 @@ class Positive:
     """Positive arrays; the coordinate is the logarithm."""
 
     def unconstrain(self, value: Array) -> Array:
-        """log value."""
+        """Log value."""
         return jnp.log(value)
 
     def constrain(self, free: Array, like: Array) -> Array:
-        """exp free."""
+        """Exp free."""
         return jnp.exp(free)
 
 
@@ -53,7 +53,7 @@ class UnitInterval:
     """Arrays in (0, 1); the coordinate is the log-odds."""
 
     def unconstrain(self, value: Array) -> Array:
-        """log value - log(1 - value)."""
+        """Log value - log(1 - value)."""
         return jnp.log(value) - jnp.log1p(-value)
 
     def constrain(self, free: Array, like: Array) -> Array:
@@ -65,7 +65,7 @@ class Simplex:
     """Distributions over the last axis; the K - 1 coordinates are log-ratios to the last entry."""
 
     def unconstrain(self, value: Array) -> Array:
-        """log p_k - log p_K, k < K."""
+        """Log p_k - log p_K, k < K."""
         return jnp.log(value[..., :-1]) - jnp.log(value[..., -1:])
 
     def constrain(self, free: Array, like: Array) -> Array:

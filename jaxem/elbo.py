@@ -192,7 +192,7 @@ class Tempered(Rule):
       Ueda and Nakano (1998), Deterministic annealing EM algorithm, Neural Networks 11.
     """
 
-    temperature: float | Array | Callable[[int], Any] = 1.0
+    temperature: float | Array | np.ndarray | Callable[[int], Any] = 1.0
 
     def tabulate(self, num_steps: int) -> "Tempered":
         """The rule with a callable temperature replaced by its values at steps 0..num_steps."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxem import _inputs, _tree
@@ -95,8 +96,9 @@ def fit(
 
     Restart i starts from fold_in(key, i) alone. Finished restarts cost nothing: each sweep steps the first
     `restart_batch` that still run. Results are bit-identical for equal `restart_batch`, device kind and JAX version,
-    whatever the number of restarts and their neighbours; across different widths they agree to rounding, which in
-    float32 may lead to another optimum.
+    whatever the number of restarts and their neighbours, under `run` and inside the caller's `jit`; across different
+    widths, and under the caller's `vmap`, which widens the lanes, they agree to rounding, which in float32 may lead to
+    another optimum.
 
     The winner is the best restart by ELBO.total among those that converged and are not DEGENERATE; if there is none,
     among the finite that are not DEGENERATE; if there is none, among all finite, and the status says so.
@@ -128,12 +130,20 @@ def fit(
       >>> import jax, jaxem
       >>> x = jax.random.normal(jax.random.key(0), (100, 1))
       >>> result = jaxem.fit(jaxem.GMM(1), x, key=jax.random.key(1))
-      >>> result.status.name, int(result.num_steps)
-      ('CONVERGED', 1)
+      >>> bool(result.status == jaxem.Status.CONVERGED), int(result.num_steps)
+      (True, 1)
     """
-    problem = prepare(model, data, key, params, weights, algorithm, stop, max_steps, num_restarts, restart_batch, screen)
-    table = advance(problem, start(problem), None)
+    problem = prepare(
+        model, data, key, params, weights, algorithm, stop, max_steps, num_restarts, restart_batch, screen
+    )
+    problem = _fence(problem)
+    table = _fence(advance(problem, _fence(start(problem)), None))
     return checked(finish(problem, table))
+
+
+def _fence(tree: PyTree) -> PyTree:
+    """Keeps the stages of a fit apart inside a caller's program, where they would be fused to other roundings."""
+    return tree if is_concrete(tree) else jax.lax.optimization_barrier(tree)
 
 
 def prepare(
@@ -167,7 +177,9 @@ def prepare(
     model.validate(data, None)
     model, algorithm, stop = (_inputs.cast_floats(part, dtype) for part in (model, algorithm, stop))
     if params is not None:
-        params = _inputs.as_params(params, _shapes(model, data, weights, key), num_restarts, dtype)
+        params = _inputs.as_params(
+            params, jax.eval_shape(_start_params, model, data, weights, key), num_restarts, dtype
+        )
         model.validate(data, params)
     lanes = min(num_restarts, restart_batch or _lanes(model.step_cost(data)))
     keys = _restart_keys(key, int(num_restarts))
@@ -176,12 +188,13 @@ def prepare(
     )
 
 
-def _shapes(model: Any, data: PyTree, weights: Array, key: Array) -> PyTree:
-    return jax.eval_shape(lambda d, w, k: model.bind(d, w).init(k, d, w), data, weights, key)
+@jax.jit
+def _start_params(model: Any, data: PyTree, weights: Array, key: Array) -> PyTree:
+    return model.bind(data, weights).init(key, data, weights)
 
 
 def _lanes(cost: int) -> int:
-    """Lane width W from the multiply-adds of one step: wide where a step is all overhead, 1 where it fills the cores."""
+    """Lane width W from the multiply-adds of a step: wide where it is all overhead, 1 where it fills the cores."""
     if jax.default_backend() == "cpu":
         return 8 if cost < 20_000 else 4 if cost < 4_000_000 else 1
     return 32 if cost < 4_000_000 else 4
@@ -217,7 +230,7 @@ def start(problem: Problem) -> Table:
 
 
 def _lanewise(f: Any, lanes: Any) -> Any:
-    """vmap over lanes; a single lane is not batched, so that its branches stay branches."""
+    """Vmap over lanes; a single lane is not batched, so that its branches stay branches."""
     if jax.tree.leaves(lanes)[0].shape[0] > 1:
         return jax.vmap(f)(lanes)
     out = f(jax.tree.map(lambda a: a[0], lanes))
@@ -308,6 +321,12 @@ def _health(model: Any, packed: Packed) -> Health:
 
 
 def finish(problem: Problem, table: Table) -> Fit:
+    """The result of a table; numpy's warnings are off, since codes tell of what is not finite."""
+    with np.errstate(all="ignore"):
+        return _finish(problem, table)
+
+
+def _finish(problem: Problem, table: Table) -> Fit:
     """Resolves the codes, picks the winner and describes it. Restarts that still run are INTERRUPTED."""
     model, health = table.model, _health(table.model, table.packed)
     xp = namespace(health)
@@ -341,7 +360,7 @@ def finish(problem: Problem, table: Table) -> Fit:
 
 
 def checked(result: Fit) -> Fit:
-    """The fit, with `Status` objects where values are known; raises FitError if no restart is finite."""
+    """The fit, once it is computed; raises FitError where values are known and no restart is finite."""
     if not is_concrete(result):
         return result
     jax.block_until_ready(result)

@@ -27,7 +27,9 @@ def _evaluate(fit: Fit, data: PyTree, weights: Array) -> _Scores:
 
 def _scores(fit: Fit, data: PyTree, weights: Array | None) -> tuple[_Scores, int]:
     if not hasattr(fit.model, "num_parameters"):
-        raise TypeError(f"fit: {type(fit.model).__name__} has no density with num_parameters, so bic, aic and icl do not apply")
+        raise TypeError(
+            f"fit: {type(fit.model).__name__} has no density with num_parameters, so bic, aic and icl do not apply"
+        )
     data = _inputs.cast_floats(_inputs.as_data(data), float_dtype(fit.params))
     weights = _inputs.as_weights(weights, num_rows(data), float_dtype(data))
     return _evaluate(fit, data, weights), fit.model.num_parameters(fit.params)

@@ -2,11 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from jaxem._numerics import slack, weigh
@@ -97,7 +96,7 @@ class ELBOModel(ABC):
 
     def coincident(self, params: PyTree) -> Array:
         """Whether two parts of the params are the same, which is a saddle of the likelihood; False by default."""
-        return np.asarray(False)
+        return jnp.asarray(False)
 
     def same_optimum(self, elbo: Array, best: Array) -> Array:
         """Whether two restarts' objectives count as one optimum: within 0.01 nats."""
@@ -159,7 +158,8 @@ class DiscreteLatent(LatentModel):
       >>> @jaxem.dataclass
       ... class TwoPoissons(jaxem.DiscreteLatent):
       ...     def init(self, key, data, weights):
-      ...         return {"mixing": jnp.full(2, 0.5), "rate": data.mean() * jax.random.uniform(key, 2, minval=0.5, maxval=2)}
+      ...         factor = jax.random.uniform(key, 2, minval=0.5, maxval=2)
+      ...         return {"mixing": jnp.full(2, 0.5), "rate": data.mean() * factor}
       ...     def log_joint(self, params, data):
       ...         return jnp.log(params["mixing"]) + jax.scipy.stats.poisson.logpmf(data[:, None], params["rate"])
       ...     def statistics(self, params, data, resp):
@@ -174,7 +174,7 @@ class DiscreteLatent(LatentModel):
     """
 
     # Rows per block; None: the whole data at once, as `chunked` changes for any model.
-    block_rows = None
+    block_rows: ClassVar[int | None] = None
 
     @abstractmethod
     def log_joint(self, params: PyTree, data: PyTree) -> Array:

@@ -145,8 +145,9 @@ def components(
     label = np.asarray(fit.model.predict(fit.params, x))
     ax.scatter(x[:, columns[0]], x[:, columns[1]], s=14, c=palette[label], alpha=0.6, linewidths=0)
     if gaussian:
-        covariance = np.asarray(parts.covariance, np.float64)[:, columns][:, :, columns]
-        for m, cov, colour in zip(mean[:, columns], covariance, palette, strict=True):
+        used = np.asarray(fit.params.mixing) > 0  # unused and dead components come last
+        mean, covariance = mean[used], np.asarray(parts.covariance, np.float64)[used][:, columns][:, :, columns]
+        for m, cov, colour in zip(mean[:, columns], covariance, palette, strict=False):
             for level in levels:
                 ax.add_patch(ellipse(m, cov, level, facecolor="none", edgecolor=0.75 * colour, linewidth=1.4))
     marker, size, width = ("+", 70, 1.8) if gaussian else ("x", 110, 2.5)
@@ -189,6 +190,7 @@ def responsibilities(fit: Fit, data: Any, *, columns: Sequence[int] = (0, 1), ax
         raise TypeError(f"fit: expected a model with a posterior; found {type(fit.model).__name__}")
     x, columns = _check_points(data, columns)
     resp = np.asarray(fit.model.posterior(fit.params, x), np.float64)
+    resp = resp[:, : 1 + np.flatnonzero(resp.any(0))[-1]]  # unused components come last
     ax, palette = _axes(ax), colours(resp.shape[1])
     doubt = np.clip(1 - resp.max(1), 0, 1)
     order = np.argsort(doubt, kind="stable")

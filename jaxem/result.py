@@ -113,6 +113,6 @@ class FitError(RuntimeError):
     def __init__(self, fit: Fit):
         self.fit = fit
         super().__init__(
-            f"no restart reached a finite objective ({fit.restarts.counts()}): the data may overflow their dtype, or the "
-            "model's init or log-joint give NaN; the .fit attribute of this error holds the codes"
+            f"no restart reached a finite objective ({fit.restarts.counts()}): the data may overflow their dtype, or "
+            "the model's init or log-joint give NaN; the .fit attribute of this error holds the codes"
         )

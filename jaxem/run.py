@@ -89,16 +89,19 @@ def run(
     Examples:
       >>> import jax, jaxem
       >>> x = jax.random.normal(jax.random.key(0), (50, 1))
-      >>> jaxem.run(jaxem.GMM(1), x, key=jax.random.key(1), callback=lambda p: print(p.finished, "of", p.num_restarts)).status.name
-      1 of 1
-      'CONVERGED'
+      >>> show = lambda progress: print(progress.statuses)
+      >>> fit = jaxem.run(jaxem.GMM(1), x, key=jax.random.key(1), callback=show)
+      {'RUNNING': 1}
+      {'CONVERGED': 1}
     """
     if not is_concrete(data, key, weights, params):
         raise TypeError("run: expected arrays; found tracers (inside jit or vmap call fit)")
     if time_limit is not None and not time_limit >= 0:
         raise ValueError(f"time_limit: expected seconds >= 0 or None; found {time_limit!r}")
     began = time.perf_counter()
-    problem = prepare(model, data, key, params, weights, algorithm, stop, max_steps, num_restarts, restart_batch, screen)
+    problem = prepare(
+        model, data, key, params, weights, algorithm, stop, max_steps, num_restarts, restart_batch, screen
+    )
     table = start(problem)
     listeners = [callback] if callback is not None else []
     bar = _Bar(num_restarts) if progress else None

@@ -24,7 +24,7 @@ from jaxem.transforms import chunked
 class _Case:
     """A model bound to float64 data, with params a few steps from a start, shared by the checks."""
 
-    def __init__(self, model: LatentModel, data: PyTree, key: Array, num_starts: int):
+    def __init__(self, model: Any, data: PyTree, key: Array, num_starts: int):
         self.key, self.num_starts = key, num_starts
         self.free = model
         self.data = _inputs.cast_floats(_inputs.as_data(data), jnp.float64)
@@ -32,7 +32,7 @@ class _Case:
         self.weights = jnp.asarray(np.random.default_rng(0).uniform(0.5, 2.0, self.num))
         model = _inputs.cast_floats(model, jnp.float64)
         model.validate(self.data, None)
-        self.model = model.bind(self.data, self.weights)
+        self.model: Any = model.bind(self.data, self.weights)
         self.init = jax.jit(lambda k: self.model.init(k, self.data, self.weights))
         self.e_step = jax.jit(lambda p, x, w: self.model.e_step(p, x, w))
         self.m_step = jax.jit(lambda p, s: self.model.m_step(p, s))
@@ -86,7 +86,7 @@ def _permutation(case: _Case) -> None:
 def _monotone(case: _Case) -> None:
     result = case.fit(max_steps=40)
     counts = result.restarts.counts()
-    assert "DECREASED" not in counts and "NONFINITE" not in counts, f"monotone: restarts ended as {counts}"
+    assert not {"DECREASED", "NONFINITE"} & set(counts), f"monotone: restarts ended as {counts}"
     for trace in np.asarray(result.restarts.trace):
         trace = trace[np.isfinite(trace)]
         slack = np.asarray(case.model.slack(jnp.asarray(trace[1:]), jnp.sum(case.weights)))
@@ -134,7 +134,9 @@ def _m_step_is_best(case: _Case) -> None:
         size = 10.0 ** rng.uniform(-3, -0.5)
         moved = [leaf + size * rng.normal(size=leaf.shape) for leaf in leaves]
         value = float(expected(constraints.constrain(spec, jax.tree.unflatten(structure, moved), new)))
-        assert value <= top + 1e-9 * abs(top), f"m_step: perturbation {trial} of size {size:.2g} gains {value - top:.3g}"
+        assert value <= top + 1e-9 * abs(top), (
+            f"m_step: perturbation {trial} of size {size:.2g} gains {value - top:.3g}"
+        )
 
 
 def _bound(case: _Case) -> None:
@@ -201,7 +203,8 @@ def _degenerate(case: _Case) -> None:
         try:
             result = fit(case.free, data, key=case.key, num_restarts=case.num_starts, max_steps=40)
         except FitError as error:  # all restarts failed, and said so
-            assert "NONFINITE" in error.fit.restarts.counts(), f"{name}: failed without a status"
+            if "NONFINITE" not in error.fit.restarts.counts():
+                raise AssertionError(f"{name}: failed without a status") from error
             continue
         finite = all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((result.params, result.elbo)))
         assert finite, f"{name}: {Status(int(result.status)).name} with NaN in the params or the ELBO"
@@ -239,10 +242,10 @@ def check_model(model: LatentModel, data: PyTree, *, key: Array, num_starts: int
 
     additive: E-steps add up over data; weights: 2 is a duplicated row, 0 an absent one; permutation: the order of rows
     does not matter; monotone: the objective never falls, from many starts; stationary: at a fixed point the gradient in
-    unconstrained coordinates is zero; m_step: no random feasible perturbation beats it; bound: ELBO <= log p(x), equal
-    for exact E-steps; transformed: jit, vmap and chunks change nothing; sharded: nor do several devices (where there are
-    any); single_precision: float32 agrees with float64 and stays float32; degenerate: equal rows give a status, not a
-    NaN; traces: one trace for a fit, none for a new key, tolerance or temperature.
+    unconstrained coordinates is zero; m_step: no random feasible perturbation beats it; bound: ELBO <= log p(x),
+    equal for exact E-steps; transformed: jit, vmap and chunks change nothing; sharded: nor do several devices
+    (where there are any); single_precision: float32 agrees with float64 and stays float32; degenerate: equal rows give
+    a status, not a NaN; traces: one trace for a fit, none for a new key, tolerance or temperature.
 
     Args:
       model: a `LatentModel` that declares `constraints()`.

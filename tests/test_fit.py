@@ -30,7 +30,10 @@ def test_the_result_is_consistent(iris, table):
     again = table.model.e_step(table.params, jnp.asarray(iris)).elbo_data
     assert float(again) == pytest.approx(float(table.elbo.data), rel=1e-12)
     for trace, elbo, steps in zip(
-        np.asarray(table.restarts.trace), np.asarray(table.restarts.elbo.total), np.asarray(table.restarts.num_steps), strict=True
+        np.asarray(table.restarts.trace),
+        np.asarray(table.restarts.elbo.total),
+        np.asarray(table.restarts.num_steps),
+        strict=True,
     ):
         assert np.isfinite(trace[: steps + 1]).all()
         assert np.isnan(trace[steps + 1 :]).all()
@@ -80,7 +83,9 @@ def test_under_the_callers_jit_and_vmap(iris, table):
     inside = jax.jit(lambda x, k: jaxem.fit(jaxem.GMM(3), x, key=k, **OPTIONS))(iris, KEY)
     same(inside.restarts, table.restarts)
     same(inside.params, table.params)
-    two = jax.vmap(lambda k: jaxem.fit(jaxem.GMM(3), jnp.asarray(iris), key=k, **OPTIONS))(jnp.stack([KEY, jax.random.key(9)]))
+    two = jax.vmap(lambda k: jaxem.fit(jaxem.GMM(3), jnp.asarray(iris), key=k, **OPTIONS))(
+        jnp.stack([KEY, jax.random.key(9)])
+    )
     assert repr(two) == "Fit(batch of shape (2,))"
     np.testing.assert_allclose(two.elbo.total[0], table.elbo.total, rtol=1e-9)
 
@@ -193,7 +198,7 @@ def test_screening_keeps_the_best_and_names_the_rest(iris, table):
     assert sum(counts.values()) == 3
     after = np.asarray(table.restarts.trace)[:, 4]
     kept = np.flatnonzero(np.asarray(result.restarts.status) != Status.SCREENED)
-    assert set(kept) == set(np.argsort(-after)[:3])
+    assert after[kept].min() >= np.delete(after, kept).max()
     assert (np.asarray(result.restarts.num_steps)[np.asarray(result.restarts.status) == Status.SCREENED] == 4).all()
     same(jax.tree.map(lambda a: a[kept], result.restarts.elbo), jax.tree.map(lambda a: a[kept], table.restarts.elbo))
 
@@ -218,7 +223,8 @@ def test_stop_is_per_unit_of_weight_and_needs_two_values():
 
 def test_stop_does_not_depend_on_the_units(iris):
     steps = [
-        int(jaxem.fit(jaxem.GMM(3), iris * scale, key=KEY, max_steps=60).num_steps) for scale in (2.0**-10, 1.0, 2.0**10)
+        int(jaxem.fit(jaxem.GMM(3), iris * scale, key=KEY, max_steps=60).num_steps)
+        for scale in (2.0**-10, 1.0, 2.0**10)
     ]
     assert len(set(steps)) == 1
 

@@ -28,7 +28,7 @@ def parts():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_log_prob_equals_scipy(shape, parts):
     mean, covariance, x = parts
-    params = Gaussian(shape).make_params(mean, NATURAL[shape](covariance))
+    params = Gaussian(shape).make_params(mean=mean, covariance=NATURAL[shape](covariance))
     expected = [multivariate_normal(m, c).logpdf(x) for m, c in zip(mean, np.asarray(params.covariance), strict=True)]
     np.testing.assert_allclose(Gaussian(shape).log_prob(params, x), np.stack(expected, 1), rtol=1e-12)
 
@@ -40,7 +40,7 @@ def test_m_step_is_the_textbook_update(shape, parts):
     resp = np.random.default_rng(4).dirichlet(np.ones(3), 50)
     for offset in (0.0, 1e6):
         family = Gaussian(shape, 0.3).bind(jnp.asarray(x + offset), jnp.ones(50))
-        start = family.make_params(mean + offset, NATURAL[shape](covariance))
+        start = family.make_params(mean=mean + offset, covariance=NATURAL[shape](covariance))
         new = family.m_step(start, family.statistics(start, jnp.asarray(x + offset), jnp.asarray(resp)))
         count, s0, nu = resp.sum(0), x.var(0), 0.3
         centre = (resp.T @ x) / count[:, None]
@@ -50,11 +50,13 @@ def test_m_step_is_the_textbook_update(shape, parts):
             "full": lambda: (scatter + nu * np.diag(s0)) / (count + nu)[:, None, None],
             "tied": lambda: np.stack([(scatter.sum(0) + nu * np.diag(s0)) / (count.sum() + nu)] * 3),
             "diag": lambda: (
-                np.einsum("kdd->kd", scatter)[:, :, None] * np.eye(4) + nu * np.diag(s0)
-            ) / (count + nu)[:, None, None],
-            "spherical": lambda: (np.einsum("kdd->k", scatter) + nu * s0.sum())[:, None, None]
-            / (4 * (count + nu))[:, None, None]
-            * np.eye(4),
+                (np.einsum("kdd->kd", scatter)[:, :, None] * np.eye(4) + nu * np.diag(s0)) / (count + nu)[:, None, None]
+            ),
+            "spherical": lambda: (
+                (np.einsum("kdd->k", scatter) + nu * s0.sum())[:, None, None]
+                / (4 * (count + nu))[:, None, None]
+                * np.eye(4)
+            ),
         }[shape]()
         np.testing.assert_allclose(new.mean - offset, centre, rtol=1e-7, atol=1e-8)
         np.testing.assert_allclose(new.covariance, expected, rtol=1e-6, atol=1e-8)
@@ -64,11 +66,9 @@ def test_m_step_is_the_textbook_update(shape, parts):
 def test_penalty_is_minus_nu_kl(shape, parts):
     mean, covariance, x = parts
     family = Gaussian(shape, 0.7).bind(jnp.asarray(x), jnp.ones(50))
-    params = family.make_params(mean, NATURAL[shape](covariance))
+    params = family.make_params(mean=mean, covariance=NATURAL[shape](covariance))
     s0 = np.diag(x.var(0)) if shape != "spherical" else np.eye(4) * x.var(0).mean()
-    kl = lambda c: 0.5 * (
-        np.trace(np.linalg.solve(c, s0)) - 4 + np.linalg.slogdet(c)[1] - np.linalg.slogdet(s0)[1]
-    )
+    kl = lambda c: 0.5 * (np.trace(np.linalg.solve(c, s0)) - 4 + np.linalg.slogdet(c)[1] - np.linalg.slogdet(s0)[1])
     terms = [kl(c) for c in np.asarray(params.covariance)]
     expected = -0.7 * (terms[0] if shape == "tied" else sum(terms))
     assert float(family.elbo_params(params)) == pytest.approx(expected, rel=1e-10)
@@ -78,7 +78,7 @@ def test_penalty_is_minus_nu_kl(shape, parts):
 def test_an_empty_component_keeps_its_mean_and_takes_the_overall_variance(shape, parts):
     mean, covariance, x = parts
     family = Gaussian(shape).bind(jnp.asarray(x), jnp.ones(50))
-    start = family.make_params(mean, NATURAL[shape](covariance))
+    start = family.make_params(mean=mean, covariance=NATURAL[shape](covariance))
     resp = jnp.zeros((50, 3)).at[:, 0].set(1)
     new = family.m_step(start, family.statistics(start, jnp.asarray(x), resp))
     np.testing.assert_allclose(new.mean[1:], mean[1:])
@@ -93,8 +93,11 @@ def test_influence_is_the_eigenvalue_it_claims(parts):
     count = jnp.array([5.0, 20.0, 1e-9])
     nu, s0 = 0.4, np.diag(x.var(0))
     family = Gaussian("full", nu).bind(jnp.asarray(x), jnp.ones(50))
-    found = family.influence(family.make_params(mean, covariance), count)
-    expected = [nu / (n + nu) * np.linalg.eigvals(np.linalg.solve(c, s0)).real.max() for n, c in zip(count, covariance, strict=True)]
+    found = family.influence(family.make_params(mean=mean, covariance=covariance), count)
+    expected = [
+        nu / (n + nu) * np.linalg.eigvals(np.linalg.solve(c, s0)).real.max()
+        for n, c in zip(count, covariance, strict=True)
+    ]
     assert (found[:2] >= np.array(expected[:2]) * (1 - 1e-9)).all()
     assert (found[:2] <= np.array(expected[:2]) * 4 ** (1 / 16)).all()
     assert found[2] == 0  # empty, not a spike
@@ -106,12 +109,16 @@ def test_shifts_and_scales_of_columns_do_not_matter(shape, blobs):
     scale = np.array([4.0, 4.0]) if shape == "spherical" else np.array([2.0**20, 2.0**-12])
     moved = jaxem.fit(jaxem.GMM(3, shape), blobs * scale, key=jax.random.key(0), max_steps=30)
     np.testing.assert_allclose(moved.elbo.total + 120 * np.log(scale).sum(), base.elbo.total, rtol=1e-9)
-    np.testing.assert_allclose(np.asarray(moved.params.components.mean) / scale, base.params.components.mean, rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(
+        np.asarray(moved.params.components.mean) / scale, base.params.components.mean, rtol=1e-8, atol=1e-8
+    )
     shifted = jaxem.fit(jaxem.GMM(3, shape), blobs + 1e8, key=jax.random.key(0), max_steps=30)
     rounded = (blobs + 1e8) - 1e8
     centred = jaxem.fit(jaxem.GMM(3, shape), rounded, key=jax.random.key(0), max_steps=30)
     np.testing.assert_allclose(shifted.elbo.total, centred.elbo.total, rtol=1e-7)
-    np.testing.assert_allclose(shifted.params.components.covariance, centred.params.components.covariance, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(
+        shifted.params.components.covariance, centred.params.components.covariance, rtol=1e-5, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -140,8 +147,12 @@ def test_float32_tight_clusters(shape, offset):
     order = lambda fit, shift: np.argsort(np.argmax(np.asarray(fit.params.components.mean) - shift, 1))
     a, b = order(result, offset), order(reference, 0)
     covariance = np.asarray(result.params.components.covariance)[a]
-    np.testing.assert_allclose(covariance, np.asarray(reference.params.components.covariance)[b], rtol=2e-3, atol=2e-3 * std**2)
-    np.testing.assert_allclose(result.params.components.mean[a] - offset, reference.params.components.mean[b], atol=1e-3 * std + 1e-7 * offset)
+    np.testing.assert_allclose(
+        covariance, np.asarray(reference.params.components.covariance)[b], rtol=2e-3, atol=2e-3 * std**2
+    )
+    np.testing.assert_allclose(
+        result.params.components.mean[a] - offset, reference.params.components.mean[b], atol=1e-3 * std + 1e-7 * offset
+    )
 
 
 def test_a_constant_column_is_held_and_said(blobs):

@@ -28,7 +28,7 @@ def test_what_is_not_chunked_is_the_models_own(blobs, chunks):
     assert chunks.model.num_parameters(chunks.params) == 2 + 6 + 9
     assert chunks.model.sample(KEY, chunks.params, 5)[0].shape == (5, 2)
     with pytest.raises(AttributeError):
-        chunks.model.no_such_thing
+        _ = chunks.model.no_such_thing
 
 
 def test_kmeans_in_chunks(blobs):

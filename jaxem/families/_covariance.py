@@ -33,7 +33,7 @@ class Penalty:
 
 
 def _mean(total: Array, count: Array, empty: Array | float = 1.0) -> Array:
-    """total / count; `empty`, which leaves a factor as it is, where nothing counts (no data and no penalty)."""
+    """Total / count; `empty`, which leaves a factor as it is, where nothing counts (no data and no penalty)."""
     return jnp.where(count > 0, safe_divide(total, count), empty)
 
 
@@ -161,7 +161,9 @@ class Full(Covariance):
         nu = penalty.strength
         prior = einsum("kde,e,kfe->kdf", inverse, penalty.variance, inverse)
         scatter = second - count[:, None, None] * shift[:, :, None] * shift[:, None, :]
-        moment = _mean(scatter + nu * prior, (count + nu)[:, None, None], jnp.eye(shift.shape[1], dtype=shift.dtype)[None])
+        moment = _mean(
+            scatter + nu * prior, (count + nu)[:, None, None], jnp.eye(shift.shape[1], dtype=shift.dtype)[None]
+        )
         raw = safe_divide(_diagonal(second), count[:, None])
         return einsum("kde,kef->kdf", scale, _cholesky(moment, raw, penalty.constant))
 

@@ -50,8 +50,8 @@ class Family(ABC):
         """A constraint at each leaf of the params."""
 
     @abstractmethod
-    def num_parameters(self, params: PyTree) -> int:
-        """Free parameters of all components together."""
+    def num_parameters(self, params: PyTree, num_components: int) -> int:
+        """Free parameters of that many components together; params give the other sizes."""
 
     @abstractmethod
     def sample(self, key: Array, params: PyTree, component: Array) -> PyTree:

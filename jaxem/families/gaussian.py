@@ -91,6 +91,9 @@ class Gaussian(Family):
     pseudo_observations: float | Array = 1e-6
     scale: GaussianScale | None = dataclasses.field(default=None, repr=False)
 
+    def __repr__(self) -> str:
+        return f"Gaussian({self.covariance!r})"
+
     @property
     def _shape(self) -> Covariance:
         if self.covariance not in SHAPES:
@@ -145,17 +148,17 @@ class Gaussian(Family):
             return x
         return (x - self.scale.location[None]) / jnp.sqrt(self.scale.penalty.variance)[None]
 
+    def _inverse(self, params: GaussianParams) -> Array:
+        return self._shape.invert(params.scale) if params.inverse is None else params.inverse
+
     def prepare(self, params: GaussianParams) -> GaussianParams:
         """Fills in the inverse factors, once per step."""
-        if params.inverse is not None:
-            return params
-        return dataclasses.replace(params, inverse=self._shape.invert(params.scale))
+        return dataclasses.replace(params, inverse=self._inverse(params))
 
     def _residuals(self, params: GaussianParams, x: Array) -> Array:
         # The origin keeps offsets of the data out of the products: x - origin is exact where x is near the means.
         origin = jnp.mean(params.mean, 0)
-        inverse = self.prepare(params).inverse
-        return self._shape.whiten(inverse, x - origin[None], params.mean - origin[None])
+        return self._shape.whiten(self._inverse(params), x - origin[None], params.mean - origin[None])
 
     def explain(self, params: GaussianParams, x: Array) -> tuple[Array, Callable[[Array], GaussianStats]]:
         """log_prob, and the function from resp to statistics; both are of the same whitened residuals."""
@@ -182,10 +185,9 @@ class Gaussian(Family):
 
     def m_step(self, params: GaussianParams, stats: GaussianStats) -> GaussianParams:
         """Weighted means and penalised covariances; an empty component keeps its mean and takes Sigma = S0."""
-        params = self.prepare(params)
         shift = safe_divide(stats.sum_y, stats.count[:, None])
-        penalty = self._penalty(*params.mean.shape[1:], params.mean.dtype)
-        scale = self._shape.update(params.scale, params.inverse, stats.sum_yy, shift, stats.count, penalty)
+        penalty = self._penalty(params.mean.shape[1], params.mean.dtype)
+        scale = self._shape.update(params.scale, self._inverse(params), stats.sum_yy, shift, stats.count, penalty)
         mean = params.mean + self._shape.unwhiten(params.scale, shift)
         return GaussianParams(mean, scale, self.covariance)
 
@@ -194,7 +196,7 @@ class Gaussian(Family):
         dim = params.mean.shape[1]
         penalty = self._penalty(dim, params.mean.dtype)
         log_det = 2 * self._shape.log_det(params.scale, dim) - jnp.sum(jnp.log(penalty.variance))
-        return -0.5 * penalty.strength * jnp.sum(self._shape.trace(self.prepare(params).inverse, penalty) - dim + log_det)
+        return -0.5 * penalty.strength * jnp.sum(self._shape.trace(self._inverse(params), penalty) - dim + log_det)
 
     def notes(self) -> list[str]:
         """Names the columns without variance."""
@@ -210,7 +212,7 @@ class Gaussian(Family):
         """
         penalty = self._penalty(params.mean.shape[1], params.mean.dtype)
         total = jnp.broadcast_to(jnp.sum(count), count.shape) if self.covariance == "tied" else count
-        spread = jnp.broadcast_to(self._shape.spread(self.prepare(params).inverse, penalty), count.shape)
+        spread = jnp.broadcast_to(self._shape.spread(self._inverse(params), penalty), count.shape)
         return jnp.where(total > penalty.strength, penalty.strength * spread / (total + penalty.strength), 0)
 
     def order(self, params: GaussianParams, index: Array) -> GaussianParams:
@@ -230,14 +232,14 @@ class Gaussian(Family):
         """Real means; Cholesky factors or positive standard deviations."""
         return GaussianParams(constraints.Real(), self._shape.constraint, self.covariance)  # type: ignore[arg-type]
 
-    def num_parameters(self, params: GaussianParams) -> int:
+    def num_parameters(self, params: GaussianParams, num_components: int) -> int:
         """K D means and the covariances' free entries; constant columns are counted like any other."""
-        num, dim = params.mean.shape
-        return num * dim + self._shape.num_parameters(num, dim)
+        dim = params.mean.shape[1]
+        return num_components * dim + self._shape.num_parameters(num_components, dim)
 
     def sample(self, key: Array, params: GaussianParams, component: Array) -> Array:
         """(N, D) one draw for each entry of component."""
-        num, dim = params.mean.shape
+        dim = params.mean.shape[1]
         noise = jax.random.normal(key, (component.shape[0], dim), params.mean.dtype)
         factor = jnp.linalg.cholesky(params.covariance) if self.covariance != "full" else params.scale
         return params.mean[component] + einsum("nde,ne->nd", factor[component], noise)
@@ -248,7 +250,7 @@ class Gaussian(Family):
 
         return distrax.MultivariateNormalTri(params.mean, jnp.linalg.cholesky(params.covariance))
 
-    def make_params(self, mean: Any, covariance: Any) -> GaussianParams:
+    def make_params(self, *, mean: Any, covariance: Any) -> GaussianParams:  # type: ignore[override]
         """Params from means (K, D) and covariances in their natural shape: (K, D, D), (D, D), (K, D) or (K,)."""
         mean = jnp.asarray(mean, jnp.result_type(float) if not hasattr(mean, "dtype") else None)
         covariance = jnp.asarray(covariance).astype(mean.dtype)

@@ -12,9 +12,10 @@ from jaxem.models import _lloyd
 
 
 def subsample(key: Array, data: PyTree, weights: Array, size: int) -> tuple[PyTree, Array, Array]:
-    """At most `size` rows, drawn in proportion to their weights (systematic sampling), weights of the same total, a key.
+    """At most `size` rows, weights of the same total, and a key to go on with.
 
-    All rows, as they are, where there are no more than `size`; then no random number is drawn.
+    Rows are drawn in proportion to their weights (systematic sampling). All rows, as they are, where there are no
+    more than `size`; then no random number is drawn.
     """
     num = num_rows(data)
     if num <= size:
@@ -79,11 +80,16 @@ def plus_plus(key: Array, x: Array, weights: Array, num: int) -> Array:
     return jax.lax.fori_loop(0, num, step, (centres, jnp.full(x.shape[0], jnp.inf, x.dtype)))[0]
 
 
-def lloyd(centres: Array, x: Array, weights: Array, num_steps: int) -> Array:
-    """(n,) labels of the nearest of `centres` after a fixed number of Lloyd steps; an empty cluster keeps its centre."""
+def lloyd(centres: Array, x: Array, weights: Array, num_steps: int, active: Array | None = None) -> Array:
+    """(n,) labels of the nearest of `centres` after a fixed number of Lloyd steps; an empty cluster keeps its centre.
+
+    Centres that are not `active` (K,) get no rows: they are put on the first one, and ties go to the lowest index.
+    """
 
     def step(_: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
         centres, _label = state
+        if active is not None:
+            centres = jnp.where(active[:, None], centres, centres[:1])
         label, _distance = _lloyd.nearest(centres, x)
         count, total = _lloyd.cluster_sums(x, weights, label, centres.shape[0])
         return jnp.where((count > 0)[:, None], safe_divide(total, count[:, None]), centres), label
@@ -92,7 +98,7 @@ def lloyd(centres: Array, x: Array, weights: Array, num_steps: int) -> Array:
     return jax.lax.fori_loop(0, num_steps + 1, step, (centres, jnp.zeros(x.shape[0], jnp.int32)))[1]
 
 
-def partition(key: Array, x: Array, weights: Array, num: int, method: str) -> Array:
+def partition(key: Array, x: Array, weights: Array, num: int, method: str, active: Array | None = None) -> Array:
     """(n, K) responsibilities to start a mixture from.
 
     Args:
@@ -102,18 +108,20 @@ def partition(key: Array, x: Array, weights: Array, num: int, method: str) -> Ar
       num: K.
       method: "kmeans" (greedy k-means++ and 10 Lloyd steps), "kmeans++" (no Lloyd step), "random_points" (nearest of K
         random rows), "random_resp" (uniform random, normalised).
+      active: (K,) bool, the components that may get rows; None for all.
 
     Returns:
       Rows that sum to 1; one-hot but for "random_resp".
     """
     if method == "random_resp":
         draws = jax.random.uniform(key, (x.shape[0], num), x.dtype, minval=1e-3)
+        draws = draws if active is None else jnp.where(active[None], draws, 0)
         return draws / jnp.sum(draws, 1, keepdims=True)
     if method == "random_points":
         centres = random_rows(key, x, weights, num)
     else:
         centres = plus_plus(key, x, weights, num)
-    label = lloyd(centres, x, weights, 10 if method == "kmeans" else 0)
+    label = lloyd(centres, x, weights, 10 if method == "kmeans" else 0, active)
     return jax.nn.one_hot(label, num, dtype=x.dtype)
 
 

@@ -73,6 +73,9 @@ class KMeans(DiscreteLatent):
     init_size: int = static(default=20_000, kw_only=True)
     reserve: tuple[Array, Array] | None = dataclasses.field(default=None, repr=False, kw_only=True)
 
+    def __repr__(self) -> str:
+        return f"KMeans({self.num_clusters})"
+
     def validate(self, data: PyTree, params: KMeansParams | None) -> None:
         """Checks K against N, the start's name and the shape of the data."""
         num = self.num_clusters
@@ -133,9 +136,7 @@ class KMeans(DiscreteLatent):
         def block(x: Array, w: Array) -> EStep:
             label, distance = _lloyd.nearest(centroids, x)
             j = _lloyd.distortion(centroids, x, w, label, distance)
-            return EStep(
-                KMeansStats(*_lloyd.cluster_sums(x - origin[None], w, label, self.num_clusters)), -0.5 * j
-            )
+            return EStep(KMeansStats(*_lloyd.cluster_sums(x - origin[None], w, label, self.num_clusters)), -0.5 * j)
 
         return sum_rows(block, data, weights, self._rows(data))
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -55,8 +55,10 @@ class Mixture(DiscreteLatent):
     Attributes:
       family: a `jaxem.families.Family`.
       num_components: K >= 1.
-      init: name of the start.
+      init_method: name of the start.
       init_size: most rows that a start looks at.
+      num_active: how many of the components are used, all if None. A leaf: fits of one `num_components` and several
+        `num_active` share one compiled program. Components that are not used have mixing 0.
       total_weight: sum of weights, set by `bind`.
 
     References:
@@ -67,9 +69,14 @@ class Mixture(DiscreteLatent):
     num_components: int = static()
     init_method: str = static(default="kmeans")
     init_size: int = static(default=10_000)
+    num_active: int | Array | None = None
     total_weight: Array | None = dataclasses.field(default=None, repr=False)
 
-    block_rows = BLOCK_ROWS
+    block_rows: ClassVar[int | None] = BLOCK_ROWS
+
+    def __repr__(self) -> str:
+        used = f", num_active={self.num_active}" if self.num_active is not None else ""
+        return f"Mixture({self.family!r}, {self.num_components}{used})"
 
     def validate(self, data: PyTree, params: MixtureParams | None) -> None:
         """Checks K against N, the start's name, the family's own rules, and that mixing is a distribution."""
@@ -81,6 +88,10 @@ class Mixture(DiscreteLatent):
         if self.init_size < num:
             raise ValueError(f"init_size: expected at least num_components = {num} rows; found {self.init_size}")
         self.family.validate(data)
+        if self.num_active is not None and is_concrete(self.num_active):
+            if not (self.num_active == int(self.num_active) and 1 <= self.num_active <= num):
+                raise ValueError(f"num_active: expected an integer from 1 to {num}; found {self.num_active!r}")
+            num = int(self.num_active)
         if num_rows(data) < num:
             raise ValueError(f"data: expected at least num_components = {num} rows; found {num_rows(data)}")
         if params is not None and is_concrete(params.mixing):
@@ -92,11 +103,17 @@ class Mixture(DiscreteLatent):
         """Binds the family to the data and keeps the sum of the weights."""
         return dataclasses.replace(self, family=self.family.bind(data, weights), total_weight=jnp.sum(weights))
 
+    def _active(self, xp: Any = jnp) -> Array:
+        """(K,) which components are used."""
+        index = xp.arange(self.num_components)
+        return index < (self.num_components if self.num_active is None else self.num_active)
+
     def init(self, key: Array, data: PyTree, weights: Array) -> MixtureParams:
         """Params of a random partition; the model must be bound."""
         data, weights, key = _seeding.subsample(key, data, weights, self.init_size)
         features = self.family.features(data)
-        resp = _seeding.partition(key, features, weights, self.num_components, self.init_method)
+        active = None if self.num_active is None else self._active()
+        resp = _seeding.partition(key, features, weights, self.num_components, self.init_method, active)
         resp = resp * weights[:, None]
         start = self.family.prepare(self.family.start(self.num_components))
 
@@ -127,7 +144,7 @@ class Mixture(DiscreteLatent):
         return dataclasses.replace(params, components=self.family.prepare(params.components))
 
     def m_step(self, params: MixtureParams, stats: MixtureStats) -> MixtureParams:
-        """mixing = counts / total, and the family's M-step."""
+        """Mixing = counts / total, and the family's M-step."""
         mixing = stats.count / jnp.sum(stats.count)
         return MixtureParams(mixing, self.family.m_step(params.components, stats.components))
 
@@ -145,7 +162,8 @@ class Mixture(DiscreteLatent):
         total = jnp.ones((), params.mixing.dtype) if self.total_weight is None else self.total_weight
         count = params.mixing * total
         influence = jnp.max(self.family.influence(params.components, count))
-        return Health(influence, jnp.min(count), jnp.zeros((), jnp.int32))
+        smallest = jnp.min(count if self.num_active is None else jnp.where(self._active(), count, total))
+        return Health(influence, smallest, jnp.zeros((), jnp.int32))
 
     def notes(self) -> list[str]:
         """The family's notes."""
@@ -166,8 +184,9 @@ class Mixture(DiscreteLatent):
         return self.num_components * super().step_cost(data)
 
     def num_parameters(self, params: MixtureParams) -> int:
-        """Free parameters: K - 1 proportions and the family's."""
-        return self.num_components - 1 + self.family.num_parameters(params.components)
+        """Free parameters: K - 1 proportions and the family's, of the components in use."""
+        num = self.num_components if self.num_active is None else int(self.num_active)
+        return num - 1 + self.family.num_parameters(params.components, num)
 
     def sample(self, key: Array, params: MixtureParams, num_samples: int) -> tuple[PyTree, Array]:
         """Draws from the mixture.
@@ -220,6 +239,7 @@ def GMM(  # noqa: N802 - it reads as a model's name
     init: str = "kmeans",
     pseudo_observations: float | Array = 1e-6,
     init_size: int = 10_000,
+    num_active: int | None = None,
 ) -> Mixture:
     """Gaussian mixture: `Mixture(Gaussian(covariance), num_components)`.
 
@@ -231,6 +251,7 @@ def GMM(  # noqa: N802 - it reads as a model's name
       init: "kmeans" on standardised columns (default), "kmeans++", "random_points" or "random_resp"; see `Mixture`.
       pseudo_observations: strength nu of the penalty that bounds the likelihood; see `jaxem.families.Gaussian`.
       init_size: most rows that a start looks at.
+      num_active: use only this many of the components, at no new compilation; for choosing K. See `Mixture`.
 
     Returns:
       The model. Names and numbers are checked by `fit`, before anything is compiled.
@@ -245,4 +266,4 @@ def GMM(  # noqa: N802 - it reads as a model's name
       (200, 2)
     """
     family = Gaussian(covariance, pseudo_observations)
-    return Mixture(family, num_components, init_method=init, init_size=init_size)
+    return Mixture(family, num_components, init_method=init, init_size=init_size, num_active=num_active)

@@ -1,0 +1,36 @@
+"""What the README says runs."""
+
+import pathlib
+import re
+
+import jax
+
+import jaxem
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_readme_runs():
+    scope = {}
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        for block in blocks("python"):
+            if "compilation_cache" not in block:
+                exec(block, scope)
+    assert isinstance(scope["fit"].model, scope["ZeroInflatedPoisson"])
+    assert scope["fit"].status == jaxem.Status.CONVERGED
+
+
+def test_a_users_model_is_under_30_lines():
+    source = next(block for block in blocks("python") if "class ZeroInflatedPoisson" in block)
+    body = source[source.index("@jaxem.dataclass") : source.index("counts = ")].strip().splitlines()
+    assert len(body) < 30
+
+
+def test_set_up_commands_are_single_lines():
+    commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("pip install")]
+    assert len(commands) == 2
+    assert all("&&" in command for command in commands)
