@@ -56,13 +56,12 @@ def main() -> None:
     covariances = ("tied",) if args.toy else ("full", "tied", "diag", "spherical")
     fits, table, compiling, running = {}, {c: {} for c in covariances}, 0.0, 0.0
     for covariance, K in tqdm([(c, K) for c in covariances for K in sizes], unit="fit"):
-        # num_active is data of one program for up to six components: only the first fit of a covariance compiles.
+        # num_active is data of one program: only the first fit of a covariance compiles.
         model = jaxem.GMM(max(sizes), covariance, num_active=K)
         if min(sizes) == K:
             compiling += timed_fit(model, x, restarts, seed=1)[1]
         fits[covariance, K], seconds = timed_fit(model, x, restarts, seed=0)
-        running += seconds
-        table[covariance][K] = float(jaxem.bic(fits[covariance, K], x))
+        running, table[covariance][K] = running + seconds, float(jaxem.bic(fits[covariance, K], x))
 
     print("BIC       " + "".join(f"{f'K = {K}':>10}" for K in sizes))
     for covariance, row in table.items():

@@ -32,7 +32,7 @@ class _Case:
         self.weights = jnp.asarray(np.random.default_rng(0).uniform(0.5, 2.0, self.num))
         model = _inputs.cast_floats(model, jnp.float64)
         model.validate(self.data, None)
-        self.model: Any = model.bind(self.data, self.weights)
+        self.model: Any = jax.jit(model.bind)(self.data, self.weights)
         self.init = jax.jit(lambda k: self.model.init(k, self.data, self.weights))
         self.e_step = jax.jit(lambda p, x, w: self.model.e_step(p, x, w))
         self.m_step = jax.jit(lambda p, s: self.model.m_step(p, s))
@@ -64,16 +64,16 @@ def _close(found: PyTree, expected: PyTree, what: str, rtol: float = 1e-9, atol:
 def _additive(case: _Case) -> None:
     cut = case.num // 3
     whole = case.e_step(case.params, case.data, case.weights)
-    a = case.model.e_step(case.params, case.rows(slice(0, cut)), case.weights[:cut])
-    b = case.model.e_step(case.params, case.rows(slice(cut, None)), case.weights[cut:])
+    a = case.e_step(case.params, case.rows(slice(0, cut)), case.weights[:cut])
+    b = case.e_step(case.params, case.rows(slice(cut, None)), case.weights[cut:])
     _close(jax.tree.map(jnp.add, a, b), whole, "e_step(A ++ B) = e_step(A) + e_step(B)")
 
 
 def _weights(case: _Case) -> None:
     ones = jnp.ones(case.num)
-    twice = case.model.e_step(case.params, case.rows(np.r_[0 : case.num, 0]), jnp.ones(case.num + 1))
+    twice = case.e_step(case.params, case.rows(np.r_[0 : case.num, 0]), jnp.ones(case.num + 1))
     _close(case.e_step(case.params, case.data, ones.at[0].set(2)), twice, "weight 2 = a duplicated row")
-    absent = case.model.e_step(case.params, case.rows(slice(1, None)), ones[1:])
+    absent = case.e_step(case.params, case.rows(slice(1, None)), ones[1:])
     _close(case.e_step(case.params, case.data, ones.at[0].set(0)), absent, "weight 0 = an absent row")
 
 
@@ -165,7 +165,8 @@ def _transformed(case: _Case) -> None:
     for i, params in enumerate(starts):
         one = case.e_step(params, case.data, case.weights)
         _close(jax.tree.map(lambda a, i=i: a[i], lanes), one, "vmap = loop")
-    pieces = chunked(case.model, max(1, case.num // 4 + 1)).e_step(case.params, case.data, case.weights)
+    parts = chunked(case.model, max(1, case.num // 4 + 1))
+    pieces = jax.jit(parts.e_step)(case.params, case.data, case.weights)
     _close(pieces, whole, "chunked = whole")
 
 
@@ -183,12 +184,12 @@ def _sharded(case: _Case) -> None:
 
 def _single_precision(case: _Case) -> None:
     narrow = _inputs.cast_floats((case.data, case.weights), jnp.float32)
-    model = _inputs.cast_floats(case.free, jnp.float32).bind(*narrow)
+    model = jax.jit(lambda *rows: _inputs.cast_floats(case.free, jnp.float32).bind(*rows))(*narrow)
     params = _inputs.cast_floats(case.params, jnp.float32)
-    found = model.e_step(params, *narrow)
+    found = jax.jit(model.e_step)(params, *narrow)
     wide = _inputs.cast_floats((params, *narrow), jnp.float64)
     _close(found, case.e_step(*wide), "float32 agrees with float64", rtol=1e-4, atol=1e-6 * case.num)
-    stepped = model.m_step(params, found.stats)
+    stepped = jax.jit(model.m_step)(params, found.stats)
     for leaf in jax.tree.leaves((found, stepped, model.elbo_params(params))):
         if jnp.issubdtype(leaf.dtype, jnp.floating):
             assert leaf.dtype == jnp.float32, f"dtypes: float32 data gave {leaf.dtype}"

@@ -56,7 +56,7 @@ def test_iris_from_partitions(reference, iris, iris_full):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_iris_from_random_points_refuses_the_spike(reference, iris, seed):
     result = jaxem.fit(
-        jaxem.GMM(3, init="random_points"), iris, key=jax.random.key(seed), num_restarts=64, max_steps=1000
+        jaxem.GMM(3, init_method="random_points"), iris, key=jax.random.key(seed), num_restarts=64, max_steps=1000
     )
     assert float(result.elbo.data) == pytest.approx(reference["iris"]["full_3_log_likelihood"], abs=1e-3)
     spikes = np.asarray(result.restarts.status) == Status.DEGENERATE
@@ -69,7 +69,7 @@ def test_iris_from_random_points_refuses_the_spike(reference, iris, seed):
 def test_starts_differ_as_named(iris):
     ends = {}
     for init in ("kmeans", "kmeans++", "random_points", "random_resp"):
-        result = jaxem.fit(jaxem.GMM(3, init=init), iris, key=KEY, num_restarts=2, max_steps=0)
+        result = jaxem.fit(jaxem.GMM(3, init_method=init), iris, key=KEY, num_restarts=2, max_steps=0)
         assert int(result.num_steps) == 0
         assert np.isfinite(result.elbo.total)
         ends[init] = float(result.elbo.data)

@@ -70,7 +70,7 @@ class Mutants:
 
     class Order(ZeroInflatedPoisson):
         def statistics(self, params, data, resp):
-            return {"count": resp.sum(0), "total": (resp[:, 1] * data) @ (1 + 1e-3 * jnp.arange(data.shape[0]))}
+            return {"count": resp.sum(0), "total": (resp[:, 1] * data) @ (1 + 1e-3 * jnp.arange(1.0 * data.shape[0]))}
 
     class Overshoot(ZeroInflatedPoisson):
         def m_step(self, params, stats):
@@ -83,8 +83,8 @@ class Mutants:
             return {"zero": new["zero"], "rate": new["rate"] * 1.01}
 
     class Wide(ZeroInflatedPoisson):
-        def log_joint(self, params, data):
-            return super().log_joint(params, data).astype(jnp.float64)
+        def statistics(self, params, data, resp):
+            return jax.tree.map(lambda s: s.astype(jnp.float64), super().statistics(params, data, resp))
 
     class Rough(ZeroInflatedPoisson):
         def log_joint(self, params, data):

@@ -35,7 +35,7 @@ SIZES = {
 
 def one_fit(x: jax.Array, init: str, key: jax.Array) -> jaxem.Fit:
     """One fit from the start that restart i of a table draws from key = fold_in(key, i)."""
-    model = jaxem.GMM(3, init=init)
+    model = jaxem.GMM(3, init_method=init)
     weights = jnp.ones(x.shape[0], x.dtype)
     params = model.bind(x, weights).init(key, x, weights)
     return jaxem.fit(model, x, key=key, params=params, stop=jaxem.Stop(atol=ATOL), max_steps=MAX_STEPS)
@@ -64,7 +64,7 @@ def sklearn_mixture(num: int, init: str, seed: int) -> Any:
 
 def make_calls(x: np.ndarray, num: int, init: str) -> dict[str, Callable[[], Any]]:
     """The contenders."""
-    data, key, model = jnp.asarray(x), jax.random.key(0), jaxem.GMM(3, init=init)
+    data, key, model = jnp.asarray(x), jax.random.key(0), jaxem.GMM(3, init_method=init)
     stop = jaxem.Stop(atol=ATOL)
     return {
         "jaxem": _timing.strict(

@@ -118,6 +118,8 @@ class Gaussian(Family):
         total = jnp.sum(weights)
         origin = x[0]
         location = origin + einsum("n,nd->d", weights, x - origin[None]) / total
+        # Again about the mean: the first row may lie far away, as an outlier of weight 0.
+        location = location + einsum("n,nd->d", weights, x - location[None]) / total
         variance = einsum("n,nd->d", weights, (x - location[None]) ** 2) / total
         largest = jnp.max(jnp.where((weights > 0)[:, None], jnp.abs(x), 0), 0)
         constant = variance <= (2 * jnp.finfo(x.dtype).eps * largest) ** 2

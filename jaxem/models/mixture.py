@@ -75,7 +75,8 @@ class Mixture(DiscreteLatent):
     block_rows: ClassVar[int | None] = BLOCK_ROWS
 
     def __repr__(self) -> str:
-        used = f", num_active={self.num_active}" if self.num_active is not None else ""
+        known = self.num_active is not None and is_concrete(self.num_active)
+        used = f", num_active={self.num_active:g}" if known else ""
         return f"Mixture({self.family!r}, {self.num_components}{used})"
 
     def validate(self, data: PyTree, params: MixtureParams | None) -> None:
@@ -84,7 +85,8 @@ class Mixture(DiscreteLatent):
         if not isinstance(num, (int, np.integer)) or isinstance(num, bool) or num < 1:
             raise ValueError(f"num_components: expected an integer >= 1; found {num!r}")
         if self.init_method not in _seeding.PARTITIONS:
-            raise ValueError(f"init: expected one of {', '.join(_seeding.PARTITIONS)}; found {self.init_method!r}")
+            names = ", ".join(_seeding.PARTITIONS)
+            raise ValueError(f"init_method: expected one of {names}; found {self.init_method!r}")
         if self.init_size < num:
             raise ValueError(f"init_size: expected at least num_components = {num} rows; found {self.init_size}")
         self.family.validate(data)
@@ -103,10 +105,11 @@ class Mixture(DiscreteLatent):
         """Binds the family to the data and keeps the sum of the weights."""
         return dataclasses.replace(self, family=self.family.bind(data, weights), total_weight=jnp.sum(weights))
 
-    def _active(self, xp: Any = jnp) -> Array:
+    def _active(self) -> Array:
         """(K,) which components are used."""
-        index = xp.arange(self.num_components)
-        return index < (self.num_components if self.num_active is None else self.num_active)
+        index = jnp.arange(self.num_components)
+        used = self.num_components if self.num_active is None else self.num_active
+        return index < jnp.asarray(used).astype(index.dtype)  # `fit` casts every number of a model to floats
 
     def init(self, key: Array, data: PyTree, weights: Array) -> MixtureParams:
         """Params of a random partition; the model must be bound."""
@@ -236,7 +239,7 @@ def GMM(  # noqa: N802 - it reads as a model's name
     num_components: int,
     covariance: str = "full",
     *,
-    init: str = "kmeans",
+    init_method: str = "kmeans",
     pseudo_observations: float | Array = 1e-6,
     init_size: int = 10_000,
     num_active: int | None = None,
@@ -248,7 +251,7 @@ def GMM(  # noqa: N802 - it reads as a model's name
     Args:
       num_components: K >= 1.
       covariance: "full" (a matrix each), "tied" (one matrix for all), "diag" or "spherical".
-      init: "kmeans" on standardised columns (default), "kmeans++", "random_points" or "random_resp"; see `Mixture`.
+      init_method: "kmeans" on standardised columns, "kmeans++", "random_points" or "random_resp"; see `Mixture`.
       pseudo_observations: strength nu of the penalty that bounds the likelihood; see `jaxem.families.Gaussian`.
       init_size: most rows that a start looks at.
       num_active: use only this many of the components, at no new compilation; for choosing K. See `Mixture`.
@@ -258,7 +261,7 @@ def GMM(  # noqa: N802 - it reads as a model's name
 
     Examples:
       >>> import jax, jaxem
-      >>> x = jax.random.normal(jax.random.key(0), (200, 2)) + 6.0 * (jnp.arange(200) % 2)[:, None]
+      >>> x = jax.random.normal(jax.random.key(0), (200, 2)).at[:100].add(6.0)
       >>> fit = jaxem.fit(GMM(2), x, key=jax.random.key(1), num_restarts=8)
       >>> fit.params.mixing.round(2).tolist()
       [0.5, 0.5]
@@ -266,4 +269,4 @@ def GMM(  # noqa: N802 - it reads as a model's name
       (200, 2)
     """
     family = Gaussian(covariance, pseudo_observations)
-    return Mixture(family, num_components, init_method=init, init_size=init_size, num_active=num_active)
+    return Mixture(family, num_components, init_method=init_method, init_size=init_size, num_active=num_active)
