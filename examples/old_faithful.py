@@ -56,8 +56,7 @@ def main() -> None:
     covariances = ("tied",) if args.toy else ("full", "tied", "diag", "spherical")
     fits, table, compiling, running = {}, {c: {} for c in covariances}, 0.0, 0.0
     for covariance, K in tqdm([(c, K) for c in covariances for K in sizes], unit="fit"):
-        # num_active is data of one program: only the first fit of a covariance compiles.
-        model = jaxem.GMM(max(sizes), covariance, num_active=K)
+        model = jaxem.GMM(max(sizes), covariance, num_active=K)  # one program: only the first K compiles
         if min(sizes) == K:
             compiling += timed_fit(model, x, restarts, seed=1)[1]
         fits[covariance, K], seconds = timed_fit(model, x, restarts, seed=0)
