@@ -56,10 +56,19 @@ def _as_leaf(path: Any, leaf: Any) -> Array:
     if leaf.ndim == 0 or leaf.shape[0] == 0:
         raise ValueError(f"{name}: expected at least one row; found shape {leaf.shape}")
     if is_concrete(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating):
-        bad = int(leaf.size - np.isfinite(np.asarray(leaf)).sum())
+        bad = _num_nonfinite(leaf)
         if bad:
             raise ValueError(f"{name}: expected finite numbers; found {bad} that are NaN or infinite")
     return _as_float(name, leaf)
+
+
+def _num_nonfinite(leaf: Any) -> int:
+    """Counted where the array lies: data on an accelerator, or spread over many, are not copied to the host."""
+    local = not isinstance(leaf, jax.Array) or (
+        len(leaf.devices()) == 1 and next(iter(leaf.devices())).platform == "cpu"
+    )
+    xp: Any = np if local else jnp
+    return int(leaf.size - xp.isfinite(np.asarray(leaf) if local else leaf).sum())
 
 
 def _as_float(name: str, leaf: Any) -> Array:

@@ -20,6 +20,8 @@ from jaxem.stopping import Status, Stop
 
 # A component whose spread is more than this share the penalty's is a spike; honest optima are below 4e-5.
 DEGENERATE = 0.1
+# More sweeps than a fit can take; an argument like any other, so that `run` steps the very same program.
+FOREVER = np.int32(2**31 - 1)
 
 
 @dataclass
@@ -137,7 +139,7 @@ def fit(
         model, data, key, params, weights, algorithm, stop, max_steps, num_restarts, restart_batch, screen
     )
     problem = _fence(problem)
-    table = _fence(advance(problem, _fence(start(problem)), None))
+    table = _fence(advance(problem, _fence(start(problem)), FOREVER))
     return checked(finish(problem, table))
 
 
@@ -238,13 +240,12 @@ def _lanewise(f: Any, lanes: Any) -> Any:
 
 
 @jax.jit
-def advance(problem: Problem, table: Table, max_sweeps: Array | None) -> Table:
+def advance(problem: Problem, table: Table, max_sweeps: Array | np.int32) -> Table:
     """Steps the table until no restart runs, or for at most `max_sweeps` sweeps."""
 
     def running(carry: tuple[Table, Array]) -> Array:
         table, sweeps = carry
-        more = jnp.any(_running(problem, table.states))
-        return more if max_sweeps is None else more & (sweeps < max_sweeps)
+        return jnp.any(_running(problem, table.states)) & (sweeps < max_sweeps)
 
     def sweep(carry: tuple[Table, Array]) -> tuple[Table, Array]:
         table, sweeps = carry

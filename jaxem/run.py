@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -121,7 +120,7 @@ def _drive(problem: Problem, table: Table, listeners: list, began: float, time_l
     try:
         while True:
             segment = time.perf_counter()
-            table = advance(problem, table, jnp.asarray(sweeps, jnp.int32))
+            table = advance(problem, table, np.int32(sweeps))
             seen = _progress(problem, table, began)
             took = time.perf_counter() - segment
             told = [listener(seen) for listener in listeners]

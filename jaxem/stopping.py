@@ -52,7 +52,7 @@ class Stop:
     so a slow EM (overlapping components) stops early, and a plateau (coincident components) looks like an optimum.
 
     Attributes:
-      atol: absolute tolerance per unit of weight, nats.
+      atol: absolute tolerance per unit of weight, nats; -inf never stops, for a fixed number of steps.
       rtol: relative tolerance.
 
     Examples:

@@ -1,5 +1,7 @@
 """Mixtures on real data: published optima, spikes, saddles, and the views of a fitted mixture."""
 
+import sys
+
 import distrax
 import jax
 import jax.numpy as jnp
@@ -203,6 +205,24 @@ def test_zero_weights_hide_rows(blobs):
     a = jaxem.fit(jaxem.GMM(3), outlier, key=KEY, weights=weights, num_restarts=4)
     b = jaxem.fit(jaxem.GMM(3), blobs, key=KEY, num_restarts=4)
     np.testing.assert_allclose(a.elbo.total, b.elbo.total, rtol=1e-8)
+
+
+@pytest.mark.parametrize("init_method", ["kmeans", "random_points"])
+def test_num_active_is_the_smaller_mixture_and_compiles_nothing(faithful, init_method):
+    options = {"key": KEY, "num_restarts": 8, "max_steps": 500}
+    model = lambda num: jaxem.GMM(4, "tied", init_method=init_method, num_active=num)
+    two = jaxem.fit(model(2), faithful, **options)
+    compiled = sys.modules["jaxem.fit"].advance._cache_size()
+    three = jaxem.fit(model(3), faithful, **options)
+    assert sys.modules["jaxem.fit"].advance._cache_size() == compiled
+    np.testing.assert_array_equal(two.params.mixing[2:], 0)
+    assert (np.asarray(three.params.mixing[:3]) > 0.01).all()
+    plain = jaxem.fit(jaxem.GMM(2, "tied"), faithful, **options)
+    np.testing.assert_allclose(two.elbo.data, plain.elbo.data, atol=1e-4)
+    for criterion in (jaxem.bic, jaxem.aic, jaxem.icl):
+        assert float(criterion(two, faithful)) == pytest.approx(float(criterion(plain, faithful)), abs=1e-2)
+    assert float(two.health.min_count) == pytest.approx(float(plain.health.min_count), rel=1e-3)
+    assert not bool(two.coincident)
 
 
 def test_a_saddle_is_flagged(faithful):

@@ -54,6 +54,13 @@ CASES = {
     ),
     "kmeans init": (jaxem.KMeans(2, init_method="magic"), X, {}, ValueError, "init_method: expected .*found 'magic'"),
     "init_size": (jaxem.GMM(5, init_size=3), X, {}, ValueError, "init_size: expected at least num_components = 5"),
+    "num_active": (
+        jaxem.GMM(2, num_active=3),
+        X,
+        {},
+        ValueError,
+        "num_active: expected an integer from 1 to 2; found 3",
+    ),
     "penalty": (jaxem.GMM(2, pseudo_observations=-1.0), X, {}, ValueError, "pseudo_observations: .*found -1.0"),
     "params structure": (GMM2, X, {"params": {"mean": X[:2]}}, ValueError, "params: expected the structure"),
     "params shape": (jaxem.GMM(3), X, {"params": GOOD}, ValueError, r"params.mixing: expected shape \(3,\); found"),
