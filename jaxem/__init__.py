@@ -17,17 +17,17 @@ from jaxem.transforms import chunked
 __version__ = "0.1.0"
 
 __all__ = [
-    "ELBO",
-    "EM",
-    "GMM",
     "Decomposition",
     "DiscreteLatent",
+    "ELBO",
     "ELBOModel",
+    "EM",
     "EStep",
     "Exact",
     "Family",
     "Fit",
     "FitError",
+    "GMM",
     "Gaussian",
     "Hard",
     "KMeans",

@@ -80,7 +80,14 @@ def _as_float(name: str, leaf: Any) -> Array:
         dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
         if dtype != leaf.dtype:
             _warn_if_lossy(name, leaf, dtype)
-    return jnp.asarray(leaf, dtype)
+    return _place(leaf, dtype)
+
+
+def _place(leaf: Any, dtype: Any) -> Array:
+    """An array on the device by a plain transfer, where `jnp.asarray` would compile a program for each shape."""
+    if isinstance(leaf, jax.Array):
+        return leaf if leaf.dtype == dtype else leaf.astype(dtype)
+    return jax.device_put(np.asarray(leaf, dtype))
 
 
 def _warn_if_lossy(name: str, leaf: np.ndarray, dtype: Any) -> None:
@@ -111,13 +118,13 @@ def as_data(data: Any) -> PyTree:
         raise ValueError(f"data: expected arrays with one shared leading axis; found lengths {sizes}")
     floats = {leaf.dtype for leaf in jax.tree.leaves(data)}
     dtype = jnp.result_type(*floats)
-    return jax.tree.map(lambda leaf: leaf.astype(dtype), data)
+    return jax.tree.map(lambda leaf: _place(leaf, dtype), data)
 
 
 def as_weights(weights: Any, num: int, dtype: Any) -> Array:
     """Weights (N,), non-negative, finite, not all zero; ones for None."""
     if weights is None:
-        return jnp.ones(num, dtype)
+        return _place(np.ones(num), dtype)
     if not isinstance(weights, jax.Array):
         weights = np.asarray(weights)
     if not (weights.dtype == bool or jnp.issubdtype(weights.dtype, np.number)) or np.iscomplexobj(weights):
@@ -132,7 +139,7 @@ def as_weights(weights: Any, num: int, dtype: Any) -> Array:
             raise ValueError(f"weights: expected numbers >= 0; found {values.min()}")
         if not (values > 0).any():
             raise ValueError("weights: expected at least one positive; found only zeros")
-    return jnp.asarray(weights, dtype)
+    return _place(weights, dtype)
 
 
 def cast_floats(tree: PyTree, dtype: Any) -> PyTree:
@@ -140,7 +147,7 @@ def cast_floats(tree: PyTree, dtype: Any) -> PyTree:
 
     def cast(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array):
-            return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+            return _place(leaf, dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
         array = np.array(leaf)
         return array.astype(dtype) if array.dtype.kind in "fiu" and not isinstance(leaf, bool) else leaf
 
@@ -162,6 +169,6 @@ def as_params(params: PyTree, shapes: PyTree, num_restarts: int, dtype: Any) -> 
         if is_concrete(leaf) and not np.isfinite(np.asarray(leaf)).all():
             raise ValueError(f"{name}: expected finite numbers; found NaN or infinite ones")
         kind = dtype if jnp.issubdtype(shape.dtype, jnp.floating) else shape.dtype
-        return jnp.asarray(leaf).astype(kind)
+        return _place(leaf, kind)
 
     return jax.tree_util.tree_map_with_path(check, params, shapes)

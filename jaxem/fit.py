@@ -357,7 +357,7 @@ def _finish(problem: Problem, table: Table) -> Fit:
         coincident=model.coincident(won.params),
         restarts=Restarts(elbo, status, num_steps, trace, health.influence, health.min_count),
     )
-    return jax.tree.map(jnp.asarray, result)
+    return jax.device_put(result) if xp is np else result
 
 
 def checked(result: Fit) -> Fit:
@@ -366,7 +366,6 @@ def checked(result: Fit) -> Fit:
         return result
     jax.block_until_ready(result)
     codes = result.restarts.status
-    failed = jnp.isneginf(result.restarts.elbo.total)
-    if bool(failed.all()) and not bool((codes == Status.INTERRUPTED).any()):
+    if not np.isfinite(result.restarts.elbo.total).any() and not (np.asarray(codes) == Status.INTERRUPTED).any():
         raise FitError(result)
     return result

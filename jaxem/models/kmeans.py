@@ -95,7 +95,8 @@ class KMeans(DiscreteLatent):
     def bind(self, data: Array, weights: Array) -> "KMeans":
         """Keeps at most 4096 evenly spaced rows, the places an empty cluster can move to."""
         step = max(1, -(-data.shape[0] // RESERVE))
-        return dataclasses.replace(self, reserve=(data[::step], weights[::step]))
+        # Copies: all rows would be the caller's own buffer, which he may write to after the fit.
+        return dataclasses.replace(self, reserve=(jnp.copy(data[::step]), jnp.copy(weights[::step])))
 
     def init(self, key: Array, data: Array, weights: Array) -> KMeansParams:
         """Random centroids."""

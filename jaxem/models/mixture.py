@@ -48,7 +48,8 @@ class Mixture(DiscreteLatent):
     Starts from a partition of at most `init_size` rows (drawn in proportion to the weights) in the family's features,
     for Gaussians the standardised columns: "kmeans" (greedy k-means++ centres and 10 Lloyd steps), "kmeans++",
     "random_points" (cells of K random rows) or "random_resp". Partitions, unlike K single points, are no saddle of the
-    likelihood; random responsibilities are near one (equal components), where a tied covariance may stop early. The returned components are ordered by mixing, largest first.
+    likelihood; random responsibilities are near one (equal components), where a tied covariance may stop early.
+    The returned components are ordered by mixing, largest first.
 
     E-steps work in blocks of 2000 rows; no (N, K) array exists unless `posterior` is asked for one.
 
