@@ -15,7 +15,7 @@ advance = sys.modules["jaxem.fit"].advance
 OPTIONS = {"num_restarts": 12, "restart_batch": 4, "max_steps": 60}
 
 
-def same(a, b):
+def assert_same(a, b):
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(x, y)
 
@@ -39,7 +39,7 @@ def test_the_result_is_consistent(iris, table):
         assert np.isnan(trace[steps + 1 :]).all()
         assert trace[steps] == elbo
     assert int(table.winner) == np.argmax(table.restarts.elbo.total)
-    same(table.trace, table.restarts.trace[table.winner])
+    assert_same(table.trace, table.restarts.trace[table.winner])
     assert int(table.hits) == np.sum(np.abs(table.restarts.elbo.total - table.elbo.total) <= 0.01)
 
 
@@ -58,7 +58,7 @@ def test_num_steps_counts_m_steps(iris):
 def test_restarts_depend_on_their_own_key_alone(iris, table):
     """Bit-identical for equal width: fewer restarts, and restart i among others."""
     fewer = jaxem.fit(jaxem.GMM(3), iris, key=KEY, **{**OPTIONS, "num_restarts": 7})
-    same(jax.tree.map(lambda a: a[:7], table.restarts), fewer.restarts)
+    assert_same(jax.tree.map(lambda a: a[:7], table.restarts), fewer.restarts)
 
 
 def test_a_nan_neighbour_changes_nothing_and_never_wins(iris, table):
@@ -75,14 +75,14 @@ def test_a_nan_neighbour_changes_nothing_and_never_wins(iris, table):
     assert result.restarts.status[5] == Status.NONFINITE
     assert np.isneginf(result.restarts.elbo.total[5])
     keep = np.arange(12) != 5
-    same(jax.tree.map(lambda a: a[keep], result.restarts), jax.tree.map(lambda a: a[keep], clean.restarts))
+    assert_same(jax.tree.map(lambda a: a[keep], result.restarts), jax.tree.map(lambda a: a[keep], clean.restarts))
     assert np.isfinite(result.elbo.total)
 
 
 def test_under_the_callers_jit_and_vmap(iris, table):
     inside = jax.jit(lambda x, k: jaxem.fit(jaxem.GMM(3), x, key=k, **OPTIONS))(iris, KEY)
-    same(inside.restarts, table.restarts)
-    same(inside.params, table.params)
+    assert_same(inside.restarts, table.restarts)
+    assert_same(inside.params, table.params)
     two = jax.vmap(lambda k: jaxem.fit(jaxem.GMM(3), jnp.asarray(iris), key=k, **OPTIONS))(
         jnp.stack([KEY, jax.random.key(9)])
     )
@@ -200,7 +200,9 @@ def test_screening_keeps_the_best_and_names_the_rest(iris, table):
     kept = np.flatnonzero(np.asarray(result.restarts.status) != Status.SCREENED)
     assert after[kept].min() >= np.delete(after, kept).max()
     assert (np.asarray(result.restarts.num_steps)[np.asarray(result.restarts.status) == Status.SCREENED] == 4).all()
-    same(jax.tree.map(lambda a: a[kept], result.restarts.elbo), jax.tree.map(lambda a: a[kept], table.restarts.elbo))
+    assert_same(
+        jax.tree.map(lambda a: a[kept], result.restarts.elbo), jax.tree.map(lambda a: a[kept], table.restarts.elbo)
+    )
 
 
 def test_float32_stays_float32(iris):

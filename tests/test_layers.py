@@ -66,4 +66,6 @@ def test_import_is_light_and_touches_no_backend():
         "assert not heavy, heavy\n"
         "assert not jax.config.jax_enable_x64\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, env={"PATH": "", "PYTHONPATH": str(ROOT.parent)})
+    environment = {"PATH": "", "PYTHONPATH": str(ROOT.parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr

@@ -16,7 +16,7 @@ def table(iris):
     return jaxem.fit(jaxem.GMM(3), iris, key=KEY, **OPTIONS)
 
 
-def same(a, b):
+def assert_same(a, b):
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(x, y)
 
@@ -26,7 +26,7 @@ def test_bit_identical_to_fit(iris, table, monkeypatch, segment):
     monkeypatch.setattr(sys.modules["jaxem.run"], "SEGMENT", segment)
     seen = []
     result = jaxem.run(jaxem.GMM(3), iris, key=KEY, callback=seen.append, **OPTIONS)
-    same(result, table)
+    assert_same(result, table)
     finished = [p.finished for p in seen]
     assert finished == sorted(finished)
     assert finished[-1] == 12
