@@ -53,6 +53,12 @@ def _diagonal(matrix: Array) -> Array:
     return jnp.sum(jnp.where(eye, matrix, 0), -1)
 
 
+def _square(factor: Array) -> Array:
+    """(..., D, D) factor @ factor', of numpy or JAX arrays, at full precision on any device."""
+    with jax.default_matmul_precision("highest"):
+        return factor @ factor.swapaxes(-1, -2)
+
+
 def _top_eigenvalue(matrix: Array) -> Array:
     """Largest eigenvalue of symmetric non-negative (..., D, D), at most D^(1/16) too large.
 
@@ -174,7 +180,7 @@ class Full(Covariance):
         return einsum("...de,e,...de->...", inverse, penalty.variance, inverse)
 
     def dense(self, scale: Array, num: int, num_columns: int) -> Array:
-        return scale @ namespace(scale).swapaxes(scale, -1, -2)
+        return _square(scale)
 
     def factor(self, covariance: Array) -> Array:
         return jnp.linalg.cholesky(covariance)
@@ -236,7 +242,7 @@ class Tied(Covariance):
         return Full().trace(inverse, penalty)
 
     def dense(self, scale: Array, num: int, num_columns: int) -> Array:
-        return namespace(scale).broadcast_to((scale @ scale.T)[None], (num, num_columns, num_columns))
+        return namespace(scale).broadcast_to(_square(scale)[None], (num, num_columns, num_columns))
 
     def factor(self, covariance: Array) -> Array:
         return jnp.linalg.cholesky(covariance)
