@@ -64,12 +64,14 @@ class Table:
 
     Attributes:
       model: the model bound to the data.
+      data: the data in the model's own layout.
       packed: the algorithm's states, a row for each restart; `states` is the readable view.
       trace: (R, max_steps + 1) ELBO.total after t M-steps, NaN where not reached.
       screened: whether screening has taken place.
     """
 
     model: Any
+    data: PyTree
     packed: Packed
     trace: Array
     screened: Array
@@ -209,26 +211,27 @@ def _restart_keys(key: Array, num: int) -> Array:
 
 
 @jax.jit
-def _draw(problem: Problem) -> tuple[Any, PyTree]:
-    """The model bound to the data, and the params of all starts."""
+def _draw(problem: Problem) -> tuple[Any, PyTree, PyTree]:
+    """The model bound to the data, the data in its layout, and the params of all starts."""
     model = problem.model.bind(problem.data, problem.weights)
+    data = model.arrange(problem.data)
     if problem.params is not None:
-        return model, problem.params
+        return model, data, problem.params
     # One at a time: half the compile time of a batch, and a start does not depend on the lane width.
     draw = lambda key: model.init(key, problem.data, problem.weights)
     if problem.num_restarts > 1:
-        return model, jax.lax.map(draw, problem.keys)
-    return model, draw(problem.keys[0])
+        return model, data, jax.lax.map(draw, problem.keys)
+    return model, data, draw(problem.keys[0])
 
 
 def start(problem: Problem) -> Table:
     """Binds the model and draws the starts."""
-    model, params = _draw(problem)
+    model, data, params = _draw(problem)
     num, dtype, xp = problem.num_restarts, _tree.float_dtype(problem.data), namespace(params)
     params = jax.tree.map(lambda a: xp.asarray(a)[None] if num == 1 else xp.asarray(a), params)
     packed = _tree.pack(problem.algorithm.init(params, num, dtype))
     trace = xp.full((num, problem.max_steps + 1), xp.nan, dtype)
-    return Table(model, packed, trace, xp.asarray(problem.screen is None))
+    return Table(model, data, packed, trace, xp.asarray(problem.screen is None))
 
 
 def _lanewise(f: Any, lanes: Any) -> Any:
@@ -243,15 +246,17 @@ def _lanewise(f: Any, lanes: Any) -> Any:
 def advance(problem: Problem, table: Table, max_sweeps: Array | np.int32) -> Table:
     """Steps the table until no restart runs, or for at most `max_sweeps` sweeps."""
 
-    def running(carry: tuple[Table, Array]) -> Array:
-        table, sweeps = carry
-        return jnp.any(_running(problem, table.states)) & (sweeps < max_sweeps)
+    # Only what a sweep changes is carried: a loop copies what it carries.
+    changing = lambda table: (table.packed, table.trace, table.screened)
+    whole = lambda carry: dataclasses.replace(table, packed=carry[0], trace=carry[1], screened=carry[2])
 
-    def sweep(carry: tuple[Table, Array]) -> tuple[Table, Array]:
-        table, sweeps = carry
-        return _sweep(problem, table), sweeps + 1
+    def running(state: tuple[Any, Array]) -> Array:
+        return jnp.any(_running(problem, whole(state[0]).states)) & (state[1] < max_sweeps)
 
-    return jax.lax.while_loop(running, sweep, (table, jnp.zeros((), jnp.int32)))[0]
+    def sweep(state: tuple[Any, Array]) -> tuple[Any, Array]:
+        return changing(_sweep(problem, whole(state[0]))), state[1] + 1
+
+    return whole(jax.lax.while_loop(running, sweep, (changing(table), jnp.zeros((), jnp.int32)))[0])
 
 
 def _running(problem: Problem, states: Any) -> Array:
@@ -270,7 +275,7 @@ def _sweep(problem: Problem, table: Table) -> Table:
         ids = num - jax.lax.top_k(order, lanes)[0]
         packed = _tree.take(table.packed, ids)
     before = packed.unpack()
-    after = _lanewise(lambda state: _step(problem, table.model, state), before)
+    after = _lanewise(lambda state: _step(problem, table, state), before)
     stepped = _tree.pack(after)
     if lanes == num:
         stepped = jax.tree.map(lambda new, old: jnp.where(eligible[:, None], new, old), stepped, packed)
@@ -287,9 +292,10 @@ def _reached(after: Any) -> Array:
     return jnp.where(accepted, after.elbo.total, jnp.nan)
 
 
-def _step(problem: Problem, model: Any, state: Any) -> Any:
+def _step(problem: Problem, table: Table, state: Any) -> Any:
     """One step of the algorithm and the stop rule."""
-    after = problem.algorithm.step(model, state, problem.data, problem.weights)
+    model = table.model
+    after = problem.algorithm.step(model, state, table.data, problem.weights)
     total = jnp.sum(problem.weights)
     small = problem.stop(state.elbo.total, after.elbo.total, total, model.slack(after.elbo.total, total))
     # The step that led to this value is the one before: the rule must have settled by then.

@@ -60,6 +60,9 @@ class Chunked(LatentModel):
     def init(self, key: Array, data: PyTree, weights: Array) -> PyTree:
         return self.model.init(key, data, weights)
 
+    def arrange(self, data: PyTree) -> PyTree:
+        return self.model.arrange(data)
+
     def m_step(self, params: PyTree, stats: PyTree) -> PyTree:
         return self.model.m_step(params, stats)
 

@@ -32,17 +32,19 @@ def test_kernels_agree_with_brute_force(num, dim):
     rng = np.random.default_rng(num + dim)
     c, x = rng.normal(size=(num, dim)), rng.normal(size=(400, dim))
     label, distance = brute(c, x)
-    for f in (_lloyd.nearest, _lloyd._nearest_matmul, _lloyd._nearest_rows):
+    matmul = lambda c, x: _lloyd._nearest_matmul(c, x, jnp.sum(x * x, 1))
+    for f in (_lloyd.nearest, matmul, _lloyd._nearest_rows):
         found, squared = f(jnp.asarray(c), jnp.asarray(x))
         np.testing.assert_array_equal(found, label)
         np.testing.assert_allclose(squared, distance, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("num", [4, 130])
+@pytest.mark.parametrize("num", [4, 20, 130, 1030])
 def test_ties_go_to_the_lowest_index(num):
     c = jnp.concatenate([jnp.zeros((2, 10)), jnp.full((num - 2, 10), 3.0)])
     x = jnp.concatenate([jnp.zeros((3, 10)), jnp.full((3, 10), 3.0)])
-    for f in (_lloyd._nearest_matmul, _lloyd._nearest_rows, _lloyd.nearest):
+    matmul = lambda c, x: _lloyd._nearest_matmul(c, x, jnp.sum(x * x, 1))
+    for f in (matmul, _lloyd._nearest_rows, _lloyd.nearest):
         np.testing.assert_array_equal(f(c, x)[0], [0, 0, 0, 2, 2, 2])
     model = jaxem.KMeans(2)
     halfway = KMeansParams(jnp.array([[0.0], [2.0]]))

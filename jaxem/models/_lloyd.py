@@ -14,6 +14,8 @@ from jaxem._numerics import einsum
 UNROLL = 512
 # Above this many scores the (K, n) block leaves the cache, and rows are cut into blocks.
 SCORES = 1 << 22
+# Scores are reduced this many at a time: longer chains compile to loops several times slower.
+GROUP = 8
 
 
 def block_rows(num: int, num_clusters: int) -> int:
@@ -21,19 +23,24 @@ def block_rows(num: int, num_clusters: int) -> int:
     return max(1, num) if num * num_clusters <= SCORES else max(2000, (1 << 19) // num_clusters)
 
 
-def _unrolled(shape: tuple[int, ...]) -> bool:
+def unrolled(shape: tuple[int, ...]) -> bool:
+    """Whether the distances to centroids of this shape (K, D) are taken from differences in one fused loop."""
     return shape[1] <= 8 and shape[0] * shape[1] <= UNROLL
 
 
-def nearest(centroids: Array, x: Array) -> tuple[Array, Array]:
+def nearest(centroids: Array, x: Array, square: Array | None = None) -> tuple[Array, Array]:
     """Label (n,) of the nearest centroid, ties to the lowest index, and squared distance to it.
 
     For up to 8 columns the distance is a sum of squared differences, exact to rounding; otherwise it comes from
-    |x|^2 - 2 x.c + |c|^2 about the mean of the centroids, whose rounding is relative to |x|^2 (see `exact_distance`).
+    |x|^2 - 2 x.c + |c|^2, whose rounding is relative to |x|^2 (see `distortion`): give x and centroids about an origin
+    among the data. `square` is |x|^2 (n,), where the caller has it.
     """
-    if _unrolled(centroids.shape):
+    if unrolled(centroids.shape):
         return jax.lax.platform_dependent(centroids, x, cpu=_nearest_unrolled, default=_nearest_rows)
-    return jax.lax.platform_dependent(centroids, x, cpu=_nearest_matmul, default=_nearest_rows)
+    square = jnp.sum(x * x, 1) if square is None else square
+    matmul = lambda c, x, square: _nearest_matmul(c, x, square)
+    rows = lambda c, x, square: _nearest_rows(c, x)
+    return jax.lax.platform_dependent(centroids, x, square, cpu=matmul, default=rows)
 
 
 def _nearest_unrolled(centroids: Array, x: Array) -> tuple[Array, Array]:
@@ -51,45 +58,48 @@ def _nearest_unrolled(centroids: Array, x: Array) -> tuple[Array, Array]:
     return label, best
 
 
-def _centred(centroids: Array, x: Array) -> tuple[Array, Array, Array]:
-    """(centroids, x) about the mean centroid, and |c|^2 / 2."""
-    origin = jnp.mean(centroids, 0)
-    c = centroids - origin[None]
-    return c, x - origin[None], 0.5 * jnp.sum(c * c, 1)
-
-
-def _nearest_matmul(centroids: Array, x: Array) -> tuple[Array, Array]:
-    c, x, half = _centred(centroids, x)
-    scores = einsum("kd,nd->kn", c, x) - half[:, None]
-    label, best = _first_maximum(scores)
-    return label, jnp.maximum(jnp.sum(x * x, 1) - 2 * best, 0)
+def _nearest_matmul(centroids: Array, x: Array, square: Array) -> tuple[Array, Array]:
+    num = centroids.shape[0]
+    half = 0.5 * jnp.sum(centroids**2, 1)
+    if num > 2 * GROUP:  # whole groups: a centroid at infinity is never the nearest
+        extra = -num % GROUP
+        centroids, half = jnp.pad(centroids, ((0, extra), (0, 0))), jnp.pad(half, (0, extra), constant_values=jnp.inf)
+    label, best = _first_maximum(einsum("kd,nd->kn", centroids, x) - half[:, None])
+    return label, jnp.maximum(square - 2 * best, 0)
 
 
 def _nearest_rows(centroids: Array, x: Array) -> tuple[Array, Array]:
-    c, x, half = _centred(centroids, x)
-    label = jnp.argmin(half[None] - einsum("nd,kd->nk", x, c), 1).astype(jnp.int32)
-    return label, exact_distance(c, x, label)
+    half = 0.5 * jnp.sum(centroids**2, 1)
+    label = jnp.argmin(half[None] - einsum("nd,kd->nk", x, centroids), 1).astype(jnp.int32)
+    return label, exact_distance(centroids, x, label)
 
 
 def _first_maximum(scores: Array) -> tuple[Array, Array]:
-    """Index of the first maximum over the leading axis, and the maximum: a chain of selects, or a tournament."""
+    """Index of the first maximum over the leading axis, and the maximum, in groups of `GROUP` where there are many."""
     num = scores.shape[0]
-    if num <= 64:
-        best, label = scores[0], jnp.zeros(scores.shape[1], jnp.int32)
-        for k in range(1, num):
-            higher = scores[k] > best
-            best, label = jnp.where(higher, scores[k], best), jnp.where(higher, jnp.int32(k), label)
-        return label, best
-    labels = jnp.broadcast_to(jnp.arange(num, dtype=jnp.int32)[:, None], scores.shape)
-    while num > 1:
-        half = -(-num // 2)
-        rest = num - half
-        a, b, la, lb = scores[:rest], scores[half:num], labels[:rest], labels[half:num]
-        higher = (b > a) | ((b == a) & (lb < la))
-        scores = jnp.concatenate([jnp.where(higher, b, a), scores[rest:half]])
-        labels = jnp.concatenate([jnp.where(higher, lb, la), labels[rest:half]])
-        num = half
-    return labels[0], scores[0]
+    if num <= 2 * GROUP:
+        return _chain([(scores[k], jnp.full(scores.shape[1:], k, jnp.int32)) for k in range(num)])
+    extra = -num % GROUP
+    if extra:
+        scores = jnp.concatenate([scores, jnp.full((extra, *scores.shape[1:]), -jnp.inf, scores.dtype)])
+    groups = scores.reshape(-1, GROUP, *scores.shape[1:])
+    within, best = _first_maximum(jnp.moveaxis(groups, 1, 0))
+    first = GROUP * jnp.arange(groups.shape[0], dtype=jnp.int32)
+    label = within + first.reshape(-1, *([1] * (within.ndim - 1)))
+    while best.shape[0] > 1:  # winners of the groups, 2 * GROUP at a time
+        parts = range(0, best.shape[0], 2 * GROUP)
+        rounds = [_chain(list(zip(best[i : i + 2 * GROUP], label[i : i + 2 * GROUP], strict=True))) for i in parts]
+        label, best = jnp.stack([r[0] for r in rounds]), jnp.stack([r[1] for r in rounds])
+    return label[0], best[0]
+
+
+def _chain(entries: list[tuple[Array, Array]]) -> tuple[Array, Array]:
+    """(label, value) of the first largest value, elementwise."""
+    best, label = entries[0]
+    for value, name in entries[1:]:
+        higher = value > best
+        best, label = jnp.where(higher, value, best), jnp.where(higher, name, label)
+    return label, best
 
 
 def exact_distance(centroids: Array, x: Array, label: Array) -> Array:
@@ -97,16 +107,18 @@ def exact_distance(centroids: Array, x: Array, label: Array) -> Array:
     return jnp.sum((x - centroids[label]) ** 2, 1)
 
 
-def distortion(centroids: Array, x: Array, weights: Array, label: Array, distance: Array) -> Array:
+def distortion(
+    centroids: Array, x: Array, weights: Array, label: Array, distance: Array, square: Array | None = None
+) -> Array:
     """sum_n w_n |x_n - c_label|^2 without cancellation.
 
-    Distances from scores have rounding errors relative to |x - origin|^2. Where the distortion is within 16 times of
-    that scatter they cost at most 16 ulp; below, clusters are tight and far apart, and differences are taken instead.
+    Distances from scores have rounding errors relative to |x|^2. Where the distortion is within 16 times of that
+    scatter they cost at most 16 ulp; below, clusters are tight and far apart, and differences are taken instead.
     """
     total = jnp.sum(weights * distance)
-    if _unrolled(centroids.shape):
+    if unrolled(centroids.shape):
         return total
-    scatter = jnp.sum(weights * jnp.sum((x - jnp.mean(centroids, 0)[None]) ** 2, 1))
+    scatter = jnp.sum(weights * (jnp.sum(x * x, 1) if square is None else square))
     return jax.lax.cond(
         16 * total >= scatter,
         lambda: total,

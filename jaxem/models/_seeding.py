@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem._numerics import safe_divide
+from jaxem._numerics import einsum, safe_divide
 from jaxem._tree import PyTree, num_rows
 from jaxem.models import _lloyd
 
@@ -58,26 +58,47 @@ def plus_plus(key: Array, x: Array, weights: Array, num: int) -> Array:
     """
     trials = 2 + int(math.log(num))
     uniform = jax.random.uniform(key, (num, trials), x.dtype)
-    last = x.shape[0] - 1
+    columns = [x[:, d] for d in range(x.shape[1])] if x.shape[1] <= 8 else []
+    square = None if columns else jnp.sum(x * x, 1)
 
-    def draw(mass: Array, u: Array) -> Array:
-        # Counting is a binary search that compiles in no time; n is at most init_size.
-        cumulative = jnp.cumsum(mass)
-        return jnp.minimum(jnp.sum(cumulative[None] <= u[:, None] * cumulative[-1], -1), last)
-
-    def distance(centre: Array) -> Array:
-        return jnp.sum((x - centre[None]) ** 2, 1)
+    def distances(candidates: Array) -> Array:
+        """(trials, n) squared distances: from differences, column by column, or by a product where D is large."""
+        if columns:
+            parts = [(column[None] - candidates[:, d, None]) ** 2 for d, column in enumerate(columns)]
+            return sum(parts[1:], parts[0])
+        product = einsum("td,nd->tn", candidates, x)
+        return jnp.maximum(square[None] + jnp.sum(candidates**2, 1)[:, None] - 2 * product, 0)
 
     def step(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         centres, nearest = state
         mass = weights * jnp.where(k == 0, 1, nearest)
-        candidates = x[draw(mass, uniform[k])]
-        distances = jnp.minimum(nearest[None], jax.vmap(distance)(candidates))
-        best = jnp.argmin(jnp.sum(weights[None] * distances, 1))
-        return centres.at[k].set(candidates[best]), distances[best]
+        candidates = x[_draw(mass, uniform[k])]
+        near = jnp.minimum(nearest[None], distances(candidates))
+        best = jnp.argmin(einsum("n,tn->t", weights, near))
+        return centres.at[k].set(candidates[best]), near[best]
 
+    far = jnp.full(x.shape[0], jnp.finfo(x.dtype).max, x.dtype)
     centres = jnp.zeros((num, x.shape[1]), x.dtype)
-    return jax.lax.fori_loop(0, num, step, (centres, jnp.full(x.shape[0], jnp.inf, x.dtype)))[0]
+    return jax.lax.fori_loop(0, num, step, (centres, far))[0]
+
+
+def _draw(mass: Array, u: Array) -> Array:
+    """Indices drawn in proportion to mass (n,), one for each uniform: first a block of about sqrt(n), then a row.
+
+    Two short cumulative sums, where one over all rows would cost more than all distances.
+    """
+    num = mass.shape[0]
+    size = math.isqrt(num - 1) + 1
+    blocks = jnp.pad(mass, (0, -num % size)).reshape(-1, size)
+    ends = jnp.cumsum(einsum("bs,s->b", blocks, jnp.ones(size, mass.dtype)))
+    point = u * ends[-1]
+    block = jnp.minimum(jnp.sum(ends[None] <= point[:, None], 1), ends.shape[0] - 1)
+    before = jnp.where(block > 0, ends[block - 1], 0)
+    within = jnp.cumsum(blocks[block], 1)
+    row = jnp.sum(within <= (point - before)[:, None], 1)
+    # Rounding may put the point beyond the block's last positive row: then that row.
+    last = size - 1 - jnp.argmax((blocks[block] > 0)[:, ::-1], 1)
+    return jnp.minimum(block * size + jnp.minimum(row, last), num - 1)
 
 
 def lloyd(centres: Array, x: Array, weights: Array, num_steps: int, active: Array | None = None) -> Array:

@@ -31,10 +31,18 @@ class KMeansParams:
 
 @dataclass
 class KMeansStats:
-    """Weighted counts (K,) and sums (K, D) of x - mean(centroids)."""
+    """Weighted counts (K,) and sums (K, D) of x - origin."""
 
     count: Array
     sum_x: Array
+
+
+@dataclass
+class KMeansRows:
+    """Rows in the layout that a step reads fastest: about the origin, with their squared lengths (N,)."""
+
+    x: Array
+    square: Array
 
 
 @dataclass
@@ -71,6 +79,7 @@ class KMeans(DiscreteLatent):
     num_clusters: int = static()
     init_method: str = static(default="kmeans++", kw_only=True)
     init_size: int = static(default=20_000, kw_only=True)
+    origin: Array | None = dataclasses.field(default=None, repr=False, kw_only=True)
     reserve: tuple[Array, Array] | None = dataclasses.field(default=None, repr=False, kw_only=True)
 
     def __repr__(self) -> str:
@@ -93,10 +102,27 @@ class KMeans(DiscreteLatent):
             raise ValueError(f"data: expected at least num_clusters = {num} rows; found {num_rows(data)}")
 
     def bind(self, data: Array, weights: Array) -> "KMeans":
-        """Keeps at most 4096 evenly spaced rows, the places an empty cluster can move to."""
+        """Keeps the mean, and at most 4096 evenly spaced rows, the places an empty cluster can move to."""
         step = max(1, -(-data.shape[0] // RESERVE))
         # Copies: all rows would be the caller's own buffer, which he may write to after the fit.
-        return dataclasses.replace(self, reserve=(jnp.copy(data[::step]), jnp.copy(weights[::step])))
+        reserve = jnp.copy(data[::step]), jnp.copy(weights[::step])
+        origin = data[0] + einsum("n,nd->d", weights, data - data[0][None]) / jnp.sum(weights)
+        return dataclasses.replace(self, origin=origin, reserve=reserve)
+
+    def arrange(self, data: Array) -> PyTree:
+        """Rows about the mean with their squared lengths, for more than 8 columns; else as they are."""
+        if _lloyd.unrolled((self.num_clusters, data.shape[1])):
+            return data
+        return self._rows_about(self.origin, data)
+
+    def _rows_about(self, origin: Array, data: PyTree) -> KMeansRows:
+        if isinstance(data, KMeansRows):
+            return data
+        x = data - origin[None]
+        return KMeansRows(x, jnp.sum(x * x, 1))
+
+    def _origin(self, params: KMeansParams) -> Array:
+        return jnp.mean(params.centroids, 0) if self.origin is None else self.origin
 
     def init(self, key: Array, data: Array, weights: Array) -> KMeansParams:
         """Random centroids."""
@@ -117,8 +143,8 @@ class KMeans(DiscreteLatent):
         return -0.5 * jax.vmap(lambda c: jnp.sum((data - c[None]) ** 2, 1), out_axes=1)(params.centroids)
 
     def statistics(self, params: KMeansParams, data: Array, resp: Array) -> KMeansStats:
-        """Counts and sums about the mean centroid."""
-        x = data - jnp.mean(params.centroids, 0)[None]
+        """Counts and sums about the origin."""
+        x = data - self._origin(params)[None]
         return KMeansStats(jnp.sum(resp, 0), einsum("nk,nd->kd", resp, x))
 
     def _rows(self, data: PyTree) -> int:
@@ -131,19 +157,20 @@ class KMeans(DiscreteLatent):
         if not isinstance(rule, Hard | None):
             return super().e_step(params, data, weights, rule)
         weights = jnp.ones(num_rows(data), float_dtype(data)) if weights is None else weights
-        centroids = params.centroids
-        origin = jnp.mean(centroids, 0)
+        origin = self._origin(params)
+        centroids = params.centroids - origin[None]
 
-        def block(x: Array, w: Array) -> EStep:
-            label, distance = _lloyd.nearest(centroids, x)
-            j = _lloyd.distortion(centroids, x, w, label, distance)
-            return EStep(KMeansStats(*_lloyd.cluster_sums(x - origin[None], w, label, self.num_clusters)), -0.5 * j)
+        def block(data: PyTree, w: Array) -> EStep:
+            rows = self._rows_about(origin, data)
+            label, distance = _lloyd.nearest(centroids, rows.x, rows.square)
+            j = _lloyd.distortion(centroids, rows.x, w, label, distance, rows.square)
+            return EStep(KMeansStats(*_lloyd.cluster_sums(rows.x, w, label, self.num_clusters)), -0.5 * j)
 
         return sum_rows(block, data, weights, self._rows(data))
 
     def m_step(self, params: KMeansParams, stats: KMeansStats) -> KMeansParams:
         """Means of the clusters; empty ones move to the farthest rows of the reserve."""
-        origin = jnp.mean(params.centroids, 0)
+        origin = self._origin(params)
         empty = stats.count <= 0
         mean = origin[None] + safe_divide(stats.sum_x, stats.count[:, None])
         centroids = jnp.where(empty[:, None], params.centroids, mean)
@@ -211,7 +238,8 @@ def _e_step(model: KMeans, params: KMeansParams, data: Array, weights: Array | N
 
 @jax.jit
 def _labels(model: KMeans, params: KMeansParams, data: Array) -> Array:
-    return map_rows(lambda x: _lloyd.nearest(params.centroids, x)[0], data, model._rows(data))
+    origin = jnp.mean(params.centroids, 0)[None]
+    return map_rows(lambda x: _lloyd.nearest(params.centroids - origin, x - origin)[0], data, model._rows(data))
 
 
 @jax.jit
