@@ -2,7 +2,7 @@
 
 from jaxem._pytree import dataclass, static
 from jaxem.algorithms import EM
-from jaxem.elbo import ELBO, Decomposition, Exact, Hard, Rule, Tempered, decompose, free_energy
+from jaxem.elbo import ELBO, Decomposition, decompose, free_energy
 from jaxem.families import Family, Gaussian
 from jaxem.fit import Screen, fit
 from jaxem.inference import aic, bic, icl
@@ -10,6 +10,7 @@ from jaxem.model import DiscreteLatent, ELBOModel, EStep, LatentModel
 from jaxem.models.kmeans import KMeans
 from jaxem.models.mixture import GMM, Mixture
 from jaxem.result import Fit, FitError, Restarts
+from jaxem.rules import Exact, Hard, Rule, Tempered
 from jaxem.run import Progress, run
 from jaxem.stopping import Status, Stop
 from jaxem.transforms import chunked

@@ -245,7 +245,6 @@ def _lanewise(f: Any, lanes: Any) -> Any:
 @jax.jit
 def advance(problem: Problem, table: Table, max_sweeps: Array | np.int32) -> Table:
     """Steps the table until no restart runs, or for at most `max_sweeps` sweeps."""
-
     # Only what a sweep changes is carried: a loop copies what it carries.
     changing = lambda table: (table.packed, table.trace, table.screened)
     whole = lambda carry: dataclasses.replace(table, packed=carry[0], trace=carry[1], screened=carry[2])

@@ -7,8 +7,8 @@ from jax import Array
 from jaxem import _inputs
 from jaxem._pytree import dataclass
 from jaxem._tree import PyTree, float_dtype, num_rows
-from jaxem.elbo import Exact, Hard
 from jaxem.result import Fit
+from jaxem.rules import Exact, Hard
 
 
 @dataclass

@@ -11,7 +11,7 @@ from jax import Array
 from jaxem._numerics import slack, weigh
 from jaxem._pytree import dataclass
 from jaxem._tree import PyTree, as_floats, float_dtype, map_rows, num_rows, sum_rows
-from jaxem.elbo import Exact, Rule
+from jaxem.rules import Exact, Rule
 from jaxem.stopping import Stop
 
 # Rows in one block of an E-step: the working set of a block stays in cache. Measured on mixtures of Gaussians, where
@@ -139,6 +139,13 @@ class LatentModel(ELBOModel):
         Algorithms call it once per step; params without it give the same results. The params themselves by default.
         """
         return params
+
+    def rebase(self, stats: PyTree, old: PyTree, new: PyTree) -> PyTree:
+        """Statistics taken at params `old` as if taken at `new`, for averages over steps; the same by default.
+
+        To be overridden where statistics are relative to the params of their E-step.
+        """
+        return stats
 
     def default_rule(self) -> Rule:
         """The E-step rule used when an algorithm names none."""

@@ -13,10 +13,11 @@ from jax import Array
 from jaxem import _inputs, constraints
 from jaxem._tree import PyTree, float_dtype, num_rows
 from jaxem.algorithms import EM
-from jaxem.elbo import Exact, Hard, Tempered, decompose
+from jaxem.elbo import decompose
 from jaxem.fit import fit
 from jaxem.model import DiscreteLatent, LatentModel
 from jaxem.result import Fit, FitError
+from jaxem.rules import Exact, Hard, Tempered
 from jaxem.stopping import Status, Stop
 from jaxem.transforms import chunked
 

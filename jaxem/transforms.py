@@ -9,8 +9,8 @@ from jax import Array
 
 from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree, as_floats, float_dtype, map_rows, num_rows, sum_rows
-from jaxem.elbo import Rule
 from jaxem.model import ELBOModel, EStep, Health, LatentModel
+from jaxem.rules import Rule
 from jaxem.stopping import Stop
 
 
@@ -59,6 +59,9 @@ class Chunked(LatentModel):
 
     def init(self, key: Array, data: PyTree, weights: Array) -> PyTree:
         return self.model.init(key, data, weights)
+
+    def rebase(self, stats: PyTree, old: PyTree, new: PyTree) -> PyTree:
+        return self.model.rebase(stats, old, new)
 
     def arrange(self, data: PyTree) -> PyTree:
         return self.model.arrange(data)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxem
-from jaxem.elbo import Exact, Hard, Tempered
+from jaxem.rules import Exact, Hard, Tempered
 
 
 def log_joints(seed, shape=(7, 4)):

@@ -13,6 +13,7 @@ LEVELS = {
     "_tree": 0,
     "_numerics": 0,
     "elbo": 1,
+    "rules": 1,
     "constraints": 1,
     "stopping": 1,
     "families": 2,

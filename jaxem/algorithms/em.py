@@ -10,8 +10,9 @@ from jaxem import _tree
 from jaxem._numerics import namespace
 from jaxem._pytree import dataclass
 from jaxem._tree import PyTree
-from jaxem.elbo import ELBO, Rule
+from jaxem.elbo import ELBO
 from jaxem.model import LatentModel
+from jaxem.rules import Rule
 from jaxem.stopping import Status
 
 

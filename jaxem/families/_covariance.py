@@ -7,6 +7,7 @@ penalised second moment of y about its mean, the new factor is scale @ cholesky(
 """
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -108,6 +109,10 @@ class Covariance(ABC):
         """The factor that maximises the penalised likelihood; shift (K, D) is the mean of y."""
 
     @abstractmethod
+    def rebase(self, stats: Any, scale: Array, inverse: Array, shift: Array) -> tuple[Array, Array]:
+        """(sum_y, sum_yy) of inverse @ scale @ y + shift."""
+
+    @abstractmethod
     def spread(self, inverse: Array, penalty: Penalty) -> Array:
         """(K,) or () largest eigenvalue of S0 Sigma^-1."""
 
@@ -173,6 +178,14 @@ class Full(Covariance):
         raw = safe_divide(_diagonal(second), count[:, None])
         return einsum("kde,kef->kdf", scale, _cholesky(moment, raw, penalty.constant))
 
+    def rebase(self, stats: Any, scale: Array, inverse: Array, shift: Array) -> tuple[Array, Array]:
+        change = einsum("kde,kef->kdf", inverse, scale)
+        moved = einsum("kde,ke->kd", change, stats.sum_y)
+        second = einsum("kde,kef,khf->kdh", change, stats.sum_yy, change)
+        cross = moved[:, :, None] * shift[:, None, :]
+        square = stats.count[:, None, None] * shift[:, :, None] * shift[:, None, :]
+        return moved + stats.count[:, None] * shift, second + cross + cross.swapaxes(1, 2) + square
+
     def spread(self, inverse: Array, penalty: Penalty) -> Array:
         return _top_eigenvalue(einsum("...de,e,...fe->...df", inverse, penalty.variance, inverse))
 
@@ -235,6 +248,14 @@ class Tied(Covariance):
         moment = (second - einsum("k,kd,ke->de", count, shift, shift) + nu * prior) / (total + nu)
         return einsum("de,ef->df", scale, _cholesky(moment, _diagonal(second) / total, penalty.constant))
 
+    def rebase(self, stats: Any, scale: Array, inverse: Array, shift: Array) -> tuple[Array, Array]:
+        change = einsum("de,ef->df", inverse, scale)
+        moved = einsum("de,ke->kd", change, stats.sum_y)
+        second = einsum("de,ef,hf->dh", change, stats.sum_yy, change)
+        cross = einsum("kd,ke->de", moved, shift)
+        square = einsum("k,kd,ke->de", stats.count, shift, shift)
+        return moved + stats.count[:, None] * shift, second + cross + cross.T + square
+
     def spread(self, inverse: Array, penalty: Penalty) -> Array:
         return Full().spread(inverse, penalty)
 
@@ -288,6 +309,12 @@ class Diag(Covariance):
         moment = _settle(_mean(scatter, (count + nu)[:, None]), safe_divide(second, count[:, None]))
         return jnp.where(penalty.constant[None], scale, scale * jnp.sqrt(moment))
 
+    def rebase(self, stats: Any, scale: Array, inverse: Array, shift: Array) -> tuple[Array, Array]:
+        change = inverse * scale
+        moved = change * stats.sum_y
+        second = change**2 * stats.sum_yy + 2 * moved * shift + stats.count[:, None] * shift**2
+        return moved + stats.count[:, None] * shift, second
+
     def spread(self, inverse: Array, penalty: Penalty) -> Array:
         return jnp.max(penalty.variance[None] * inverse**2, -1)
 
@@ -337,6 +364,12 @@ class Spherical(Covariance):
         scatter = second - count * jnp.sum(shift**2, -1) + nu * jnp.sum(penalty.variance) * inverse**2
         moment = _settle(_mean(scatter, dim * (count + nu)), safe_divide(second, dim * count))
         return jnp.where(jnp.all(penalty.constant), scale, scale * jnp.sqrt(moment))
+
+    def rebase(self, stats: Any, scale: Array, inverse: Array, shift: Array) -> tuple[Array, Array]:
+        change = inverse * scale
+        moved = change[:, None] * stats.sum_y
+        second = change**2 * stats.sum_yy + jnp.sum(2 * moved * shift + stats.count[:, None] * shift**2, -1)
+        return moved + stats.count[:, None] * shift, second
 
     def spread(self, inverse: Array, penalty: Penalty) -> Array:
         return jnp.mean(penalty.variance) * inverse**2

@@ -4,9 +4,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxem._numerics import namespace
 from jaxem._tree import PyTree, float_dtype
 
 
@@ -45,6 +47,14 @@ class Family(ABC):
     def features(self, x: PyTree) -> Array:
         """(N, F) columns on comparable scales, in which a k-means partition makes sense."""
 
+    def init_resp(self, key: Array, x: PyTree, weights: Array, num_components: int, method: str) -> Array | None:
+        """(N, K) responsibilities of a start of the family's own; None for a partition of `features` by the method."""
+        return None
+
+    def rebase(self, stats: PyTree, old: PyTree, new: PyTree) -> PyTree:
+        """Statistics taken at params `old` as if taken at `new`; the same where statistics do not depend on params."""
+        return stats
+
     @abstractmethod
     def constraints(self) -> PyTree:
         """A constraint at each leaf of the params."""
@@ -77,12 +87,15 @@ class Family(ABC):
         return []
 
     def order(self, params: PyTree, index: Array) -> PyTree:
-        """Params with the components in the order of index (K,)."""
-        raise TypeError(f"{type(self).__name__} defines no order")
+        """Params with the components in the order of index (K,); every leaf has a leading axis K by default."""
+        return jax.tree.map(lambda leaf: leaf[index], params)
 
     def coincident(self, params: PyTree) -> Array:
-        """(K, K) whether two components are the same to float resolution; False by default."""
-        raise TypeError(f"{type(self).__name__} defines no coincident")
+        """(K, K) whether two components agree to 1e-4 of their size, in every leaf by default."""
+        xp = namespace(params)
+        leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(params)]
+        near = [xp.abs(a[:, None] - a[None]) <= 1e-4 * (xp.abs(a[:, None]) + xp.abs(a[None])) for a in leaves]
+        return xp.all(xp.concatenate(near, -1), -1)
 
     def distribution(self, params: PyTree) -> Any:
         """The K components as one batched distrax distribution."""

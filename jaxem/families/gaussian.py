@@ -193,6 +193,12 @@ class Gaussian(Family):
         mean = params.mean + self._shape.unwhiten(params.scale, shift)
         return GaussianParams(mean, scale, self.covariance)
 
+    def rebase(self, stats: GaussianStats, old: GaussianParams, new: GaussianParams) -> GaussianStats:
+        """Statistics of residuals whitened by `old`, as if whitened by `new`: y' = B y + d, with B = new^-1 old."""
+        inverse = self._inverse(new)
+        shift = self._shape.unwhiten(inverse, old.mean - new.mean)
+        return GaussianStats(stats.count, *self._shape.rebase(stats, old.scale, inverse, shift))
+
     def elbo_params(self, params: GaussianParams) -> Array:
         """G of the class docstring, nats; -inf-free for positive definite covariances."""
         dim = params.mean.shape[1]

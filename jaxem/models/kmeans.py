@@ -12,9 +12,9 @@ from jaxem import constraints
 from jaxem._numerics import einsum, namespace, safe_divide
 from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree, as_floats, float_dtype, map_rows, num_rows, sum_rows
-from jaxem.elbo import Hard, Rule
 from jaxem.model import DiscreteLatent, EStep, Health
 from jaxem.models import _lloyd, _seeding
+from jaxem.rules import Hard, Rule
 from jaxem.stopping import Stop
 
 # Rows kept aside for moving empty clusters: exact up to this many rows, and cheap beyond.

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from jaxem import constraints
-from jaxem._numerics import is_concrete, namespace, safe_log
+from jaxem._numerics import is_concrete, namespace, safe_divide, safe_log
 from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree, num_rows, sum_rows
 from jaxem.families import Family, Gaussian
@@ -58,6 +58,8 @@ class Mixture(DiscreteLatent):
       num_components: K >= 1.
       init_method: name of the start.
       init_size: most rows that a start looks at.
+      mixing_pseudo_counts: a; the proportions have the prior Dirichlet(1 + a, ..., 1 + a), in ELBO.params as
+        a sum_k log mixing_k up to its constant. 0 is maximum likelihood.
       num_active: how many of the components are used, all if None. A leaf: fits of one `num_components` and several
         `num_active` share one compiled program. Components that are not used have mixing 0.
       total_weight: sum of weights, set by `bind`.
@@ -70,6 +72,7 @@ class Mixture(DiscreteLatent):
     num_components: int = static()
     init_method: str = static(default="kmeans")
     init_size: int = static(default=10_000)
+    mixing_pseudo_counts: float | Array = 0.0
     num_active: int | Array | None = None
     total_weight: Array | None = dataclasses.field(default=None, repr=False)
 
@@ -91,6 +94,9 @@ class Mixture(DiscreteLatent):
         if self.init_size < num:
             raise ValueError(f"init_size: expected at least num_components = {num} rows; found {self.init_size}")
         self.family.validate(data)
+        pseudo = self.mixing_pseudo_counts
+        if is_concrete(pseudo) and not (np.ndim(pseudo) == 0 and 0 <= pseudo < np.inf):
+            raise ValueError(f"mixing_pseudo_counts: expected a finite number >= 0; found {pseudo!r}")
         if self.num_active is not None and is_concrete(self.num_active):
             if not (self.num_active == int(self.num_active) and 1 <= self.num_active <= num):
                 raise ValueError(f"num_active: expected an integer from 1 to {num}; found {self.num_active!r}")
@@ -115,9 +121,14 @@ class Mixture(DiscreteLatent):
     def init(self, key: Array, data: PyTree, weights: Array) -> MixtureParams:
         """Params of a random partition; the model must be bound."""
         data, weights, key = _seeding.subsample(key, data, weights, self.init_size)
-        features = self.family.features(data)
+        resp = self.family.init_resp(key, data, weights, self.num_components, self.init_method)
         active = None if self.num_active is None else self._active()
-        resp = _seeding.partition(key, features, weights, self.num_components, self.init_method, active)
+        if resp is None:
+            features = self.family.features(data)
+            resp = _seeding.partition(key, features, weights, self.num_components, self.init_method, active)
+        elif active is not None:
+            resp = jnp.where(active[None], resp, 0)
+            resp = safe_divide(resp, jnp.sum(resp, 1, keepdims=True))
         resp = resp * weights[:, None]
         start = self.family.prepare(self.family.start(self.num_components))
 
@@ -148,13 +159,22 @@ class Mixture(DiscreteLatent):
         return dataclasses.replace(params, components=self.family.prepare(params.components))
 
     def m_step(self, params: MixtureParams, stats: MixtureStats) -> MixtureParams:
-        """Mixing = counts / total, and the family's M-step."""
-        mixing = stats.count / jnp.sum(stats.count)
+        """Mixing = counts (with the prior's) / total, and the family's M-step."""
+        pseudo = jnp.asarray(self.mixing_pseudo_counts, stats.count.dtype)
+        count = stats.count + jnp.where(self._active(), pseudo, 0)
+        mixing = count / jnp.sum(count)
         return MixtureParams(mixing, self.family.m_step(params.components, stats.components))
 
     def elbo_params(self, params: MixtureParams) -> Array:
-        """The family's penalty or log prior, nats."""
-        return self.family.elbo_params(params.components)
+        """The family's penalty or log prior and that of the proportions, nats."""
+        pseudo = jnp.asarray(self.mixing_pseudo_counts, params.mixing.dtype)
+        counted = self._active() & (pseudo > 0)  # 0 log 0 is 0
+        log_prior = jnp.sum(jnp.where(counted, pseudo * safe_log(params.mixing), 0))
+        return log_prior + self.family.elbo_params(params.components)
+
+    def rebase(self, stats: MixtureStats, old: MixtureParams, new: MixtureParams) -> MixtureStats:
+        """The family's statistics as if taken at the new components."""
+        return MixtureStats(stats.count, self.family.rebase(stats.components, old.components, new.components))
 
     def canonical(self, params: MixtureParams) -> MixtureParams:
         """Components by mixing, largest first."""
@@ -243,6 +263,7 @@ def GMM(  # noqa: N802 - it reads as a model's name
     init_method: str = "kmeans",
     pseudo_observations: float | Array = 1e-6,
     init_size: int = 10_000,
+    mixing_pseudo_counts: float | Array = 0.0,
     num_active: int | None = None,
 ) -> Mixture:
     """Gaussian mixture: `Mixture(Gaussian(covariance), num_components)`.
@@ -255,6 +276,7 @@ def GMM(  # noqa: N802 - it reads as a model's name
       init_method: "kmeans" on standardised columns, "kmeans++", "random_points" or "random_resp"; see `Mixture`.
       pseudo_observations: strength nu of the penalty that bounds the likelihood; see `jaxem.families.Gaussian`.
       init_size: most rows that a start looks at.
+      mixing_pseudo_counts: strength of a Dirichlet prior on the proportions; see `Mixture`.
       num_active: use only this many of the components, at no new compilation; for choosing K. See `Mixture`.
 
     Returns:
@@ -270,4 +292,11 @@ def GMM(  # noqa: N802 - it reads as a model's name
       (200, 2)
     """
     family = Gaussian(covariance, pseudo_observations)
-    return Mixture(family, num_components, init_method=init_method, init_size=init_size, num_active=num_active)
+    return Mixture(
+        family,
+        num_components,
+        init_method=init_method,
+        init_size=init_size,
+        mixing_pseudo_counts=mixing_pseudo_counts,
+        num_active=num_active,
+    )
