@@ -93,9 +93,20 @@ def free_energy(log_joint: Array, temperature: Array | float = 1.0, *, axis: int
 
 @dataclass
 class Decomposition:
-    """Each term of log p(x) = ELBO + KL, one entry per observation, nats. See `decompose`."""
+    """Each term of log p(x) = ELBO + KL, nats; one entry per observation from `decompose`, sums from a model's.
+
+    Attributes:
+      expected_log_joint: E_q[log p(x, z | theta)]; with q the posterior at theta_old it is Q(theta, theta_old).
+      expected_log_posterior: E_q[log p(z | x, theta)], the cross term; never above -entropy, equal where q is the
+        posterior at theta.
+      entropy: H(q), a property of q alone.
+      elbo: expected_log_joint + entropy.
+      kl: KL(q || p(z | x, theta)) = -entropy - expected_log_posterior >= 0, the gap of Jensen's inequality.
+      log_evidence: log p(x | theta) = expected_log_joint - expected_log_posterior.
+    """
 
     expected_log_joint: Array
+    expected_log_posterior: Array
     entropy: Array
     elbo: Array
     kl: Array
@@ -131,5 +142,6 @@ def decompose(log_joint: Array, q: Array) -> Decomposition:
     log_posterior = log_joint - log_evidence[..., None]
     expected = jnp.sum(jnp.where(used, q * log_joint, 0), -1)
     entropy = -jnp.sum(q * log_q, -1)
+    cross = jnp.sum(jnp.where(used, q * log_posterior, 0), -1)
     kl = jnp.sum(jnp.where(used, q * (log_q - log_posterior), 0), -1)
-    return Decomposition(expected, entropy, expected + entropy, kl, log_evidence)
+    return Decomposition(expected, cross, entropy, expected + entropy, kl, log_evidence)

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem import _inputs, _tree
+from jaxem import _inputs, _shapes, _tree
 from jaxem._numerics import is_concrete, namespace
 from jaxem._pytree import dataclass, static
 from jaxem._tree import Packed, PyTree
-from jaxem.algorithms import EM
+from jaxem.algorithms import EM, CoordinateAscent, GeneralizedEM
 from jaxem.model import ELBOModel, Health
 from jaxem.result import Fit, FitError, Restarts
-from jaxem.stopping import Status, Stop
+from jaxem.stopping import Status, Step, StopRule
 
 # A component whose spread is more than this share the penalty's is a spike; honest optima are below 4e-5.
 DEGENERATE = 0.1
@@ -51,7 +51,7 @@ class Problem:
     keys: Array
     params: PyTree
     algorithm: Any
-    stop: Stop
+    stop: StopRule
     screen: Screen | None = None
     max_steps: int = static(default=200)
     num_restarts: int = static(default=1)
@@ -90,7 +90,7 @@ def fit(
     params: PyTree | None = None,
     weights: Array | None = None,
     algorithm: Any = None,
-    stop: Stop | None = None,
+    stop: StopRule | None = None,
     max_steps: int = 200,
     num_restarts: int = 1,
     restart_batch: int | None = None,
@@ -114,8 +114,9 @@ def fit(
       key: a JAX random key, `jax.random.key(0)`.
       params: start from these instead of random starts; with R > 1 restarts every leaf has a leading axis R.
       weights: (N,) non-negative; None for ones. Weight 2 is a row twice, weight 0 an absent row.
-      algorithm: `EM()` by default.
-      stop: the stop rule; None for the model's own.
+      algorithm: `EM()` by default; `GeneralizedEM()` for a model without a closed M-step, `CoordinateAscent()` for a
+        mean-field one.
+      stop: the stop rule, as `Stop`; None for the model's own.
       max_steps: most M-steps of a restart.
       num_restarts: R >= 1.
       restart_batch: number of lanes W stepped together, at most R; None chooses from the shapes.
@@ -157,7 +158,7 @@ def prepare(
     params: PyTree | None,
     weights: Array | None,
     algorithm: Any,
-    stop: Stop | None,
+    stop: StopRule | None,
     max_steps: int,
     num_restarts: int,
     restart_batch: int | None,
@@ -176,8 +177,10 @@ def prepare(
     data = _inputs.as_data(data)
     dtype = _tree.float_dtype(data)
     weights = _inputs.as_weights(weights, _tree.num_rows(data), dtype)
-    algorithm = (EM() if algorithm is None else algorithm).tabulate(max_steps)
+    algorithm = _algorithm(model, algorithm).tabulate(max_steps)
     stop = model.default_stop() if stop is None else stop
+    if not isinstance(stop, StopRule):
+        raise TypeError(f"stop: expected a stop rule, as jaxem.Stop(); found {stop!r}")
     model.validate(data, None)
     model, algorithm, stop = (_inputs.cast_floats(part, dtype) for part in (model, algorithm, stop))
     if params is not None:
@@ -185,11 +188,33 @@ def prepare(
             params, jax.eval_shape(_start_params, model, data, weights, key), num_restarts, dtype
         )
         model.validate(data, params)
+    _shapes.check(model, data, weights, key)
     lanes = min(num_restarts, restart_batch or _lanes(model.step_cost(data)))
     keys = _restart_keys(key, int(num_restarts))
     return Problem(
         model, data, weights, keys, params, algorithm, stop, screen, int(max_steps), int(num_restarts), int(lanes)
     )
+
+
+def _algorithm(model: Any, algorithm: Any) -> Any:
+    """The algorithm, or the default for the model; raises where the two do not fit."""
+    closed = getattr(model, "closed_form", True)
+    sequential = getattr(model, "sequential", False)
+    if algorithm is None:
+        algorithm = CoordinateAscent() if sequential else EM() if closed else GeneralizedEM()
+    if sequential != isinstance(algorithm, CoordinateAscent):
+        raise TypeError(
+            f"algorithm: {type(algorithm).__name__} does not suit {type(model).__name__}; CoordinateAscent() is for "
+            "mean-field models, and for those alone"
+        )
+    if not closed and getattr(algorithm, "needs_m_step", True):
+        raise TypeError(
+            f"algorithm: {type(algorithm).__name__} needs statistics and m_step, which {type(model).__name__} does not "
+            "have; use GeneralizedEM()"
+        )
+    if isinstance(algorithm, GeneralizedEM):
+        algorithm.validate(model)
+    return algorithm
 
 
 @jax.jit
@@ -274,7 +299,9 @@ def _sweep(problem: Problem, table: Table) -> Table:
         ids = num - jax.lax.top_k(order, lanes)[0]
         packed = _tree.take(table.packed, ids)
     before = packed.unpack()
-    after = _lanewise(lambda state: _step(problem, table, state), before)
+    # Rows of the trace only where the stop rule looks at them: each operation costs compile time.
+    traces = _tree.take(table.trace, ids) if problem.stop.uses_trace else None
+    after = _lanewise(lambda lane: _step(problem, table, *lane), (before, traces))
     stepped = _tree.pack(after)
     if lanes == num:
         stepped = jax.tree.map(lambda new, old: jnp.where(eligible[:, None], new, old), stepped, packed)
@@ -291,12 +318,26 @@ def _reached(after: Any) -> Array:
     return jnp.where(accepted, after.elbo.total, jnp.nan)
 
 
-def _step(problem: Problem, table: Table, state: Any) -> Any:
+def _step(problem: Problem, table: Table, state: Any, trace: Array | None) -> Any:
     """One step of the algorithm and the stop rule."""
-    model = table.model
-    after = problem.algorithm.step(model, state, table.data, problem.weights)
-    total = jnp.sum(problem.weights)
-    small = problem.stop(state.elbo.total, after.elbo.total, total, model.slack(after.elbo.total, total))
+    model, data, weights = table.model, table.data, problem.weights
+    after = problem.algorithm.step(model, state, data, weights)
+    total, elbo = jnp.sum(weights), after.elbo.total
+    small = problem.stop(
+        Step(
+            previous=state.elbo.total,
+            current=elbo,
+            old_params=state.params,
+            params=after.params,
+            total_weight=total,
+            rounding=model.slack(elbo, total),
+            model=model,
+            data=data,
+            weights=weights,
+            index=state.step,
+            trace=trace,
+        )
+    )
     # The step that led to this value is the one before: the rule must have settled by then.
     settled = (state.step > 0) & problem.algorithm.settled(model, jnp.maximum(state.step - 1, 0))
     converged = (after.status == Status.RUNNING) & small & settled

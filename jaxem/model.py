@@ -11,6 +11,7 @@ from jax import Array
 from jaxem._numerics import slack, weigh
 from jaxem._pytree import dataclass
 from jaxem._tree import PyTree, as_floats, float_dtype, map_rows, num_rows, sum_rows
+from jaxem.elbo import Decomposition, decompose
 from jaxem.rules import Exact, Rule
 from jaxem.stopping import Stop
 
@@ -147,6 +148,16 @@ class LatentModel(ELBOModel):
         """
         return stats
 
+    @property
+    def sequential(self) -> bool:
+        """Whether m_step gives the update of each part given the others, to be made in turn: `CoordinateAscent`."""
+        return False
+
+    @property
+    def closed_form(self) -> bool:
+        """Whether there are statistics and an m_step; where not, `fit` takes `GeneralizedEM` and refuses EM."""
+        return True
+
     def default_rule(self) -> Rule:
         """The E-step rule used when an algorithm names none."""
         return Exact()
@@ -201,7 +212,8 @@ class DiscreteLatent(LatentModel):
 
     def explain(self, params: PyTree, data: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
         """log_joint (N, K), and the function resp -> statistics; overridden to share work between the two."""
-        return self.log_joint(params, data), lambda resp: self.statistics(params, data, resp)
+        collect = lambda resp: self.statistics(params, data, resp) if self.closed_form else ()
+        return self.log_joint(params, data), collect
 
     def _rows(self, data: PyTree) -> int:
         return self.block_rows or max(1, num_rows(data))
@@ -218,6 +230,40 @@ class DiscreteLatent(LatentModel):
 
         if weights is None:
             weights = jnp.ones(num_rows(data), float_dtype(data))
+        return sum_rows(block, data, weights, self._rows(data))
+
+    def decompose(
+        self, params: PyTree, old: PyTree, data: PyTree, weights: Array | None = None, rule: Rule | None = None
+    ) -> Decomposition:
+        """The quantities of the theory of EM at `params`, for q from an E-step at `old`; weighted sums, nats.
+
+        With the exact rule (the default) q = p(z | x, old); with Q = expected_log_joint, H = expected_log_posterior:
+
+            log p(x | params) - log p(x | old) = [Q(params) - Q(old)] - [H(params) - H(old)],    H(params) <= H(old)
+
+        so whatever raises Q raises the log-likelihood by at least as much.
+
+        Args:
+          params: where the log-joint is evaluated.
+          old: where q is taken.
+          data: observations.
+          weights: (N,) or None for ones.
+          rule: the E-step rule that gives q; `Exact()` by default.
+
+        Returns:
+          `Decomposition` of scalars. Time of two E-steps, in blocks of rows.
+
+        References:
+          Dempster, Laird and Rubin (1977), section 3; Neal and Hinton (1998), section 2.
+        """
+        rule = Exact() if rule is None else rule
+        params, old = self.prepare(params), self.prepare(old)
+        weights = jnp.ones(num_rows(data), float_dtype(data)) if weights is None else weights
+
+        def block(x: PyTree, w: Array) -> Decomposition:
+            terms = decompose(self.log_joint(params, x), rule(self.log_joint(old, x))[1])
+            return jax.tree.map(lambda term: jnp.sum(weigh(w, term)), terms)
+
         return sum_rows(block, data, weights, self._rows(data))
 
     def posterior(self, params: PyTree, data: PyTree) -> Array:

@@ -13,7 +13,7 @@ from jaxem._tree import PyTree
 from jaxem.fit import Problem, Screen, Table, advance, checked, finish, prepare, start
 from jaxem.model import ELBOModel
 from jaxem.result import Fit
-from jaxem.stopping import Status, Stop
+from jaxem.stopping import Status, StopRule
 
 # Seconds of compiled work between two looks from the host.
 SEGMENT = 0.2
@@ -48,7 +48,7 @@ def run(
     params: PyTree | None = None,
     weights: Array | None = None,
     algorithm: Any = None,
-    stop: Stop | None = None,
+    stop: StopRule | None = None,
     max_steps: int = 200,
     num_restarts: int = 1,
     restart_batch: int | None = None,

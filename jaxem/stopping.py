@@ -1,11 +1,17 @@
 """When to stop, and the codes that say how a fit ended."""
 
 import enum
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem._pytree import dataclass
+from jaxem import constraints
+from jaxem._numerics import safe_divide
+from jaxem._pytree import dataclass, static
+from jaxem._tree import PyTree
 
 
 class Status(enum.IntEnum):
@@ -39,7 +45,61 @@ _MESSAGES = {
 
 
 @dataclass
-class Stop:
+class Step:
+    """One step of one restart, as a stop rule sees it: from params with ELBO.total `previous` to params with `current`.
+
+    Attributes:
+      previous: ELBO.total of `old_params`, nats; -inf at the first scoring.
+      current: ELBO.total of `params`.
+      old_params: params before the step.
+      params: params after it.
+      total_weight: sum of the weights.
+      rounding: the model's slack, a change of the objective that rounding alone can make.
+      model: the bound model.
+      data: the data, in the model's own layout.
+      weights: (N,).
+      index: number of M-steps behind `params`.
+      trace: ELBO.total after t M-steps for t < index, NaN beyond; None unless the rule's `uses_trace` is set.
+    """
+
+    previous: Array
+    current: Array
+    old_params: PyTree
+    params: PyTree
+    total_weight: Array
+    rounding: Array
+    model: Any
+    data: PyTree
+    weights: Array
+    index: Array
+    trace: Array | None = None
+
+    @property
+    def change(self) -> Array:
+        """|current - previous|."""
+        return jnp.abs(self.current - self.previous)
+
+    @property
+    def noise(self) -> Array:
+        """A change of the objective below this is float noise: a sixteenth of `rounding`."""
+        return self.rounding / 16
+
+
+class StopRule(ABC):
+    """When a restart has converged: a pure function of one `Step`. A small pytree; subclass it to make your own.
+
+    Whatever the rule, no fit stops while its temperature still changes, nor at a non-finite objective.
+    """
+
+    uses_trace: ClassVar[bool] = False
+
+    @abstractmethod
+    def __call__(self, step: Step) -> Array:
+        """Whether to stop; a scalar bool."""
+
+
+@dataclass
+class Stop(StopRule):
     """Stops when one step changes the ELBO by little.
 
         |L_t - L_{t-1}|  <=  atol * sum(weights) + rtol * |L_t| + rounding / 16
@@ -63,8 +123,184 @@ class Stop:
     atol: float | Array = 1e-8
     rtol: float | Array = 0.0
 
-    def __call__(self, previous: Array, current: Array, total_weight: Array, rounding: Array) -> Array:
-        """Whether a step from objective `previous` to `current` (nats) is small enough to stop."""
-        change = jnp.abs(current - previous)
-        bound = self.atol * total_weight + self.rtol * jnp.abs(current) + rounding / 16
-        return jnp.isfinite(current) & jnp.isfinite(previous) & (change <= bound)
+    def __call__(self, step: Step) -> Array:
+        """Whether the step is small enough to stop."""
+        bound = self.atol * step.total_weight + self.rtol * jnp.abs(step.current) + step.noise
+        return jnp.isfinite(step.current) & jnp.isfinite(step.previous) & (step.change <= bound)
+
+
+@dataclass
+class StopAitken(StopRule):
+    """Stops when the objective is near the limit of a geometric series through its last three values.
+
+        r = (L_t - L_{t-1}) / (L_{t-1} - L_{t-2}),   limit = L_t + (L_t - L_{t-1}) r / (1 - r)
+        stop where |limit - L_t| <= atol * sum(weights), for 0 <= r < 1; or where the change is float noise
+
+    A distance to the limit instead of the size of a step: for a slow EM it goes on where `Stop` would end.
+
+    When it lies: early, while the rate still changes (leaving a plateau r exceeds 1, and then it does not stop;
+    entering one, the limit is that of the plateau), and in float32, where r is a ratio of roundings.
+
+    Attributes:
+      atol: distance of the objective to its limit per unit of weight, nats.
+
+    References:
+      Boehning, Dietz, Schaub, Schlattmann and Lindsay (1994), The distribution of the likelihood ratio for mixtures of
+      densities from the one-parameter exponential family, section 2; McLachlan and Peel (2000), section 2.11.
+    """
+
+    atol: float | Array = 1e-8
+
+    uses_trace: ClassVar[bool] = True
+
+    def __call__(self, step: Step) -> Array:
+        """Whether the extrapolated limit is near."""
+        assert step.trace is not None
+        before = step.trace.at[jnp.maximum(step.index - 2, 0)].get(mode="clip")
+        last = step.current - step.previous
+        rate = safe_divide(last, step.previous - before)
+        ahead = jnp.abs(last) * jnp.abs(safe_divide(rate, 1 - rate))
+        near = (rate >= 0) & (rate < 1) & (ahead <= self.atol * step.total_weight)
+        known = jnp.isfinite(step.current) & jnp.isfinite(step.previous)
+        return known & ((near & (step.index >= 2) & jnp.isfinite(before)) | (step.change <= step.noise))
+
+
+@dataclass
+class StopParams(StopRule):
+    """Stops when the parameters move little in one step.
+
+        |theta_t - theta_{t-1}|  <=  atol + (rtol + 8 eps) |theta_{t-1}|
+
+    in the max norm or the 2-norm, for each of the floating leaves as the model stores them (for Gaussians means and
+    factors of the covariances).
+
+    When it lies: along a ridge, where params drift at no gain and it never stops; where offsets make |theta| large, so
+    that rtol hides a real move (centre the data); and, as any small step, in a slow EM. With labels that switch it
+    compares different components.
+
+    Attributes:
+      rtol: relative tolerance.
+      atol: absolute tolerance, in the units of the params.
+      norm: "max" or "2".
+    """
+
+    rtol: float | Array = 1e-6
+    atol: float | Array = 0.0
+    norm: str = static(default="max")
+
+    def __call__(self, step: Step) -> Array:
+        """Whether every leaf moved little."""
+        size = jnp.max if self.norm == "max" else lambda a: jnp.sqrt(jnp.sum(a * a))
+        moved = jnp.isfinite(step.current) & jnp.isfinite(step.previous)
+        for new, old in zip(jax.tree.leaves(step.params), jax.tree.leaves(step.old_params), strict=True):
+            if jnp.issubdtype(new.dtype, jnp.floating):
+                floor = 8 * jnp.finfo(new.dtype).eps
+                bound = self.atol + (self.rtol + floor) * size(jnp.abs(old))
+                moved = moved & (size(jnp.abs(new - old)) <= bound)
+        return moved
+
+
+@dataclass
+class StopQ(StopRule):
+    """Stops when the last M-step gained little of the expected log-joint it maximises.
+
+        Q(theta_t, theta_{t-1}) - Q(theta_{t-1}, theta_{t-1}) <= atol * sum(weights) + rounding / 16
+
+    with the priors' terms included. The gain of the log-likelihood is at least this (the cross term never rises), so it
+    stops no later than `Stop` at the same tolerance. For models with `log_joint`; two more E-steps' time a step, with
+    the model's own rule whatever the algorithm's.
+
+    When it lies: as `Stop` does, and sooner.
+
+    Attributes:
+      atol: absolute tolerance per unit of weight, nats.
+    """
+
+    atol: float | Array = 1e-8
+
+    def __call__(self, step: Step) -> Array:
+        """Whether the gain of Q was small."""
+        rule = step.model.default_rule()
+        new, old = (
+            step.model.decompose(params, step.old_params, step.data, step.weights, rule).expected_log_joint
+            + step.model.elbo_params(params)
+            for params in (step.params, step.old_params)
+        )
+        known = jnp.isfinite(step.current) & jnp.isfinite(step.previous)
+        return known & (new - old <= self.atol * step.total_weight + step.noise)
+
+
+@dataclass
+class StopGradient(StopRule):
+    """Stops when the gradient of the objective per unit of weight is small: max norm, in unconstrained coordinates.
+
+        max |d ELBO.total / d phi| <= atol * sum(weights),    theta = constrain(phi)
+
+    The condition that defines a stationary point. Needs a model with `constraints()`; one more pass over the data and
+    its backward pass a step.
+
+    When it lies: at a saddle (equal components), on a flat ridge, where coordinates run off to infinity (a proportion
+    that goes to 0, a spike) and the gradient vanishes on the way, and in float32, whose noise may keep it from ever
+    falling below a small atol: then `max_steps` ends the fit.
+
+    Attributes:
+      atol: absolute tolerance per unit of weight, nats per unit of the coordinate.
+    """
+
+    atol: float | Array = 1e-6
+
+    def __call__(self, step: Step) -> Array:
+        """Whether the gradient is small."""
+        spec = step.model.constraints()
+
+        def objective(free: PyTree) -> Array:
+            params = constraints.constrain(spec, free, step.params)
+            return step.model.elbo_data(params, step.data, step.weights) + step.model.elbo_params(params)
+
+        gradient = jax.grad(objective)(constraints.unconstrain(spec, step.params))
+        largest = jnp.max(jnp.stack([jnp.max(jnp.abs(g)) for g in jax.tree.leaves(gradient) if g.size]))
+        return jnp.isfinite(step.current) & (largest <= self.atol * step.total_weight)
+
+
+@dataclass
+class StopAny(StopRule):
+    """Stops when any of the rules would. It lies when any of them does.
+
+    Attributes:
+      rules: a tuple of stop rules.
+    """
+
+    rules: tuple[StopRule, ...]
+
+    @property
+    def uses_trace(self) -> bool:  # type: ignore[override]
+        """Whether one of the rules looks at the trace."""
+        return any(rule.uses_trace for rule in self.rules)
+
+    def __call__(self, step: Step) -> Array:
+        """Whether one of the rules says so."""
+        return jnp.any(jnp.stack([rule(step) for rule in self.rules]))
+
+
+@dataclass
+class StopAll(StopRule):
+    """Stops when all of the rules would at the same step; as cautious as the most cautious.
+
+    Attributes:
+      rules: a tuple of stop rules.
+
+    Examples:
+      >>> StopAll((Stop(atol=1e-6), StopParams(rtol=1e-4)))
+      StopAll(rules=(Stop(atol=1e-06, rtol=0.0), StopParams(rtol=0.0001, atol=0.0, norm='max')))
+    """
+
+    rules: tuple[StopRule, ...]
+
+    @property
+    def uses_trace(self) -> bool:  # type: ignore[override]
+        """Whether one of the rules looks at the trace."""
+        return any(rule.uses_trace for rule in self.rules)
+
+    def __call__(self, step: Step) -> Array:
+        """Whether all of the rules say so."""
+        return jnp.all(jnp.stack([rule(step) for rule in self.rules]))

@@ -1,70 +1,38 @@
-"""Wrappers that follow from additivity: the same model, its E-step computed in pieces."""
+"""Wrappers: the same model with its E-step computed in pieces, or with part of its latent variable known."""
 
+import dataclasses
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
+from jaxem._numerics import is_concrete, safe_divide
 from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree, as_floats, float_dtype, map_rows, num_rows, sum_rows
-from jaxem.model import ELBOModel, EStep, Health, LatentModel
+from jaxem.model import DiscreteLatent, ELBOModel, EStep, Health, LatentModel
 from jaxem.rules import Rule
-from jaxem.stopping import Stop
+from jaxem.stopping import StopRule
 
 
-@dataclass
-class Chunked(LatentModel):
-    """A model whose E-step scans over chunks of rows; see `chunked`."""
+class _Wrapper(LatentModel):
+    """A model around another, `self.model`, which answers all that the wrapper does not."""
 
     model: Any
-    size: int = static()
 
     def __getattr__(self, name: str) -> Any:
-        # What the wrapper does not chunk (sample, distribution, num_parameters, ...) is the model's own.
+        # What the protocol does not name (sample, distribution, num_parameters, ...) is the model's own.
         if name.startswith("_") or name == "model":
             raise AttributeError(name)
         return getattr(self.model, name)
 
-    def e_step(self, params: PyTree, data: PyTree, weights: Array | None = None, rule: Rule | None = None) -> EStep:
-        """The model's E-step, summed over chunks."""
-        weights = jnp.ones(num_rows(data), float_dtype(data)) if weights is None else weights
-        params = self.model.prepare(params)
-        return sum_rows(lambda x, w: self.model.e_step(params, x, w, rule), data, weights, self.size)
-
-    def posterior(self, params: PyTree, data: PyTree) -> Array:
-        """(N, K) responsibilities, a chunk at a time."""
-        return _map(self, "posterior", params, as_floats(data, float_dtype(params)))
-
-    def predict(self, params: PyTree, data: PyTree) -> Array:
-        """(N,) most probable states; no (N, K) array."""
-        return _map(self, "predict", params, as_floats(data, float_dtype(params)))
-
-    def log_prob(self, params: PyTree, data: PyTree) -> Array:
-        """(N,) log p(x_n), nats; no (N, K) array."""
-        return _map(self, "log_prob", params, as_floats(data, float_dtype(params)))
-
-    def bind(self, data: PyTree, weights: Array) -> "Chunked":
-        """Binds the model."""
-        return Chunked(self.model.bind(data, weights), self.size)
-
-    def validate(self, data: PyTree, params: PyTree | None) -> None:
-        """Checks the size, and what the model checks."""
-        if not isinstance(self.model, LatentModel):
-            raise TypeError(f"chunked: expected a model with an e_step; found {self.model!r}")
-        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
-            raise ValueError(f"size: expected an integer >= 1; found {self.size!r}")
-        self.model.validate(data, params)
-
     def init(self, key: Array, data: PyTree, weights: Array) -> PyTree:
         return self.model.init(key, data, weights)
 
-    def rebase(self, stats: PyTree, old: PyTree, new: PyTree) -> PyTree:
-        return self.model.rebase(stats, old, new)
-
-    def arrange(self, data: PyTree) -> PyTree:
-        return self.model.arrange(data)
+    def bind(self, data: PyTree, weights: Array) -> Any:
+        return dataclasses.replace(self, model=self.model.bind(data, weights))  # type: ignore[type-var]
 
     def m_step(self, params: PyTree, stats: PyTree) -> PyTree:
         return self.model.m_step(params, stats)
@@ -72,10 +40,24 @@ class Chunked(LatentModel):
     def prepare(self, params: PyTree) -> PyTree:
         return self.model.prepare(params)
 
+    def rebase(self, stats: PyTree, old: PyTree, new: PyTree) -> PyTree:
+        return self.model.rebase(stats, old, new)
+
+    def arrange(self, data: PyTree) -> PyTree:
+        return self.model.arrange(data)
+
+    @property
+    def sequential(self) -> bool:
+        return self.model.sequential
+
+    @property
+    def closed_form(self) -> bool:
+        return self.model.closed_form
+
     def default_rule(self) -> Rule:
         return self.model.default_rule()
 
-    def default_stop(self) -> Stop:
+    def default_stop(self) -> StopRule:
         return self.model.default_stop()
 
     def elbo_params(self, params: PyTree) -> Array:
@@ -106,6 +88,40 @@ class Chunked(LatentModel):
         return self.model.step_cost(data)
 
 
+@dataclass
+class Chunked(_Wrapper):
+    """A model whose E-step scans over chunks of rows; see `chunked`."""
+
+    model: Any
+    size: int = static()
+
+    def e_step(self, params: PyTree, data: PyTree, weights: Array | None = None, rule: Rule | None = None) -> EStep:
+        """The model's E-step, summed over chunks."""
+        weights = jnp.ones(num_rows(data), float_dtype(data)) if weights is None else weights
+        params = self.model.prepare(params)
+        return sum_rows(lambda x, w: self.model.e_step(params, x, w, rule), data, weights, self.size)
+
+    def posterior(self, params: PyTree, data: PyTree) -> Array:
+        """(N, K) responsibilities, a chunk at a time."""
+        return _map(self, "posterior", params, as_floats(data, float_dtype(params)))
+
+    def predict(self, params: PyTree, data: PyTree) -> Array:
+        """(N,) most probable states; no (N, K) array."""
+        return _map(self, "predict", params, as_floats(data, float_dtype(params)))
+
+    def log_prob(self, params: PyTree, data: PyTree) -> Array:
+        """(N,) log p(x_n), nats; no (N, K) array."""
+        return _map(self, "log_prob", params, as_floats(data, float_dtype(params)))
+
+    def validate(self, data: PyTree, params: PyTree | None) -> None:
+        """Checks the size, and what the model checks."""
+        if not isinstance(self.model, LatentModel):
+            raise TypeError(f"chunked: expected a model with an e_step; found {self.model!r}")
+        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
+            raise ValueError(f"size: expected an integer >= 1; found {self.size!r}")
+        self.model.validate(data, params)
+
+
 @partial(jax.jit, static_argnums=1)
 def _map(wrapper: Chunked, method: str, params: PyTree, data: PyTree) -> Array:
     return map_rows(lambda x: getattr(wrapper.model, method)(params, x), data, wrapper.size)
@@ -133,3 +149,129 @@ def chunked(model: ELBOModel, size: int) -> Chunked:
       (2,)
     """
     return Chunked(model, size)
+
+
+@dataclass
+class PartlyLabelled(_Wrapper, DiscreteLatent):
+    """A discrete model whose states are known, or restricted, for some rows; see `partly_labelled`."""
+
+    model: Any
+
+    def validate(self, data: PyTree, params: PyTree | None) -> None:
+        """Checks the pair, the labels or the mask, and what the model checks."""
+        if not isinstance(self.model, DiscreteLatent):
+            raise TypeError(f"partly_labelled: expected a model with a discrete latent; found {self.model!r}")
+        if not isinstance(data, tuple) or len(data) != 2 or not hasattr(data[1], "ndim"):
+            raise TypeError(f"data: expected a pair (observations, known); found a {type(data).__name__}")
+        known = data[1]
+        if known.ndim not in (1, 2):
+            raise ValueError(f"data[1]: expected labels (N,) or a mask (N, K); found shape {known.shape}")
+        if is_concrete(known):
+            self._check_values(np.asarray(known))
+        self.model.validate(data[0], params)
+
+    def _check_values(self, known: np.ndarray) -> None:
+        num = getattr(self.model, "num_components", getattr(self.model, "num_clusters", None))
+        if known.ndim == 1:
+            top = np.inf if num is None else num - 1
+            bad = known[(known != np.round(known)) | (known < -1) | (known > top)]
+            if bad.size:
+                raise ValueError(f"data[1]: expected labels from -1 (unknown) to {top}; found {bad[0]:g}")
+            return
+        if num is not None and known.shape[1] != num:
+            raise ValueError(f"data[1]: expected a mask of shape (N, {num}); found {known.shape}")
+        if not np.isin(known, (0, 1)).all():
+            raise ValueError(f"data[1]: expected a mask of 0 and 1; found {known[~np.isin(known, (0, 1))][0]:g}")
+        if not known.any(1).all():
+            raise ValueError(
+                f"data[1]: expected a state allowed in each row; found none in row {np.argmin(known.any(1))}"
+            )
+
+    def bind(self, data: PyTree, weights: Array) -> "PartlyLabelled":
+        """Binds the model to the observations."""
+        return PartlyLabelled(self.model.bind(data[0], weights))
+
+    def arrange(self, data: PyTree) -> PyTree:
+        """The data as they are."""
+        return data
+
+    def _rows(self, data: PyTree) -> int:
+        return self.model._rows(data[0])
+
+    def _allowed(self, known: Array, num: int) -> Array:
+        if known.ndim == 2:
+            return known > 0
+        return (known[:, None] < 0) | (known[:, None] == jnp.arange(num).astype(known.dtype)[None])
+
+    def log_joint(self, params: PyTree, data: PyTree) -> Array:
+        """(N, K) the model's, with -inf for states that are not allowed."""
+        log_joint = self.model.log_joint(params, data[0])
+        return jnp.where(self._allowed(data[1], log_joint.shape[1]), log_joint, -jnp.inf)
+
+    def statistics(self, params: PyTree, data: PyTree, resp: Array) -> PyTree:
+        """The model's statistics."""
+        return self.model.statistics(params, data[0], resp)
+
+    def explain(self, params: PyTree, data: PyTree) -> tuple[Array, Any]:
+        """log_joint, and the function from resp to statistics, sharing the model's work."""
+        log_joint, collect = self.model.explain(params, data[0])
+        return jnp.where(self._allowed(data[1], log_joint.shape[1]), log_joint, -jnp.inf), collect
+
+    def init(self, key: Array, data: PyTree, weights: Array) -> PyTree:
+        """A start of the model, its components matched to the labels, and one M-step that respects them."""
+        import optax  # here, because it takes as long to import as all of jaxem
+
+        x, known = data
+        params = self.model.init(key, x, weights)
+        resp = jax.nn.softmax(self.model.log_joint(params, x), 1)
+        allowed = self._allowed(known, resp.shape[1])
+        # What a row says about state k: nothing where all states are allowed.
+        told = jnp.where(
+            jnp.all(allowed, 1, keepdims=True),
+            0,
+            safe_divide(allowed.astype(resp.dtype), allowed.sum(1, keepdims=True).astype(resp.dtype)),
+        )
+        overlap = (weights[:, None] * told).T @ resp
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            rows, columns = optax.assignment.hungarian_algorithm(-overlap)
+        order = columns[jnp.argsort(rows)]
+        resp = jnp.where(allowed, resp[:, order] + 1e-3, 0)
+        resp = weights[:, None] * resp / jnp.sum(resp, 1, keepdims=True)
+        return self.model.m_step(params, self.model.statistics(params, x, resp))
+
+    def canonical(self, params: PyTree) -> PyTree:
+        """The params as they are: the labels name the components."""
+        return params
+
+
+def partly_labelled(model: DiscreteLatent) -> PartlyLabelled:
+    """The model, for data whose hidden states are known for some rows or restricted for others.
+
+    Labels are hidden information brought to light: the log-joint of a state that a row does not allow is -inf, and all
+    else, from restarts to weights, goes on as before. ELBO.data is sum_n log p(x_n, z_n in allowed_n). Components keep
+    the order of the labels; a start matches the model's random components to them.
+
+    The data are a pair (x, known), where known is
+
+        (N,) labels: the state of each row, -1 where it is unknown
+        (N, K) a mask: 1 where a state is allowed, 0 where it is forbidden
+
+    Args:
+      model: any `DiscreteLatent`, such as `GMM(3)`.
+
+    Returns:
+      A model. New rows without labels are for the inner model: `fit.model.model.posterior(fit.params, x)`. A start
+      makes one (N, K) array.
+
+    Examples:
+      >>> import jaxem
+      >>> x = jnp.array([[0.0], [0.2], [0.1], [3.0], [3.3], [2.8]])
+      >>> labels = jnp.array([1, -1, -1, 0, -1, -1])
+      >>> fit = jaxem.fit(partly_labelled(jaxem.GMM(2)), (x, labels), key=jax.random.key(0))
+      >>> fit.model.model.predict(fit.params, x).tolist()
+      [1, 1, 1, 0, 0, 0]
+
+    References:
+      McLachlan and Peel (2000), Finite Mixture Models, section 2.19.
+    """
+    return PartlyLabelled(model)

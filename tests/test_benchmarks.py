@@ -25,7 +25,9 @@ def settings():
 
 
 @pytest.mark.parametrize(
-    ("name", "flags"), [("gmm", []), ("gmm", ["--memory"]), ("kmeans", []), ("restarts", [])], ids=lambda v: "".join(v)
+    ("name", "flags"),
+    [("gmm", []), ("gmm", ["--memory"]), ("kmeans", []), ("restarts", []), ("families", [])],
+    ids=lambda v: "".join(v),
 )
 def test_benchmark_at_toy_size(benchmark_main, tmp_path, capsys, name, flags):
     before = settings()
@@ -40,9 +42,23 @@ def test_benchmark_at_toy_size(benchmark_main, tmp_path, capsys, name, flags):
         if flags:
             assert case["resident_mb"]["after_fit"] > 0
             continue
-        assert {"jaxem", "scikit-learn"} <= set(case["contenders"])
+        assert {"jaxem", "NumPy" if name == "families" else "scikit-learn"} <= set(case["contenders"])
         assert case["contenders"]["jaxem"]["ratio"] == 1
         assert all(isinstance(c["ratio"], float) for c in case["contenders"].values())
+
+
+def test_online_at_toy_size(benchmark_main, tmp_path, capsys):
+    before = settings()
+    path = tmp_path / "report.json"
+    benchmark_main("online")(["--sizes", "toy", "--repeats", "1", "--json", str(path)])
+    assert settings() == before
+    mixture, kmeans = json.loads(path.read_text())["cases"]
+    assert mixture["agree"], capsys.readouterr().out
+    assert kmeans["agree"], capsys.readouterr().out
+    online = mixture["contenders"]["rate 0.1"]
+    assert online["bound_nats"] == 0.1 * 2000 * mixture["num_parameters"] / (4 * 100)
+    assert online["shortfall_percent"][-1] < mixture["contenders"]["EM"]["shortfall_percent"][-1]
+    assert set(kmeans["equal_time"]) == {"2"}
 
 
 def test_unknown_size_is_refused(benchmark_main, capsys):

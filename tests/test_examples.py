@@ -65,6 +65,81 @@ def test_segments(example):
     assert pictures(output) == ["segments.png"]
 
 
+def test_missing_value(example):
+    text, output = example("missing_value.py")
+    steps = re.findall(r"^  mu after +(\d+) steps +([\d.]+) +([\d.]+) ", text, re.MULTILINE)
+    assert [int(step) for step, _, _ in steps] == list(range(1, 11))
+    assert steps[-1][1] == steps[-1][2] == "1.4999745973682874"
+    assert "[1, 2, 0.7]" in text
+    assert "[1, 2, 6] complete:    mu = 3.0" in text
+    assert "limit 1.5000000, imputed value 1.5000000" in text
+    assert pictures(output) == ["missing_value.png"]
+
+
+def test_linkage(example):
+    text, output = example("linkage.py")
+    assert re.search(r"^ +1 +0\.608247423 ", text, re.MULTILINE)
+    assert "maximum    0.62682149787098" in text
+    assert "rate       0.1327" in text
+    assert pictures(output) == ["linkage.png"]
+
+
+def test_deaths(example):
+    text, output = example("deaths.py")
+    assert re.search(r"1500 steps +0\.3600250922  1\.2563379007  2\.6635749577  1989\.9458601", text)
+    assert re.search(r"10000 steps .* 1989\.945859883 +10000  MAX_STEPS", text)
+    assert re.search(r"default rule .* 1989\.947\d+ .* CONVERGED", text)
+    assert re.search(r"restarts  4: [1-4] CONVERGED", text)
+    assert pictures(output) == ["deaths.png"]
+
+
+def test_heights(example):
+    text, output = example("heights.py")
+    rows = dict(re.findall(r"^(no labels|swapped|labels) .* (-[\d.]+) +[\d.]+%$", text, re.MULTILINE))
+    assert float(rows["no labels"]) == float(rows["swapped"]) > float(rows["labels"])
+    spikes = [float(value) for value in re.findall(r"std .*: log-likelihood +(-[\d.]+)", text)]
+    assert len(spikes) == 4
+    assert spikes == sorted(spikes)
+    assert pictures(output) == ["heights.png"]
+
+
+def test_em_picture(example):
+    text, output = example("em_picture.py")
+    rows = [[float(value) for value in row.split()] for row in re.findall(r"^ +\d .*$", text, re.MULTILINE)]
+    assert len(rows) == 2
+    assert all(climb > 0 and kl > 0 for *_, climb, kl in rows)
+    assert abs(rows[0][2] + rows[0][3] + rows[0][4] - rows[1][2]) < 5e-6
+    assert pictures(output) == ["em_picture.png"]
+
+
+def test_your_own_model(example):
+    text, _ = example("your_own_model.py")
+    assert "all restarts: {'CONVERGED': 4}" in text
+    rows = re.findall(r"^(\w+) +idle ([\d.]+)  rate ([\d.]+)$", text, re.MULTILINE)
+    found = {name: (float(idle), float(rate)) for name, idle, rate in rows}
+    assert list(found) == ["plain", "annealed", "weighted", "shorter"]
+    assert found["shorter"] == pytest.approx(found["plain"], abs=2e-3)
+    assert found["annealed"] == pytest.approx(found["plain"], abs=2e-3)
+    assert found["plain"] == pytest.approx((0.4, 2.5), abs=0.1)
+    assert found["weighted"][0] < found["plain"][0] - 0.05
+    assert "kept: additive, linear, weights," in text
+
+
+def test_annealing(example):
+    text, _ = example("annealing.py")
+    rows = re.findall(r"^(plain EM, .+?|annealed.*?) +(\d+)/8 +\d+% +[\d.]+ +(?:\d+|none)$", text, re.MULTILINE)
+    assert len(rows) == 4
+    assert max(int(hits) for _, hits in rows) >= 1
+
+
+def test_regularised_esteps(example):
+    text, _ = example("regularised_esteps.py")
+    rows = re.findall(r"^(forward|reverse) +(0\.0|0\.5|1\.0) +(-\d\.\d+) ", text, re.MULTILINE)
+    assert len(rows) == 6
+    assert rows[0][2] == rows[3][2]  # both are EM at lambda = 0
+    assert len(re.findall(r"best lambda > 0 is .* two standard errors", text)) == 2
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_examples_are_short_and_say_what_they_show(path):
     text = path.read_text()

@@ -86,6 +86,10 @@ class Mutants:
         def statistics(self, params, data, resp):
             return jax.tree.map(lambda s: s.astype(jnp.float64), super().statistics(params, data, resp))
 
+    class Squared(ZeroInflatedPoisson):
+        def statistics(self, params, data, resp):
+            return super().statistics(params, data, resp**2)
+
     class Rough(ZeroInflatedPoisson):
         def log_joint(self, params, data):
             return super().log_joint(params, data) + 1e-3 * jnp.sin(1e6 * data.sum())
@@ -96,6 +100,7 @@ class Mutants:
     [
         (Mutants.Mean, "additive", "e_step"),
         (Mutants.Mean, "weights", "duplicated"),
+        (Mutants.Squared, "linear", "statistics: linear in resp"),
         (Mutants.Order, "permutation", "order of the rows"),
         (Mutants.Overshoot, "monotone", "monotone: restarts ended as"),
         (Mutants.Biased, "m_step", "perturbation .* gains"),

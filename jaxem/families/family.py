@@ -51,6 +51,11 @@ class Family(ABC):
         """(N, K) responsibilities of a start of the family's own; None for a partition of `features` by the method."""
         return None
 
+    @property
+    def exchangeable(self) -> bool:
+        """Whether all components have the same prior, so that their order means nothing; True by default."""
+        return True
+
     def rebase(self, stats: PyTree, old: PyTree, new: PyTree) -> PyTree:
         """Statistics taken at params `old` as if taken at `new`; the same where statistics do not depend on params."""
         return stats

@@ -10,9 +10,10 @@ import numpy as np
 from jax import Array
 
 from jaxem import constraints
-from jaxem._numerics import einsum, is_concrete, namespace, safe_divide
+from jaxem._numerics import einsum, namespace, safe_divide
 from jaxem._pytree import dataclass, static
 from jaxem.families._covariance import SHAPES, Covariance, Penalty
+from jaxem.families._mean_prior import MeanPrior, check_array, check_rows, check_strength, differs, nearest
 from jaxem.families.family import Family
 
 
@@ -56,11 +57,19 @@ class GaussianStats:
 
 @dataclass
 class GaussianScale:
-    """What a fit takes from its data: location and total weight beside the penalty."""
+    """What a fit takes from its data.
+
+    Attributes:
+      location: (D,) weighted mean.
+      total_weight: sum of weights.
+      penalty: that on the covariances.
+      mean_prior: that on the means; None where there is none, so that programs without it do not change.
+    """
 
     location: Array
     total_weight: Array
     penalty: Penalty
+    mean_prior: MeanPrior | None = None
 
 
 @dataclass
@@ -76,6 +85,21 @@ class Gaussian(Family):
     shifts and column scales. A column without variance has its variance held at 1 in each component (in its own units),
     so it adds -log(2 pi) / 2 per row and nothing else.
 
+    **Normal-inverse-Wishart prior.** With `mean_pseudo_observations` kappa each component has, besides, kappa
+    pseudo-observations at m0, for MAP estimates of means and covariances:
+
+        log prior = G - kappa/2 sum_k [log|Sigma_k| - log|S0| + (mean_k - m0)' Sigma_k^-1 (mean_k - m0)]
+
+        mean_k = (N_k xbar_k + kappa m0) / (N_k + kappa)
+        Sigma_k = (SS_k + N_k kappa / (N_k + kappa) (xbar_k - m0)(xbar_k - m0)' + nu S0) / (N_k + kappa + nu)
+
+    In the usual notation NIW(m0, kappa0, nu0, Psi): kappa0 = kappa, Psi = nu S0, nu0 = nu + kappa - D - 2 (one
+    covariance each; the mode is the same where this nu0 is too small for a proper density). kappa = 0 and nu = 0 are
+    exactly maximum likelihood. A large kappa beside a small nu asks for spikes at m0: the prior's own mode has
+    Sigma = nu S0 / (kappa + nu), which an empty component takes. With one m0 for each component, starts give rows to
+    the nearest (with noise of a fifth of a standard deviation of S0, from the key), and components keep the order of
+    their priors.
+
     Accuracy: statistics are taken of residuals whitened by the current params, so float32 keeps tight clusters and
     large offsets apart where raw second moments cancel.
 
@@ -83,12 +107,19 @@ class Gaussian(Family):
 
     Attributes:
       covariance: "full", "tied", "diag" or "spherical".
-      pseudo_observations: nu; 0 is plain maximum likelihood, unbounded for all but tied.
+      pseudo_observations: nu; 0 is plain maximum likelihood, unbounded for all but tied. From 1 on they count as
+        information, not as a mere bound, and no component is called degenerate.
+      mean_pseudo_observations: kappa >= 0, a number; None for no prior on the means.
+      pseudo_mean: m0, (D,) or (K, D); None for the data's mean.
+      pseudo_covariance: (D,) the variances S0; None for the data's.
       scale: set by `bind`.
     """
 
     covariance: str = static(default="full")
     pseudo_observations: float | Array = 1e-6
+    mean_pseudo_observations: float | Array | None = None
+    pseudo_mean: Array | None = None
+    pseudo_covariance: Array | None = None
     scale: GaussianScale | None = dataclasses.field(default=None, repr=False)
 
     def __repr__(self) -> str:
@@ -109,9 +140,16 @@ class Gaussian(Family):
             raise ValueError(f"data: expected shape (N, D); found {x.shape}; one column is data[:, None]")
         if x.shape[1] == 0:
             raise ValueError(f"data: expected at least one column; found shape {x.shape}")
-        nu = self.pseudo_observations
-        if is_concrete(nu) and not (np.ndim(nu) == 0 and 0 <= nu < np.inf):
-            raise ValueError(f"pseudo_observations: expected a finite number >= 0; found {nu!r}")
+        check_strength("pseudo_observations", self.pseudo_observations)
+        dim = x.shape[1]
+        if self.mean_pseudo_observations is not None:
+            check_strength("mean_pseudo_observations", self.mean_pseudo_observations)
+        if self.pseudo_mean is not None:
+            if self.mean_pseudo_observations is None:
+                raise ValueError("pseudo_mean: expected mean_pseudo_observations, its strength, as well; found None")
+            check_array("pseudo_mean", self.pseudo_mean, ((dim,), (None, dim)))
+        if self.pseudo_covariance is not None:
+            check_array("pseudo_covariance", self.pseudo_covariance, ((dim,),), positive=True)
 
     def bind(self, x: Array, weights: Array) -> "Gaussian":
         """Takes location, variances and total weight from the data, accurately at any offset."""
@@ -123,12 +161,20 @@ class Gaussian(Family):
         variance = einsum("n,nd->d", weights, (x - location[None]) ** 2) / total
         largest = jnp.max(jnp.where((weights > 0)[:, None], jnp.abs(x), 0), 0)
         constant = variance <= (2 * jnp.finfo(x.dtype).eps * largest) ** 2
+        if self.pseudo_covariance is not None:
+            variance = jnp.asarray(self.pseudo_covariance, x.dtype)
         if self.covariance == "spherical":
             variance = jnp.broadcast_to(jnp.mean(variance), variance.shape)
             constant = jnp.broadcast_to(jnp.all(constant), constant.shape)
         nu = jnp.asarray(self.pseudo_observations, x.dtype)
         penalty = Penalty(jnp.where(constant, 1, variance), constant, nu)
-        return dataclasses.replace(self, scale=GaussianScale(location, total, penalty))
+        return dataclasses.replace(self, scale=GaussianScale(location, total, penalty, self._mean_prior(location)))
+
+    def _mean_prior(self, location: Array) -> MeanPrior | None:
+        if self.mean_pseudo_observations is None:
+            return None
+        centre = location if self.pseudo_mean is None else jnp.asarray(self.pseudo_mean, location.dtype)
+        return MeanPrior(centre, jnp.asarray(self.mean_pseudo_observations, location.dtype))
 
     def _penalty(self, dim: int, dtype: Any) -> Penalty:
         if self.scale is None:  # not bound to data: plain maximum likelihood
@@ -139,6 +185,7 @@ class Gaussian(Family):
         """K copies of N(mean of the data, S0)."""
         if self.scale is None:
             raise ValueError("family: not bound to data; call bind(data, weights) first")
+        check_rows("pseudo_mean", self.pseudo_mean, num_components)
         mean = jnp.broadcast_to(self.scale.location[None], (num_components, self.scale.location.shape[0]))
         variance = self.scale.penalty.variance
         scale, inverse = (self._shape.start(num_components, v) for v in (variance, 1 / variance))
@@ -149,6 +196,17 @@ class Gaussian(Family):
         if self.scale is None:
             return x
         return (x - self.scale.location[None]) / jnp.sqrt(self.scale.penalty.variance)[None]
+
+    @property
+    def exchangeable(self) -> bool:
+        """Whether the prior is the same for all components, so that their order means nothing."""
+        return not differs(self.pseudo_mean)
+
+    def init_resp(self, key: Array, x: Array, weights: Array, num_components: int, method: str) -> Array | None:
+        """(N, K) rows to the nearest `pseudo_mean`, jittered by the key; None where components have no mean each."""
+        if self.exchangeable or self.scale is None:
+            return None
+        return nearest(key, self.features(x), self.features(jnp.asarray(self.pseudo_mean, x.dtype)))
 
     def _inverse(self, params: GaussianParams) -> Array:
         return self._shape.invert(params.scale) if params.inverse is None else params.inverse
@@ -186,12 +244,33 @@ class Gaussian(Family):
         return -(0.5 * jnp.sum(y * y, 1) + jnp.broadcast_to(log_norm, y.shape[:1])[:, None]).T
 
     def m_step(self, params: GaussianParams, stats: GaussianStats) -> GaussianParams:
-        """Weighted means and penalised covariances; an empty component keeps its mean and takes Sigma = S0."""
+        """Weighted means and penalised covariances; an empty component keeps its mean and takes Sigma = S0.
+
+        Under a prior on the means its pseudo-observations count like any others, so that it goes to the prior's mode.
+        """
+        stats = self._with_prior(params, stats)
         shift = safe_divide(stats.sum_y, stats.count[:, None])
         penalty = self._penalty(params.mean.shape[1], params.mean.dtype)
         scale = self._shape.update(params.scale, self._inverse(params), stats.sum_yy, shift, stats.count, penalty)
         mean = params.mean + self._shape.unwhiten(params.scale, shift)
         return GaussianParams(mean, scale, self.covariance)
+
+    def _pull(self, params: GaussianParams, prior: MeanPrior) -> Array:
+        """(K, D) m0 in whitened coordinates."""
+        return self._shape.unwhiten(self._inverse(params), prior.gap(params.mean))
+
+    def _with_prior(self, params: GaussianParams, stats: GaussianStats) -> GaussianStats:
+        """Statistics with the pseudo-observations of the means, if there are any."""
+        prior = None if self.scale is None else self.scale.mean_prior
+        if prior is None:
+            return stats
+        y = self._pull(params, prior)
+        resp = jnp.broadcast_to(prior.strength, (y.shape[0], 1))
+        return GaussianStats(
+            stats.count + prior.strength,
+            stats.sum_y + prior.strength * y,
+            stats.sum_yy + self._shape.second(resp, y[:, :, None]),
+        )
 
     def rebase(self, stats: GaussianStats, old: GaussianParams, new: GaussianParams) -> GaussianStats:
         """Statistics of residuals whitened by `old`, as if whitened by `new`: y' = B y + d, with B = new^-1 old."""
@@ -200,11 +279,16 @@ class Gaussian(Family):
         return GaussianStats(stats.count, *self._shape.rebase(stats, old.scale, inverse, shift))
 
     def elbo_params(self, params: GaussianParams) -> Array:
-        """G of the class docstring, nats; -inf-free for positive definite covariances."""
+        """G of the class docstring and the log prior of the means, nats; finite for positive definite covariances."""
         dim = params.mean.shape[1]
         penalty = self._penalty(dim, params.mean.dtype)
         log_det = 2 * self._shape.log_det(params.scale, dim) - jnp.sum(jnp.log(penalty.variance))
-        return -0.5 * penalty.strength * jnp.sum(self._shape.trace(self._inverse(params), penalty) - dim + log_det)
+        value = -0.5 * penalty.strength * jnp.sum(self._shape.trace(self._inverse(params), penalty) - dim + log_det)
+        prior = None if self.scale is None else self.scale.mean_prior
+        if prior is None:
+            return value
+        distance = jnp.sum(self._pull(params, prior) ** 2, 1)
+        return value - 0.5 * prior.strength * jnp.sum(distance + jnp.broadcast_to(log_det, distance.shape))
 
     def notes(self) -> list[str]:
         """Names the columns without variance."""
@@ -216,12 +300,16 @@ class Gaussian(Family):
     def influence(self, params: GaussianParams, count: Array) -> Array:
         """(K,) largest eigenvalue of nu S0 (SS_k + nu S0)^-1: about 1 for a spike, near 0 for an honest component.
 
-        A component with fewer observations than the penalty has pseudo-observations is empty, not a spike: 0.
+        A component with fewer observations than the penalty has pseudo-observations is empty, not a spike: 0. So is
+        one under a prior of at least one pseudo-observation: its spread is not the data's alone, but was asked for.
         """
         penalty = self._penalty(params.mean.shape[1], params.mean.dtype)
+        if self.scale is not None and self.scale.mean_prior is not None:
+            count = count + self.scale.mean_prior.strength
         total = jnp.broadcast_to(jnp.sum(count), count.shape) if self.covariance == "tied" else count
         spread = jnp.broadcast_to(self._shape.spread(self._inverse(params), penalty), count.shape)
-        return jnp.where(total > penalty.strength, penalty.strength * spread / (total + penalty.strength), 0)
+        bounded = (total > penalty.strength) & (penalty.strength < 1)
+        return jnp.where(bounded, penalty.strength * spread / (total + penalty.strength), 0)
 
     def order(self, params: GaussianParams, index: Array) -> GaussianParams:
         """The components in another order."""

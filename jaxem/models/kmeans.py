@@ -140,12 +140,15 @@ class KMeans(DiscreteLatent):
 
     def log_joint(self, params: KMeansParams, data: Array) -> Array:
         """(N, K) -|x_n - centroid_k|^2 / 2, from differences."""
-        return -0.5 * jax.vmap(lambda c: jnp.sum((data - c[None]) ** 2, 1), out_axes=1)(params.centroids)
+        x, centroids = data, params.centroids
+        if isinstance(data, KMeansRows):
+            x, centroids = data.x, centroids - self._origin(params)[None]
+        return -0.5 * jax.vmap(lambda c: jnp.sum((x - c[None]) ** 2, 1), out_axes=1)(centroids)
 
     def statistics(self, params: KMeansParams, data: Array, resp: Array) -> KMeansStats:
         """Counts and sums about the origin."""
-        x = data - self._origin(params)[None]
-        return KMeansStats(jnp.sum(resp, 0), einsum("nk,nd->kd", resp, x))
+        rows = self._rows_about(self._origin(params), data)
+        return KMeansStats(jnp.sum(resp, 0), einsum("nk,nd->kd", resp, rows.x))
 
     def _rows(self, data: PyTree) -> int:
         return _lloyd.block_rows(num_rows(data), self.num_clusters)
@@ -179,6 +182,13 @@ class KMeans(DiscreteLatent):
             return KMeansParams(centroids, relocated)
         centroids, moved = _relocate(centroids, empty, *self.reserve)
         return KMeansParams(centroids, relocated + moved)
+
+    def rebase(self, stats: KMeansStats, old: KMeansParams, new: KMeansParams) -> KMeansStats:
+        """Sums about the origin of `old`, as if about that of `new`; a bound model has one origin for all."""
+        if self.origin is not None:
+            return stats
+        shift = self._origin(old) - self._origin(new)
+        return KMeansStats(stats.count, stats.sum_x + stats.count[:, None] * shift[None])
 
     def coincident(self, params: KMeansParams) -> Array:
         """Whether two centroids are equal."""

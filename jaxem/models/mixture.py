@@ -14,6 +14,7 @@ from jaxem._numerics import is_concrete, namespace, safe_divide, safe_log
 from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree, num_rows, sum_rows
 from jaxem.families import Family, Gaussian
+from jaxem.families.distribution import Distribution
 from jaxem.model import BLOCK_ROWS, DiscreteLatent, Health
 from jaxem.models import _seeding
 
@@ -83,6 +84,11 @@ class Mixture(DiscreteLatent):
         used = f", num_active={self.num_active:g}" if known else ""
         return f"Mixture({self.family!r}, {self.num_components}{used})"
 
+    @property
+    def closed_form(self) -> bool:
+        """Whether the family has an m_step."""
+        return not isinstance(self.family, Distribution)
+
     def validate(self, data: PyTree, params: MixtureParams | None) -> None:
         """Checks K against N, the start's name, the family's own rules, and that mixing is a distribution."""
         num = self.num_components
@@ -103,10 +109,8 @@ class Mixture(DiscreteLatent):
             num = int(self.num_active)
         if num_rows(data) < num:
             raise ValueError(f"data: expected at least num_components = {num} rows; found {num_rows(data)}")
-        if params is not None and is_concrete(params.mixing):
-            mixing = np.asarray(params.mixing, np.float64)
-            if np.any(mixing < 0) or np.any(np.abs(mixing.sum(-1) - 1) > 1e-3):
-                raise ValueError(f"params.mixing: expected proportions that sum to 1; found {mixing}")
+        if params is not None:
+            _check_mixing("params.mixing", params.mixing)
 
     def bind(self, data: PyTree, weights: Array) -> "Mixture":
         """Binds the family to the data and keeps the sum of the weights."""
@@ -130,6 +134,8 @@ class Mixture(DiscreteLatent):
             resp = jnp.where(active[None], resp, 0)
             resp = safe_divide(resp, jnp.sum(resp, 1, keepdims=True))
         resp = resp * weights[:, None]
+        if isinstance(self.family, Distribution):  # no statistics: gradients on the rows of the start
+            return MixtureParams(jnp.sum(resp, 0) / jnp.sum(resp), self.family.from_partition(data, resp))
         start = self.family.prepare(self.family.start(self.num_components))
 
         def block(x: PyTree, w: Array) -> MixtureStats:
@@ -177,7 +183,9 @@ class Mixture(DiscreteLatent):
         return MixtureStats(stats.count, self.family.rebase(stats.components, old.components, new.components))
 
     def canonical(self, params: MixtureParams) -> MixtureParams:
-        """Components by mixing, largest first."""
+        """Components by mixing, largest first; in the order of their priors where the family gives each its own."""
+        if not self.family.exchangeable:
+            return params
         index = namespace(params).argsort(-params.mixing, stable=True)
         return MixtureParams(params.mixing[index], self.family.order(params.components, index))
 
@@ -253,7 +261,16 @@ class Mixture(DiscreteLatent):
         mixing = jnp.asarray(mixing).astype(jax.tree.leaves(parts)[0].dtype)
         if mixing.shape != (self.num_components,):
             raise ValueError(f"mixing: expected shape ({self.num_components},); found {mixing.shape}")
+        _check_mixing("mixing", mixing)
         return MixtureParams(mixing, parts)
+
+
+def _check_mixing(name: str, mixing: Any) -> None:
+    """Raises unless proportions (..., K) that can be looked at are non-negative and sum to 1."""
+    if is_concrete(mixing):
+        values = np.asarray(mixing, np.float64)
+        if np.any(values < 0) or np.any(np.abs(values.sum(-1) - 1) > 1e-3):
+            raise ValueError(f"{name}: expected proportions that sum to 1; found {values}")
 
 
 def GMM(  # noqa: N802 - it reads as a model's name
@@ -262,6 +279,9 @@ def GMM(  # noqa: N802 - it reads as a model's name
     *,
     init_method: str = "kmeans",
     pseudo_observations: float | Array = 1e-6,
+    mean_pseudo_observations: float | Array | None = None,
+    pseudo_mean: Array | None = None,
+    pseudo_covariance: Array | None = None,
     init_size: int = 10_000,
     mixing_pseudo_counts: float | Array = 0.0,
     num_active: int | None = None,
@@ -275,6 +295,10 @@ def GMM(  # noqa: N802 - it reads as a model's name
       covariance: "full" (a matrix each), "tied" (one matrix for all), "diag" or "spherical".
       init_method: "kmeans" on standardised columns, "kmeans++", "random_points" or "random_resp"; see `Mixture`.
       pseudo_observations: strength nu of the penalty that bounds the likelihood; see `jaxem.families.Gaussian`.
+      mean_pseudo_observations: strength kappa of a prior on the means, with which the penalty is a
+        normal-inverse-Wishart prior; None for none. See `jaxem.families.Gaussian`.
+      pseudo_mean: m0, (D,) or (K, D), where that prior sits; None for the data's mean.
+      pseudo_covariance: (D,) variances of the pseudo-observations; None for the data's.
       init_size: most rows that a start looks at.
       mixing_pseudo_counts: strength of a Dirichlet prior on the proportions; see `Mixture`.
       num_active: use only this many of the components, at no new compilation; for choosing K. See `Mixture`.
@@ -291,7 +315,7 @@ def GMM(  # noqa: N802 - it reads as a model's name
       >>> fit.model.posterior(fit.params, x).shape
       (200, 2)
     """
-    family = Gaussian(covariance, pseudo_observations)
+    family = Gaussian(covariance, pseudo_observations, mean_pseudo_observations, pseudo_mean, pseudo_covariance)
     return Mixture(
         family,
         num_components,

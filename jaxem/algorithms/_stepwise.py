@@ -1,0 +1,126 @@
+"""One update of online EM, and the checks of its settings."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxem import _tree
+from jaxem._pytree import dataclass
+from jaxem._tree import PyTree
+from jaxem.model import LatentModel
+from jaxem.rules import Rule
+
+# A callable rate is tabulated for this many updates in a fit, whose number of rows is not known by then.
+TABLE = 1 << 16
+# Averages weigh update t by about t^ETA, so that the start is forgotten without a number of steps to choose.
+ETA = 3
+# Double rounds of `shuffled`.
+ROUNDS = 4
+
+
+@dataclass
+class OnlineState:
+    """Where a stream stands: a pytree of arrays, to be saved and resumed as any other.
+
+    Attributes:
+      params: the current params.
+      stats: the moving average of statistics, relative to `params`, at the scale of `num_rows` rows.
+      average: the average of `stats` over updates, relative to `params`; None without averaging.
+      step: number of batches seen.
+      skipped: how many of them were left out, their statistics being not finite.
+      num_rows: N, the number of rows that the batches stand for.
+    """
+
+    params: PyTree
+    stats: PyTree
+    average: PyTree
+    step: Array
+    skipped: Array
+    num_rows: Array
+
+
+def _hash(x: Array, key: Array) -> Array:
+    """Scrambled bits of x and a key (uint32): the finaliser of MurmurHash3."""
+    x = (x ^ (x >> 16) ^ key) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def shuffled(key: Array, index: Array, num: int) -> Array:
+    """Places of `index` (int32) in a random order of 0..num-1, computed place by place, without the order in memory.
+
+    A Feistel network on a grid of about sqrt(num) x sqrt(num), applied again to the few that leave the range. Sorting
+    random numbers instead takes longer on a CPU than all else in a pass, and memory for N integers.
+    """
+    width = max(1, math.isqrt(num - 1) + 1)
+    height = -(-num // width)
+    keys = jax.random.bits(key, (ROUNDS, 2), jnp.uint32)
+
+    def scramble(x: Array) -> Array:
+        row, column = x // jnp.uint32(width), x % jnp.uint32(width)
+        for one, two in keys:
+            row = (row + _hash(column, one) % jnp.uint32(height)) % jnp.uint32(height)
+            column = (column + _hash(row, two) % jnp.uint32(width)) % jnp.uint32(width)
+        return row * jnp.uint32(width) + column
+
+    outside = lambda x: jnp.any(x >= num)
+    again = lambda x: jnp.where(x >= num, scramble(x), x)
+    return jax.lax.while_loop(outside, again, scramble(index.astype(jnp.uint32))).astype(jnp.int32)
+
+
+def tabulated(rate: Any) -> np.ndarray:
+    """Values of a schedule; optax's are evaluated together, what looks at the number of the update one by one."""
+    try:
+        table = np.asarray(jax.jit(jax.vmap(rate))(np.arange(TABLE)), np.float64) * np.ones(TABLE)
+    except (jax.errors.JAXTypeError, TypeError, ValueError):
+        table = np.array([float(rate(t)) for t in range(TABLE)])
+    check_rates(table, decays=True)
+    return table
+
+
+def check_rates(rate: Any, decays: bool = False) -> None:
+    """Raises unless the rates are in (0, 1]; the values of a schedule may decay to 0."""
+    values = np.asarray(rate)
+    if values.dtype.kind not in "fiu" or values.ndim > 1 or values.size == 0:
+        raise TypeError(f"rate: expected a number, an array over updates or a callable; found {rate!r}")
+    bad = values[~((values > 0) | (values == 0) & decays) | ~(values <= 1)]
+    if bad.size:
+        raise ValueError(f"rate: expected numbers in (0, 1]; found {bad.flat[0]}")
+
+
+def unless_nan(new: PyTree, old: PyTree) -> PyTree:
+    """The new params, or the old if there is a NaN in the new."""
+    floats = [leaf for leaf in jax.tree.leaves(new) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return _tree.where(jnp.any(jnp.stack([jnp.any(jnp.isnan(leaf)) for leaf in floats])), old, new)
+
+
+def _mix(old: PyTree, new: PyTree, rate: Array, scale: Array) -> PyTree:
+    return jax.tree.map(lambda a, b: (1 - rate) * a + rate * (scale * b), old, new)
+
+
+def absorb(
+    model: LatentModel, state: OnlineState, batch: PyTree, weights: Array, scale: Array, rate: Array, rule: Rule
+) -> OnlineState:
+    """One batch: E-step, moving average, M-step, and the statistics carried to the new params."""
+    params = model.prepare(state.params)
+    found = model.e_step(params, batch, weights, rule).stats
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(found)]))
+    stats = _tree.where(finite, _mix(state.stats, found, rate, scale), state.stats)
+    average = state.average
+    if average is not None:
+        share = (ETA + 1) / (state.step.astype(scale.dtype) + (ETA + 1))
+        average = _mix(average, stats, share, jnp.ones_like(scale))
+    new = unless_nan(model.m_step(params, stats), state.params)
+    prepared = model.prepare(new)
+    return OnlineState(
+        params=new,
+        stats=model.rebase(stats, params, prepared),
+        average=None if average is None else model.rebase(average, params, prepared),
+        step=state.step + 1,
+        skipped=state.skipped + jnp.where(finite, 0, 1).astype(jnp.int32),
+        num_rows=state.num_rows,
+    )

@@ -1,0 +1,137 @@
+"""Generalised EM: the M-step by a few steps of a gradient optimiser."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxem import _tree
+from jaxem._ascent import ascend
+from jaxem._numerics import weigh
+from jaxem._pytree import dataclass, static
+from jaxem._tree import PyTree
+from jaxem.algorithms.em import EM, EMState
+from jaxem.elbo import ELBO
+from jaxem.rules import Rule
+from jaxem.stopping import Status
+from jaxem.transforms import Chunked
+
+
+@dataclass
+class GeneralizedEM:
+    """EM for models without a closed M-step: the responsibilities held fixed, params climb by an optax optimiser.
+
+        E: q = rule(log-joint at theta_old)
+        M: num_steps updates that raise Q(theta) + G(theta),   Q = sum_n w_n E_q[log p(x_n, z_n | theta)]
+
+    The M-step moves in unconstrained coordinates (`model.constraints()`), from the old params. If Q + G ends below its
+    start or not finite, the step is halved back towards the old coordinates up to 16 times, and then the old params are
+    kept. So Q + G never falls, and with an exact E-step neither does the ELBO: any increase of Q is enough for that.
+
+    Stopping: the inner loop has a fixed length, it does not wait for the maximum; the fit ends by its own `Stop`
+    rule on the change of the ELBO from one E-step to the next. A first-order optimiser with a small learning rate makes
+    small changes, which that rule takes for convergence: lower `atol`, or use more inner steps. A step that the
+    safeguard rejects whole changes nothing, and ends the fit as CONVERGED: an optimiser whose steps do not shrink with
+    the gradient (Adam) may end short of the optimum, by 0.001 nats in a trial.
+
+    Boundary values stay where they are, as under EM: a proportion of exactly 0, a positive entry of 0, a probability of
+    0 or 1 have no finite coordinate and are held fixed.
+
+    Works for any `DiscreteLatent` (`chunked` included) that declares constraints; `m_step` is not used. A step costs an
+    E-step and `num_steps` or more values and gradients of Q, each like a few E-steps, in the model's blocks of rows: no
+    (N, K) array exists where the E-step needs none.
+
+    Attributes:
+      optimizer: an optax `GradientTransformation`, with or without a line search; None for `optax.lbfgs()`. It is
+        part of the program: a learning rate in it is fixed at compilation, and a new optimiser object compiles anew. It
+        starts afresh in each M-step and sees -(Q + G) / sum(weights), so that rates do not depend on N.
+      num_steps: updates in one M-step.
+      rule: the E-step rule; None for the model's own.
+
+    Raises (in `fit`, before compilation):
+      TypeError: the model is no `DiscreteLatent` or declares no constraints.
+
+    Examples:
+      >>> import jax, jaxem
+      >>> x = jax.random.normal(jax.random.key(0), (60, 1)).at[:30].add(20.0)
+      >>> fit = jaxem.fit(jaxem.GMM(2), x, key=jax.random.key(1), algorithm=GeneralizedEM())
+      >>> fit.params.mixing.round(2).tolist()
+      [0.5, 0.5]
+
+    References:
+      Dempster, Laird and Rubin (1977), Maximum likelihood from incomplete data via the EM algorithm, section 3
+      (generalised EM); Lange (1995), A gradient algorithm locally equivalent to the EM algorithm.
+    """
+
+    optimizer: Any = static(default=None)
+    num_steps: int = static(default=5)
+    rule: Rule | None = None
+
+    @property
+    def needs_m_step(self) -> bool:
+        """False: models without statistics and m_step will do."""
+        return False
+
+    def tabulate(self, num_steps: int) -> "GeneralizedEM":
+        """The algorithm with callables of the step replaced by arrays."""
+        return GeneralizedEM(self.optimizer, self.num_steps, EM(self.rule).tabulate(num_steps).rule)
+
+    def validate(self, model: Any) -> None:
+        """Raises TypeError for a model that it cannot climb; on the host."""
+        if not hasattr(model, "log_joint"):
+            raise TypeError(f"algorithm: GeneralizedEM needs a model with a log_joint; found {type(model).__name__}")
+        model.constraints()
+        if self.optimizer is not None and not hasattr(self.optimizer, "update"):
+            raise TypeError(f"optimizer: expected an optax GradientTransformation; found {self.optimizer!r}")
+        if isinstance(self.num_steps, bool) or not isinstance(self.num_steps, int) or self.num_steps < 1:
+            raise ValueError(f"num_steps: expected an integer >= 1; found {self.num_steps!r}")
+
+    def settled(self, model: Any, step: Array) -> Array:
+        """Whether a stop rule may be trusted from `step` on."""
+        return EM(self.rule).settled(model, step)
+
+    def init(self, params: PyTree, num_restarts: int, dtype: Any) -> EMState:
+        """The states of all restarts before their first step; every leaf of params has a leading axis R."""
+        return EM(self.rule).init(params, num_restarts, dtype)
+
+    def step(self, model: Any, state: EMState, data: PyTree, weights: Array) -> EMState:
+        """Scores the candidate, accepts it or ends the restart, and climbs to the next."""
+        rule = model.default_rule() if self.rule is None else self.rule
+        here, total = rule.at(state.step), jnp.sum(weights)
+        found = model.e_step(state.candidate, data, weights, here).elbo_data
+        elbo = ELBO(found, model.elbo_params(state.candidate).astype(found.dtype))
+        finite = jnp.isfinite(elbo.total)
+        promised = rule.monotone(jnp.maximum(state.step - 1, 0))
+        fell = promised & (elbo.total < state.elbo.total - model.slack(elbo.total, total))
+        accepted = finite & ~fell
+        ended = jnp.where(finite, Status.DECREASED, Status.NONFINITE)
+        objective = _expected(model, state.candidate, data, weights, here)
+        spec = model.constraints()
+        return EMState(
+            candidate=ascend(objective, state.candidate, spec, self.optimizer, self.num_steps, total),
+            params=_tree.where(accepted, state.candidate, state.params),
+            elbo=_tree.where(accepted, elbo, state.elbo),
+            step=state.step + 1,
+            status=jnp.where(accepted, state.status, ended).astype(jnp.int32),
+        )
+
+
+def _expected(model: Any, old: PyTree, data: PyTree, weights: Array, rule: Rule) -> Any:
+    """Q(theta, old) + G(theta) as a function of theta; responsibilities at `old` are recomputed a block at a time."""
+    size = model.size if isinstance(model, Chunked) else model._rows(data)
+    old = model.prepare(old)
+
+    def objective(params: PyTree) -> Array:
+        new = model.prepare(params)
+
+        def block(x: PyTree, w: Array) -> Array:
+            resp = weigh(w, rule(model.log_joint(old, x))[1])
+            used = resp > 0  # elsewhere a log-joint may be -inf, and 0 times it is 0
+            return jnp.sum(jnp.where(used, resp * jnp.where(used, model.log_joint(new, x), 0), 0))
+
+        # Kept for the backward pass are the rows of a block, not its (rows, K) arrays.
+        blocks = block if size >= _tree.num_rows(data) else jax.checkpoint(block, prevent_cse=False)
+        return _tree.sum_rows(blocks, data, weights, size) + model.elbo_params(params)
+
+    return objective

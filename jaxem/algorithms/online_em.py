@@ -1,0 +1,280 @@
+"""Online EM: a moving average of the statistics of minibatches, driven by `fit` or fed one batch at a time."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxem import _inputs, _tree
+from jaxem._numerics import is_concrete
+from jaxem._pytree import dataclass, static
+from jaxem._tree import PyTree
+from jaxem.algorithms import _stepwise
+from jaxem.algorithms._stepwise import OnlineState
+from jaxem.algorithms.em import EM, EMState
+from jaxem.elbo import ELBO
+from jaxem.model import LatentModel
+from jaxem.rules import Rule
+from jaxem.stopping import Status
+
+
+@dataclass
+class OnlineEM:
+    """Online (stepwise) EM: each minibatch moves the statistics a little, and an M-step follows.
+
+        s <- (1 - rho_t) s + rho_t (N / B) sum_{n in batch} w_n s(x_n; theta),      theta <- m_step(s)
+
+    for every model with additive statistics; for `KMeans` it is minibatch K-means. N / B keeps the weight of priors and
+    penalties; the sum is unbiased whatever the weights. Statistics that are relative to the params they were taken at
+    are carried along by `model.rebase`. Memory: one batch and two sets of statistics, whatever the number of rows.
+
+    Driven, `fit(model, data, algorithm=OnlineEM(B, key=key), max_steps=passes)`: a step scores the params on all rows,
+    so that the ELBO reported is exactly theirs, and takes one pass over the rows in ceil(N / B) shuffled batches whose
+    sizes differ by at most one, each row once; so a step costs two passes and no memory. The pass starts
+    from the statistics of the scoring E-step, which are there anyway: errors do not add up over passes, and a cluster
+    of K-means that lost its rows has count 0 there and is moved, while a moving average alone only ever halves it. With
+    B = N the step is EM's, whatever the rate. All restarts see the same batches.
+
+    Streaming, batches fed one at a time: `begin`, then `update` for each; `estimate` reads the params off a state.
+
+    Not monotone: a lower ELBO ends nothing (no DECREASED), and the params returned are those of the last pass that are
+    finite, not the best seen. A fit is CONVERGED when a pass changes the ELBO by less than the stop rule's bound, which
+    at a constant rate noise forbids and at a falling one only says that steps are small: give `max_steps` by time.
+    An M-step that gives NaN (a component without rows in a user's model) is not taken; the statistics go on.
+
+    **How far from the optimum.** At a small constant rate rho the expected shortfall of the log-likelihood is at most
+
+        rho N p / (4 B) nats,       p the number of free parameters,
+
+    so divide it by N: rho p / (4 B) per row. Near the optimum let I_o and I_c be the observed and the complete-data
+    information of all N rows, and A = I_c^-1 I_o, with eigenvalues in [0, 1]. A batch is off by a score of covariance
+    (N / B) I_o, which an M-step maps to I_c^-1 times it, so the error d of the params obeys d <- (1 - rho A) d + rho e
+    with Cov e = (N / B) I_c^-1 I_o I_c^-1. Its stationary covariance S solves A S + S A' = rho Cov e (first order in
+    rho): S = rho N / (2 B) I_c^-1. The shortfall tr(I_o S) / 2 = rho N / (4 B) tr A, and tr A <= p: equality if nothing
+    is hidden. Drawing without replacement and starting each pass afresh only lower it. It holds for well-specified
+    models whose batches keep all components filled, at rates where 1 - rho / 2 is about 1.
+
+    Attributes:
+      batch_size: B, at most N rows in a batch.
+      rate: rho in (0, 1]; a number, an array over updates (its last entry is kept) or a callable of the update, as an
+        optax schedule, which `fit` tabulates for the first 65536 updates. None: (t + 2)^-kappa, t counting updates from
+        0 over all passes.
+      kappa: exponent of the default rate, in [0, 1]; above 1/2 the iterates converge. Used only if rate is None.
+      average: whether to average the statistics over updates (Polyak), update t of a pass or a stream weighted by about
+        t^3. Averages of statistics, unlike those of params, respect all constraints and need no unconstrained
+        coordinates. A fit restarts the average in each pass, and the next pass from the averaged params.
+      rule: the E-step rule; None for the model's own. Its schedule, if any, counts passes in a fit, updates in a
+        stream, where it must be an array.
+      key: random key of the shuffles; needed by `fit`, not by a stream.
+
+    Examples:
+      >>> import jaxem
+      >>> x = jax.random.normal(jax.random.key(0), (1000, 1)).at[:500].add(6.0)
+      >>> algorithm = OnlineEM(50, key=jax.random.key(1))
+      >>> fit = jaxem.fit(jaxem.GMM(2), x, key=jax.random.key(2), algorithm=algorithm, max_steps=5)
+      >>> jnp.sort(fit.params.components.mean[:, 0]).round(0).tolist()
+      [0.0, 6.0]
+
+      The same as a stream, from a sample:
+
+      >>> model = jaxem.GMM(2).bind(x[::10], jnp.ones(100))
+      >>> params = model.init(jax.random.key(3), x[::10], jnp.ones(100))
+      >>> state = algorithm.begin(model, params, x[::10], num_rows=1000)
+      >>> for batch in jax.random.permutation(jax.random.key(4), x).reshape(20, 50, 1):
+      ...     state = algorithm.update(model, state, batch)
+      >>> jnp.sort(algorithm.estimate(model, state).components.mean[:, 0]).round(0).tolist()
+      [0.0, 6.0]
+
+    References:
+      Cappe and Moulines (2009), On-line expectation-maximization algorithm for latent data models, JRSS B 71; Liang and
+      Klein (2009), Online EM for unsupervised models; Shamir and Zhang (2013), Stochastic gradient descent for
+      non-smooth optimization (the weights of the average).
+    """
+
+    batch_size: int = static()
+    rate: float | Array | np.ndarray | Callable[[int], Any] | None = None
+    kappa: float | Array = dataclasses.field(default=0.6, kw_only=True)
+    average: bool = static(default=False, kw_only=True)
+    rule: Rule | None = dataclasses.field(default=None, kw_only=True)
+    key: Array | None = dataclasses.field(default=None, kw_only=True)
+
+    def tabulate(self, num_steps: int) -> "OnlineEM":
+        """The algorithm with callables replaced by arrays, its settings checked; called by `fit` on the host."""
+        self._check()
+        rate = _stepwise.tabulated(self.rate) if callable(self.rate) else self.rate
+        rule = None if self.rule is None else self.rule.tabulate(num_steps)
+        return dataclasses.replace(self, rate=rate, rule=rule, key=_inputs.as_key(self.key))
+
+    def _check(self) -> None:
+        _inputs.check_count("batch_size", self.batch_size, 1)
+        if not callable(self.rate) and self.rate is not None and is_concrete(self.rate):
+            _stepwise.check_rates(self.rate)
+        if is_concrete(self.kappa) and not (np.ndim(self.kappa) == 0 and 0 <= self.kappa <= 1):
+            raise ValueError(f"kappa: expected a number in [0, 1]; found {self.kappa!r}")
+
+    def _rule(self, model: LatentModel) -> Rule:
+        return model.default_rule() if self.rule is None else self.rule
+
+    def _rate(self, step: Array, dtype: Any) -> Array:
+        """Rho of the update after `step` others."""
+        if self.rate is None:
+            return (step.astype(dtype) + 2) ** -jnp.asarray(self.kappa, dtype)
+        table = jnp.asarray(self.rate, dtype)
+        return table if table.ndim == 0 else table.at[step].get(mode="clip")
+
+    def settled(self, model: LatentModel, step: Array) -> Array:
+        """Whether a stop rule may be trusted from `step` on: once the E-step rule has settled."""
+        return self._rule(model).settled(step)
+
+    def init(self, params: PyTree, num_restarts: int, dtype: Any) -> EMState:
+        """The states of all restarts before their first step; every leaf of params has a leading axis R."""
+        return EM().init(params, num_restarts, dtype)
+
+    def step(self, model: LatentModel, state: EMState, data: PyTree, weights: Array) -> EMState:
+        """Scores the candidate on all rows, accepts it if finite, and takes one pass over shuffled batches."""
+        _check_fits(self, model, _tree.num_rows(data))
+        rule = self._rule(model).at(state.step)
+        candidate = model.prepare(state.candidate)
+        found = model.e_step(candidate, data, weights, rule)
+        elbo = ELBO(found.elbo_data, model.elbo_params(candidate).astype(found.elbo_data.dtype))
+        finite = jnp.isfinite(elbo.total)
+        return EMState(
+            candidate=self._pass(model, state, found.stats, data, weights),
+            params=_tree.where(finite, state.candidate, state.params),
+            elbo=_tree.where(finite, elbo, state.elbo),
+            step=state.step + 1,
+            status=jnp.where(finite, state.status, Status.NONFINITE).astype(jnp.int32),
+        )
+
+    def _pass(self, model: LatentModel, state: EMState, stats: PyTree, data: PyTree, weights: Array) -> PyTree:
+        """Params after one pass over all rows in a random order, from the statistics of all rows at the candidate."""
+        num = _tree.num_rows(data)
+        batches = -(-num // self.batch_size)
+        if batches == 1:  # the batch's statistics are those of all rows
+            return model.m_step(model.prepare(state.candidate), stats)
+        dtype, small, longer = weights.dtype, num // batches, num % batches
+        assert self.key is not None  # `tabulate` has checked
+        key = jax.random.fold_in(self.key, state.step)
+        slots = jnp.arange(small + (longer > 0), dtype=jnp.int32)
+        rule = self._rule(model).at(state.step)
+
+        def body(now: OnlineState, batch: Array) -> tuple[OnlineState, None]:
+            start = batch * small + jnp.minimum(batch, longer)
+            size = small + (batch < longer).astype(jnp.int32)
+            index = _stepwise.shuffled(key, jnp.minimum(start + slots, num - 1), num)
+            w = jnp.where(slots < size, weights[index], 0)
+            rate = self._rate(state.step * batches + batch, dtype)
+            scale = num / size.astype(dtype)
+            return _stepwise.absorb(model, now, _tree.take(data, index), w, scale, rate, rule), None
+
+        average = stats if self.average else None
+        zero = jnp.zeros((), jnp.int32)
+        start = OnlineState(state.candidate, stats, average, zero, zero, jnp.asarray(num, dtype))
+        end, _ = jax.lax.scan(body, start, jnp.arange(batches, dtype=jnp.int32))
+        return self.estimate(model, end)
+
+    def begin(
+        self, model: LatentModel, params: PyTree, sample: PyTree, weights: Any = None, *, num_rows: float
+    ) -> OnlineState:
+        """A stream's state before its first batch: the statistics of a sample, scaled to `num_rows` rows.
+
+        The rate decides how long the sample is remembered, about 1 / rho updates, so let it hold some batches' worth of
+        rows where the rate is small. A model takes its data-scaled penalty from `model.bind(sample, weights)`; unbound,
+        it has none: Gaussians are then plain maximum likelihood and may collapse, and empty clusters of K-means stay
+        where they are.
+
+        Args:
+          model: a `LatentModel`; pass the same one to `update`.
+          params: where to start, as from `model.init` or `make_params`.
+          sample: rows that look like the stream's.
+          weights: their weights (n,); None for ones.
+          num_rows: N, the number of rows that batches stand for: the strength of the data beside priors.
+
+        Returns:
+          An `OnlineState`. Save its leaves with numpy, and put them back by `jax.tree.unflatten`: a resumed stream is
+          bit-identical.
+
+        Raises:
+          ValueError, TypeError: bad input, named.
+        """
+        self._check()
+        _check_fits(self, model, None)
+        if isinstance(num_rows, bool) or not (np.ndim(num_rows) == 0 and 0 < num_rows < np.inf):
+            raise ValueError(f"num_rows: expected a finite number > 0; found {num_rows!r}")
+        sample = _inputs.as_data(sample)
+        dtype = _tree.float_dtype(sample)
+        weights = _inputs.as_weights(weights, _tree.num_rows(sample), dtype)
+        model = _inputs.cast_floats(model, dtype)
+        model.validate(sample, None)
+        params = _inputs.as_params(params, jax.eval_shape(_start, model, sample, weights), 1, dtype)
+        model.validate(sample, params)
+        algorithm = _inputs.cast_floats(dataclasses.replace(self, rate=None, key=None), dtype)
+        return _begin(algorithm, model, params, sample, weights, jnp.asarray(num_rows, dtype))
+
+    def update(self, model: LatentModel, state: OnlineState, batch: PyTree, weights: Any = None) -> OnlineState:
+        """The state after one more batch; compiled once for each shape of batch.
+
+        Args:
+          model: the model given to `begin`.
+          state: from `begin` or `update`, and left as it is.
+          batch: rows, cast to the dtype of the state's params; any number of them, each number a program of its own.
+          weights: their weights; None for ones.
+
+        Returns:
+          The new state. A batch whose statistics are not finite changes nothing but `step` and `skipped`.
+
+        Raises:
+          ValueError, TypeError: bad input, named.
+        """
+        dtype = state.num_rows.dtype
+        batch = _tree.as_floats(_inputs.as_data(batch), dtype)
+        weights = _inputs.as_weights(weights, _tree.num_rows(batch), dtype)
+        algorithm = self
+        if callable(self.rate):
+            rate = self.rate(int(state.step) if is_concrete(state.step) else state.step)  # type: ignore[arg-type]
+            if is_concrete(rate):
+                _stepwise.check_rates(rate, decays=True)
+            algorithm = dataclasses.replace(self, rate=rate)
+        algorithm = _inputs.cast_floats(dataclasses.replace(algorithm, key=None), dtype)
+        return _update(algorithm, _inputs.cast_floats(model, dtype), state, batch, weights)
+
+    def estimate(self, model: LatentModel, state: OnlineState) -> PyTree:
+        """The params of a state: the current ones, or those of the averaged statistics."""
+        if state.average is None:
+            return state.params
+        return _stepwise.unless_nan(model.m_step(model.prepare(state.params), state.average), state.params)
+
+
+def _check_fits(algorithm: OnlineEM, model: Any, num: int | None) -> None:
+    """Raises, while a program is traced, for what only the model and the data can tell."""
+    if not isinstance(model, LatentModel):
+        raise TypeError(f"model: expected a model with statistics, an e_step and an m_step; found {model!r}")
+    if num is not None and algorithm.batch_size > num:
+        raise ValueError(f"batch_size: expected at most the number of rows, {num}; found {algorithm.batch_size}")
+
+
+def _start(model: LatentModel, data: PyTree, weights: Array) -> PyTree:
+    """A start of the model's own, for its structure and shapes alone."""
+    return model.bind(data, weights).init(jax.random.key(0), data, weights)
+
+
+@jax.jit
+def _begin(
+    algorithm: OnlineEM, model: LatentModel, params: PyTree, sample: PyTree, weights: Array, num_rows: Array
+) -> OnlineState:
+    zero = jnp.zeros((), jnp.int32)
+    found = model.e_step(params, sample, weights, algorithm._rule(model).at(zero)).stats
+    stats = jax.tree.map(lambda a: num_rows / _tree.num_rows(sample) * a, found)
+    return OnlineState(params, stats, stats if algorithm.average else None, zero, zero, num_rows)
+
+
+@jax.jit
+def _update(algorithm: OnlineEM, model: LatentModel, state: OnlineState, batch: PyTree, weights: Array) -> OnlineState:
+    dtype = state.num_rows.dtype
+    rule = algorithm._rule(model).at(state.step)
+    scale = state.num_rows / _tree.num_rows(batch)
+    return _stepwise.absorb(model, state, batch, weights, scale, algorithm._rate(state.step, dtype), rule)

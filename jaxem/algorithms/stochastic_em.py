@@ -1,0 +1,195 @@
+"""Stochastic EM: a chain of params from drawn states, and the params of its averaged statistics."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxem import _tree
+from jaxem._numerics import einsum, is_concrete, namespace
+from jaxem._pytree import dataclass
+from jaxem._tree import PyTree
+from jaxem.elbo import ELBO
+from jaxem.model import LatentModel
+from jaxem.models.mixture import Mixture, MixtureParams
+from jaxem.rules import Exact, Sampled
+from jaxem.stopping import Status
+from jaxem.transforms import Chunked
+
+# Rows by which labels are aligned: enough to tell components apart, few beside an E-step.
+ALIGN_ROWS = 500
+
+
+@dataclass
+class StochasticEMState:
+    """Where one restart stands. `elbo` belongs to `params`; `candidate` is not scored yet.
+
+    Attributes:
+      candidate: params to score next: the start, then those of the averaged statistics.
+      params: the last accepted params.
+      elbo: their ELBO; -inf before the first step.
+      step: 0 before the chain, 1 after it.
+      status: a `Status` code.
+      restart: number of the restart, which its draws depend on.
+    """
+
+    candidate: PyTree
+    params: PyTree
+    elbo: ELBO
+    step: Array
+    status: Array
+    restart: Array
+
+
+@dataclass
+class _Chain:
+    """What a sweep changes: the chain's params, the mean of the statistics taken relative to `reference`, its params.
+
+    `score` is ELBO.data of the params that the chain started from.
+    """
+
+    params: PyTree
+    reference: PyTree
+    stats: PyTree
+    average: PyTree
+    score: Array
+
+
+@dataclass
+class StochasticEM:
+    """Stochastic EM: the M-step of statistics averaged over a chain of EM sweeps with drawn states.
+
+        S: z_n ~ p(z | x_n, theta_t) for every row          M: theta_{t+1} = arg max log p(x, z | theta) + G(theta)
+
+    After `burn_in` sweeps the statistics of `num_draws` sweeps are averaged, each rebased to the same reference params,
+    and the result is the M-step of their mean, with its own ELBO. It is near a maximum of the likelihood (within a bias
+    of order 1 / N and Monte Carlo error of order 1 / sqrt(num_draws)), not at one: run `EM` from it where that
+    matters. The chain can leave poor optima and saddles that EM stays at. To see the chain itself, with its
+    log-likelihood in the trace, use `EM(Sampled(key))`.
+
+    The components of a `Mixture` (also under `chunked`) are renamed after every sweep by the permutation whose
+    posteriors overlap most with those of the average so far (on 500 rows), so that labels that switch within
+    a chain are not averaged into each other. Other models are taken as they are.
+
+    Under `fit` the whole chain is one step: trace[0] is the ELBO of the start, trace[1] that of the averaged params.
+    There is nothing to converge: every restart ends as MAX_STEPS, or as NONFINITE with its start. Restart i draws with
+    fold_in(key, i); see `Sampled` for what else draws depend on. Cost: burn_in + num_draws + 1 E-steps, memory of one.
+
+    Attributes:
+      key: random key of the draws.
+      burn_in: sweeps before averaging, an integer >= 0.
+      num_draws: sweeps averaged, an integer >= 1.
+
+    Examples:
+      >>> import jaxem
+      >>> x = jax.random.normal(jax.random.key(0), (200, 1)).at[:100].add(8.0)
+      >>> algorithm = StochasticEM(jax.random.key(1), burn_in=5, num_draws=20)
+      >>> fit = jaxem.fit(jaxem.GMM(2), x, key=jax.random.key(2), algorithm=algorithm)
+      >>> print(fit.params.mixing.round(2), jaxem.Status(int(fit.status)).name)
+      [0.5 0.5] MAX_STEPS
+
+    References:
+      Celeux and Diebolt (1985), The SEM algorithm; Nielsen (2000), The stochastic EM algorithm, Bernoulli 6; Stephens
+      (2000), Dealing with label switching in mixture models, JRSS B 62, for the alignment by posteriors.
+    """
+
+    key: Array
+    burn_in: int | Array = 50
+    num_draws: int | Array = 200
+
+    def tabulate(self, num_steps: int) -> "StochasticEM":
+        """The algorithm itself, once its counts are known to be sound.
+
+        Raises:
+          ValueError: `burn_in` is no integer >= 0, or `num_draws` none >= 1.
+        """
+        for name, value, least in (("burn_in", self.burn_in, 0), ("num_draws", self.num_draws, 1)):
+            if is_concrete(value) and not (np.ndim(value) == 0 and value == np.round(value) and value >= least):
+                raise ValueError(f"{name}: expected an integer >= {least}; found {value!r}")
+        return self
+
+    def settled(self, model: LatentModel, step: Array) -> Array:
+        """False: no stop rule applies."""
+        return jnp.asarray(False)
+
+    def init(self, params: PyTree, num_restarts: int, dtype: Any) -> StochasticEMState:
+        """The states of all restarts before their chains; every leaf of params has a leading axis R."""
+        xp = namespace(params)
+        low = xp.full(num_restarts, -xp.inf, dtype)
+        zero = xp.zeros(num_restarts, xp.int32)
+        running = zero + xp.int32(Status.RUNNING)
+        return StochasticEMState(params, params, ELBO(low, low), zero, running, xp.arange(num_restarts, dtype=xp.int32))
+
+    def step(self, model: LatentModel, state: StochasticEMState, data: PyTree, weights: Array) -> StochasticEMState:
+        """First the start is scored and the chain runs from it; then the params of its average are scored."""
+        burn_in, num_draws = (jnp.asarray(n).astype(jnp.int32) for n in (self.burn_in, self.num_draws))
+        # The first E-step of a chain scores its start, so the score of the average is a chain of one sweep: the program
+        # holds one E-step.
+        num = jnp.where(state.step == 0, burn_in + num_draws, 1)
+        chain = self._run(model, state, data, weights, burn_in, num)
+        log_prior = model.elbo_params(model.prepare(state.candidate)).astype(chain.score.dtype)
+        elbo = ELBO(chain.score, log_prior)
+        finite = jnp.isfinite(elbo.total)
+        status = jnp.where(state.step == 0, state.status, Status.MAX_STEPS)
+        return StochasticEMState(
+            candidate=chain.average,
+            params=_tree.where(finite, state.candidate, state.params),
+            elbo=_tree.where(finite, elbo, state.elbo),
+            step=state.step + 1,
+            status=jnp.where(finite, status, Status.NONFINITE).astype(jnp.int32),
+            restart=state.restart,
+        )
+
+    def _run(
+        self, model: LatentModel, state: StochasticEMState, data: PyTree, weights: Array, burn_in: Array, num: Array
+    ) -> _Chain:
+        """A chain of `num` sweeps from the candidate, averaged from sweep `burn_in` on."""
+        rule = Sampled(jax.random.fold_in(self.key, state.restart))
+
+        def sweep(i: Array, chain: _Chain) -> _Chain:
+            params = model.prepare(chain.params)
+            found = model.e_step(params, data, weights, rule.at(i))
+            count = i - burn_in + 1
+            fresh = count <= 1  # until then the mean is the last draw
+            reference = _tree.where(fresh, params, chain.reference)
+            share = 1 / jnp.maximum(count, 1).astype(found.elbo_data.dtype)
+            moved = model.rebase(found.stats, params, reference)
+            mean = jax.tree.map(lambda m, s: jnp.where(fresh, s, m + (s - m) * share), chain.stats, moved)
+            # Both M-steps as one vmapped: compiled once.
+            pairs = jax.tree.map(lambda *pair: jnp.stack(pair), (params, found.stats), (reference, mean))
+            both = jax.vmap(model.m_step)(*pairs)
+            following, average = (jax.tree.map(lambda a, k=k: a[k], both) for k in (0, 1))
+            score = jnp.where(i == 0, found.elbo_data, chain.score)
+            return _Chain(_align(model, following, average, data), reference, mean, average, score)
+
+        start = state.candidate
+        shapes = jax.eval_shape(lambda: model.e_step(model.prepare(start), data, weights, rule))
+        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        first = _Chain(start, model.prepare(start), zero.stats, start, zero.elbo_data)
+        return jax.lax.fori_loop(0, num, sweep, first)
+
+
+def _align(model: Any, params: PyTree, average: PyTree, data: PyTree) -> PyTree:
+    """Params with components renamed to match those of `average`; as they are for models without interchangeable ones.
+
+    The sum over rows of p(k | x, params) p(j | x, average) is maximised over permutations, ties to the labels as
+    they are. The same params in another order are put back exactly (Cauchy-Schwarz).
+    """
+    import optax  # half a second, not needed by other algorithms
+
+    mixture = model.model if isinstance(model, Chunked) else model
+    if not isinstance(mixture, Mixture) or mixture.num_components == 1:
+        return params
+    stride = max(1, _tree.num_rows(data) // ALIGN_ROWS)
+    rows = jax.tree.map(lambda a: a[::stride], data)
+    pair = jax.tree.map(lambda a, b: jnp.stack([a, b]), params, average)
+    new, old = jax.vmap(lambda p: Exact()(mixture.log_joint(p, rows))[1])(pair)
+    overlap = einsum("nj,nk->jk", old, new) + 1e-3 * jnp.eye(mixture.num_components, dtype=new.dtype)
+    # A NaN would keep the search for an assignment from ending.
+    cost = -jnp.nan_to_num(overlap).astype(jnp.result_type(float))
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        row, column = optax.assignment.hungarian_algorithm(cost)
+    index = jnp.zeros_like(column).at[row].set(column)
+    return MixtureParams(params.mixing[index], mixture.family.order(params.components, index))

@@ -1,0 +1,207 @@
+"""Exponential families of vectors and precision matrices: multivariate normal, Wishart, normal-Wishart."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+from jax.scipy.special import multigammaln
+
+from jaxem._numerics import einsum
+from jaxem.expfam.family import LOG_2PI, ExponentialFamily, as_floats
+
+
+def _symmetric(matrix: Array) -> Array:
+    return 0.5 * (matrix + matrix.swapaxes(-1, -2))
+
+
+def _log_det(matrix: Array) -> Array:
+    """Log determinant of positive definite matrices; NaN where they are not."""
+    factor = jnp.linalg.cholesky(matrix)
+    return 2 * jnp.sum(jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)), -1)
+
+
+def _positive_definite(matrix: Array) -> Array:
+    return jnp.all(jnp.isfinite(jnp.linalg.cholesky(matrix)), (-2, -1))
+
+
+def _quadratic(matrix: Array, vector: Array) -> Array:
+    """Vector' matrix^-1 vector."""
+    return jnp.sum(vector * jnp.linalg.solve(matrix, vector[..., None])[..., 0], -1)
+
+
+class MultivariateNormalStatistics(NamedTuple):
+    """Statistics x (..., D) and x x' (..., D, D)."""
+
+    x: Array
+    xx: Array
+
+
+class MultivariateNormal(ExponentialFamily):
+    """Multivariate normal with mean (..., D) and precision matrix (..., D, D)."""
+
+    Statistics, ranks = MultivariateNormalStatistics, (1, 2)
+
+    def natural(self, mean: Any, precision: Any) -> MultivariateNormalStatistics:
+        """Natural parameters from mean and precision matrix."""
+        mean, precision = as_floats((1, 2), mean, precision)
+        return MultivariateNormalStatistics(einsum("...de,...e->...d", precision, mean), -0.5 * precision)
+
+    def conventional(self, natural: MultivariateNormalStatistics) -> dict[str, Array]:
+        """Mean and precision matrix."""
+        precision = -2 * _symmetric(natural.xx)
+        return {"mean": jnp.linalg.solve(precision, natural.x[..., None])[..., 0], "precision": precision}
+
+    def log_normaliser(self, natural: MultivariateNormalStatistics) -> Array:
+        """A = mean' precision mean / 2 - log |precision| / 2."""
+        precision = -2 * _symmetric(natural.xx)
+        return 0.5 * (_quadratic(precision, natural.x) - _log_det(precision))
+
+    def valid(self, natural: MultivariateNormalStatistics) -> Array:
+        """Whether the precision is positive definite."""
+        return jnp.all(jnp.isfinite(natural.x), -1) & _positive_definite(-2 * _symmetric(natural.xx))
+
+    def log_base(self, natural: MultivariateNormalStatistics) -> float:
+        """Log h = -D log(2 pi) / 2."""
+        return -0.5 * LOG_2PI * natural.x.shape[-1]
+
+    def standard(self, dim: int, plate: tuple[int, ...], dtype: Any) -> Any:
+        """Mean 0, precision the identity."""
+        eye = jnp.broadcast_to(jnp.eye(dim, dtype=dtype), (*plate, dim, dim))
+        return self.natural(jnp.zeros((*plate, dim), dtype), eye)
+
+    def at_mode(self, natural: Any) -> Any:
+        """Statistics of the mean."""
+        mean = self.conventional(natural)["mean"]
+        return MultivariateNormalStatistics(mean, mean[..., :, None] * mean[..., None, :])
+
+    def distribution(self, natural: MultivariateNormalStatistics) -> Any:
+        """A `distrax.MultivariateNormalFullCovariance`."""
+        import distrax
+
+        params = self.conventional(natural)
+        return distrax.MultivariateNormalFullCovariance(params["mean"], jnp.linalg.inv(params["precision"]))
+
+
+class WishartStatistics(NamedTuple):
+    """Statistics of a precision matrix: the matrix (..., D, D) and its log determinant."""
+
+    x: Array
+    log_det: Array
+
+
+def _wishart_log_normaliser(inverse_scale: Array, dof: Array) -> Array:
+    dim = inverse_scale.shape[-1]
+    return 0.5 * dof * (dim * jnp.log(2.0).astype(dof.dtype) - _log_det(inverse_scale)) + multigammaln(0.5 * dof, dim)
+
+
+class Wishart(ExponentialFamily):
+    """Wishart distribution with mean dof * inverse_scale^-1, inverse_scale (..., D, D), dof > D - 1."""
+
+    Statistics, ranks = WishartStatistics, (2, 0)
+
+    def natural(self, inverse_scale: Any, dof: Any) -> WishartStatistics:
+        """Natural parameters from the inverse scale matrix and the degrees of freedom."""
+        inverse_scale, dof = as_floats((2, 0), inverse_scale, dof)
+        return WishartStatistics(-0.5 * inverse_scale, 0.5 * (dof - inverse_scale.shape[-1] - 1))
+
+    def conventional(self, natural: WishartStatistics) -> dict[str, Array]:
+        """Inverse scale matrix and degrees of freedom."""
+        return {"inverse_scale": -2 * _symmetric(natural.x), "dof": 2 * natural.log_det + natural.x.shape[-1] + 1}
+
+    def log_normaliser(self, natural: WishartStatistics) -> Array:
+        """A = dof (D log 2 - log |inverse_scale|) / 2 + log Gamma_D(dof / 2)."""
+        return _wishart_log_normaliser(**self.conventional(natural))
+
+    def valid(self, natural: WishartStatistics) -> Array:
+        """Whether the scale is positive definite and dof > D - 1."""
+        params = self.conventional(natural)
+        return _positive_definite(params["inverse_scale"]) & (params["dof"] > natural.x.shape[-1] - 1)
+
+    def standard(self, dim: int, plate: tuple[int, ...], dtype: Any) -> Any:
+        """Mean the identity, dof D + 2: with a mode."""
+        eye = jnp.broadcast_to(jnp.eye(dim, dtype=dtype), (*plate, dim, dim))
+        return self.natural((dim + 2) * eye, jnp.full(plate, dim + 2, dtype))
+
+    def at_mode(self, natural: Any) -> Any:
+        """Statistics of the mode (dof - D - 1) inverse_scale^-1, for dof > D + 1."""
+        mode = natural.log_det[..., None, None] * jnp.linalg.inv(-_symmetric(natural.x))
+        return WishartStatistics(mode, _log_det(mode))
+
+    def distribution(self, natural: WishartStatistics) -> Any:
+        """A TensorFlow Probability `WishartTriL`."""
+        from tensorflow_probability.substrates.jax import distributions
+
+        params = self.conventional(natural)
+        scale = jnp.linalg.inv(params["inverse_scale"])
+        return distributions.WishartTriL(params["dof"], scale_tril=jnp.linalg.cholesky(scale))
+
+
+class NormalWishartStatistics(NamedTuple):
+    """Statistics of (mean, precision matrix): precision, log determinant, precision @ mean, mean' precision mean."""
+
+    precision: Array
+    log_det: Array
+    weighted_mean: Array
+    weighted_square: Array
+
+
+class NormalWishart(ExponentialFamily):
+    """Precision ~ Wishart(inverse_scale, dof), mean | precision ~ Normal(location, (strength precision)^-1)."""
+
+    Statistics, ranks = NormalWishartStatistics, (2, 0, 1, 0)
+
+    def natural(self, location: Any, strength: Any, inverse_scale: Any, dof: Any) -> NormalWishartStatistics:
+        """Natural parameters from location (..., D), strength, inverse scale (..., D, D) and degrees of freedom."""
+        location, strength, inverse_scale, dof = as_floats((1, 0, 2, 0), location, strength, inverse_scale, dof)
+        weighted = strength[..., None] * location
+        return NormalWishartStatistics(
+            -0.5 * (inverse_scale + weighted[..., :, None] * location[..., None, :]),
+            0.5 * (dof - location.shape[-1]),
+            weighted,
+            -0.5 * strength,
+        )
+
+    def conventional(self, natural: NormalWishartStatistics) -> dict[str, Array]:
+        """Location, strength, inverse scale and degrees of freedom."""
+        strength = -2 * natural.weighted_square
+        location = natural.weighted_mean / strength[..., None]
+        outer = natural.weighted_mean[..., :, None] * location[..., None, :]
+        inverse_scale = -2 * _symmetric(natural.precision) - outer
+        dof = 2 * natural.log_det + location.shape[-1]
+        return {"location": location, "strength": strength, "inverse_scale": inverse_scale, "dof": dof}
+
+    def log_normaliser(self, natural: NormalWishartStatistics) -> Array:
+        """A = that of the Wishart - D log(strength) / 2."""
+        params = self.conventional(natural)
+        wishart = _wishart_log_normaliser(params["inverse_scale"], params["dof"])
+        return wishart - 0.5 * natural.weighted_mean.shape[-1] * jnp.log(params["strength"])
+
+    def valid(self, natural: NormalWishartStatistics) -> Array:
+        """Whether strength is positive, the scale positive definite and dof > D - 1."""
+        params = self.conventional(natural)
+        dof = params["dof"] > natural.weighted_mean.shape[-1] - 1
+        return (params["strength"] > 0) & _positive_definite(params["inverse_scale"]) & dof
+
+    def log_base(self, natural: NormalWishartStatistics) -> float:
+        """Log h = -D log(2 pi) / 2."""
+        return -0.5 * LOG_2PI * natural.weighted_mean.shape[-1]
+
+    def standard(self, dim: int, plate: tuple[int, ...], dtype: Any) -> Any:
+        """Location 0, strength 1, mean precision the identity, dof D + 2: with a mode."""
+        eye = jnp.broadcast_to(jnp.eye(dim, dtype=dtype), (*plate, dim, dim))
+        one = jnp.ones(plate, dtype)
+        return self.natural(jnp.zeros((*plate, dim), dtype), one, (dim + 2) * eye, (dim + 2) * one)
+
+    def at_mode(self, natural: Any) -> Any:
+        """Statistics of the joint mode of mean and precision: location, (dof - D) inverse_scale^-1; for dof > D."""
+        params = self.conventional(natural)
+        precision, mean = (
+            2 * natural.log_det[..., None, None] * jnp.linalg.inv(params["inverse_scale"]),
+            params["location"],
+        )
+        weighted = einsum("...de,...e->...d", precision, mean)
+        return NormalWishartStatistics(precision, _log_det(precision), weighted, jnp.sum(weighted * mean, -1))
+
+    def distribution(self, natural: NormalWishartStatistics) -> Any:
+        """Raises TypeError: no distrax distribution has this form; see `conventional`."""
+        raise TypeError("NormalWishart has no distrax distribution; conventional(natural) gives its parameters")

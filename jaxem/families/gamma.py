@@ -1,0 +1,296 @@
+"""Gamma components for positive data."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxem import constraints
+from jaxem._numerics import einsum, is_concrete, namespace, safe_divide
+from jaxem._pytree import dataclass
+from jaxem.families import _special
+from jaxem.families._mean_prior import MeanPrior, check_array, check_rows, check_strength, differs, nearest
+from jaxem.families.family import Family
+
+
+@dataclass
+class GammaParams:
+    """K components of D independent columns.
+
+    Attributes:
+      shape: (K, D), 1 / the squared coefficient of variation; without units.
+      rate: (K, D), in units of 1 / x.
+    """
+
+    shape: Array
+    rate: Array
+
+    @property
+    def mean(self) -> Array:
+        """(K, D) shape / rate."""
+        return self.shape / self.rate
+
+
+@dataclass
+class GammaStats:
+    """Responsibility-weighted statistics of d = x / mean - 1, the mean being that of the params of the E-step.
+
+    Attributes:
+      count: (K,) sum of resp.
+      sum_d: (K, D) sum of resp * d.
+      sum_bend: (K, D) sum of resp * (d - log(1 + d)).
+    """
+
+    count: Array
+    sum_d: Array
+    sum_bend: Array
+
+
+@dataclass
+class GammaScale:
+    """What a fit takes from its data, all (D,).
+
+    Attributes:
+      mean: weighted means.
+      spread: log of the mean - mean of the logs, of the pseudo-observations.
+      log_mean: weighted means of log x.
+      log_std: weighted standard deviations of log x, 1 for a constant column.
+      constant: columns without variation.
+      strength: a, a scalar.
+    """
+
+    mean: Array
+    spread: Array
+    log_mean: Array
+    log_std: Array
+    constant: Array
+    strength: Array
+
+
+@dataclass
+class Gamma(Family):
+    """Gamma components, D independent columns each: x_nd | z_n = k ~ Gamma(shape_kd, rate_kd), x > 0.
+
+        p(x) = rate^shape x^(shape - 1) exp(-rate x) / Gamma(shape)
+
+    The M-step sets mean = weighted mean and solves log(shape) - digamma(shape) = log(mean x) - mean(log x) by Newton.
+    The likelihood has no upper end (a component on equal values has an infinite shape), so the objective has a prior,
+    a pseudo-observations for each component and column, with the component's own mean and the data's spread:
+
+        G = -a sum_kd KL(Gamma(shape0_d, mean_kd) || Gamma(shape_kd, mean_kd)),    shape0 as in the data
+
+    It is in ELBO.params, never moves a mean and does not depend on the units of the data. With `pseudo_mean` the
+    pseudo-observations have that mean m0 instead, the conjugate prior: a log p(m0, shape0 | theta) in expectation,
+    up to a constant, which pulls the means too. a = 0 is exactly maximum likelihood. A column whose values are all
+    equal has its shape held at 1 and adds a constant.
+
+    A mixture of gammas is identifiable up to the order of its components (Teicher 1963). An empty component keeps its
+    mean and takes shape0. E-steps cost O(N K D).
+
+    Attributes:
+      pseudo_observations: a >= 0. From 1 on they count as information and no component is called degenerate.
+      pseudo_shape: shape0, a number or (D,); None for the data's own.
+      pseudo_mean: m0, (D,) or (K, D), in the units of x; None for each component's own mean. With one for each
+        component, starts give rows to the nearest and components keep the order of their priors.
+      scale: set by `bind`.
+
+    Examples:
+      >>> import jax, jaxem
+      >>> from jaxem.families import Gamma
+      >>> slow, fast = jax.random.split(jax.random.key(0))
+      >>> x = jnp.concatenate([jax.random.gamma(slow, 9.0, (300, 1)), jax.random.gamma(fast, 9.0, (100, 1)) / 9])
+      >>> fit = jaxem.fit(jaxem.Mixture(Gamma(), 2), x, key=jax.random.key(1), num_restarts=4)
+      >>> fit.params.components.mean[:, 0].round(0).tolist()
+      [9.0, 1.0]
+
+    References:
+      Minka (2002), Estimating a Gamma distribution; Teicher (1963), Identifiability of finite mixtures, Annals of
+      Mathematical Statistics 34.
+    """
+
+    pseudo_observations: float | Array = 1e-6
+    pseudo_shape: float | Array | None = None
+    pseudo_mean: Array | None = None
+    scale: GammaScale | None = dataclasses.field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        return "Gamma()"
+
+    def validate(self, x: Any) -> None:
+        """Checks that data are one (N, D) array of positive numbers, and the prior."""
+        if len(jax.tree.leaves(x)) != 1 or not hasattr(x, "ndim"):
+            raise TypeError(f"data: expected one array (N, D); found a {type(x).__name__}")
+        if x.ndim != 2 or x.shape[1] == 0:
+            raise ValueError(f"data: expected shape (N, D), D >= 1; found {x.shape}; one column is data[:, None]")
+        if is_concrete(x) and not bool((x > 0).all()):
+            raise ValueError(f"data: expected positive numbers for Gamma; found {float(x.min())!r}")
+        check_strength("pseudo_observations", self.pseudo_observations)
+        dim = x.shape[1]
+        if self.pseudo_shape is not None:
+            check_array("pseudo_shape", self.pseudo_shape, ((), (dim,)), positive=True)
+        if self.pseudo_mean is not None:
+            check_array("pseudo_mean", self.pseudo_mean, ((dim,), (None, dim)), positive=True)
+
+    def bind(self, x: Array, weights: Array) -> "Gamma":
+        """Takes means, spreads and the location of the logs from the data."""
+        share = weights / jnp.sum(weights)
+        weighted = lambda values: einsum("n,nd->d", share, values)
+        mean = weighted(x)
+        mean = mean + weighted(x - mean[None])
+        d = jnp.where((weights > 0)[:, None], (x - mean[None]) / mean[None], 0)
+        constant = jnp.max(jnp.abs(d), 0) <= 4 * jnp.finfo(x.dtype).eps
+        unit = _special.log_minus_digamma(jnp.ones_like(mean))
+        bent = weighted(_special.bend(d))
+        spread = jnp.where(constant, unit, bent)
+        log_std = jnp.where(constant, 1, jnp.sqrt(weighted((jnp.log1p(d) + bent[None]) ** 2)))
+        if self.pseudo_shape is not None:
+            given = _special.log_minus_digamma(jnp.asarray(self.pseudo_shape, x.dtype))
+            spread = jnp.where(constant, unit, jnp.broadcast_to(given, mean.shape))
+        strength = jnp.asarray(self.pseudo_observations, x.dtype)
+        scale = GammaScale(mean, spread, jnp.log(mean) - bent, log_std, constant, strength)
+        return dataclasses.replace(self, scale=scale)
+
+    def _prior(self, mean: Array) -> tuple[Array, Array, Array]:
+        """(a, sum of d, sum of bend) of the pseudo-observations about means (K, D)."""
+        zero = jnp.zeros_like(mean)
+        if self.scale is None:  # not bound to data: plain maximum likelihood
+            return jnp.zeros((), mean.dtype), zero, zero
+        a, d = self.scale.strength, zero
+        if self.pseudo_mean is not None:
+            d = MeanPrior(jnp.asarray(self.pseudo_mean, mean.dtype), a).gap(mean) / mean
+        return a, a * d, a * (_special.bend(d) + self.scale.spread[None])
+
+    def start(self, num_components: int) -> GammaParams:
+        """K copies of the gamma with the data's mean and the pseudo-observations' shape."""
+        if self.scale is None:
+            raise ValueError("family: not bound to data; call bind(data, weights) first")
+        check_rows("pseudo_mean", self.pseudo_mean, num_components)
+        shape = jnp.broadcast_to(
+            _special.solve_shape(self.scale.spread)[None], (num_components, self.scale.mean.shape[0])
+        )
+        return GammaParams(shape, shape / self.scale.mean[None])
+
+    def features(self, x: Array) -> Array:
+        """Columns of log x, standardised by the data's; plain logs when not bound."""
+        if self.scale is None:
+            return jnp.log(x)
+        return (jnp.log(x) - self.scale.log_mean[None]) / self.scale.log_std[None]
+
+    @property
+    def exchangeable(self) -> bool:
+        """Whether the prior is the same for all components, so that their order means nothing."""
+        return not differs(self.pseudo_mean)
+
+    def init_resp(self, key: Array, x: Array, weights: Array, num_components: int, method: str) -> Array | None:
+        """(N, K) rows to the nearest `pseudo_mean`, jittered by the key; None where components have no mean each."""
+        if self.exchangeable or self.scale is None:
+            return None
+        return nearest(key, self.features(x), self.features(jnp.asarray(self.pseudo_mean, x.dtype)))
+
+    def explain(self, params: GammaParams, x: Array) -> tuple[Array, Callable[[Array], GammaStats]]:
+        """log_prob, and the function from resp to statistics; both are of x / mean - 1."""
+        mean = params.mean
+        d = (x.T[None] - mean[:, :, None]) / mean[:, :, None]  # (K, D, n)
+        bent = _special.bend(d)
+        # log p = -log x + [shape log(shape) - shape - log Gamma(shape)] - shape (d - log(1 + d)): no term is large.
+        peak = jnp.sum(_special.log_peak(params.shape), 1)
+        log_prob = peak[:, None] - einsum("kd,kdn->kn", params.shape, bent) - jnp.sum(jnp.log(x), 1)[None]
+
+        def collect(resp: Array) -> GammaStats:
+            r = resp.T
+            return GammaStats(jnp.sum(resp, 0), einsum("kn,kdn->kd", r, d), einsum("kn,kdn->kd", r, bent))
+
+        return log_prob.T, collect
+
+    def log_prob(self, params: GammaParams, x: Array) -> Array:
+        """(N, K) sum over columns of log Gamma(x_nd; shape_kd, rate_kd), nats."""
+        return self.explain(params, x)[0]
+
+    def statistics(self, params: GammaParams, x: Array, resp: Array) -> GammaStats:
+        """Counts, and sums of x / mean - 1 and of its bend."""
+        return self.explain(params, x)[1](resp)
+
+    def m_step(self, params: GammaParams, stats: GammaStats) -> GammaParams:
+        """Means of data and pseudo-observations, then the shape of their pooled spread."""
+        old = params.mean
+        a, prior_d, prior_bend = self._prior(old)
+        total = stats.count[:, None] + a
+        d = safe_divide(stats.sum_d + prior_d, total)
+        spread = safe_divide(stats.sum_bend + prior_bend, total) - _special.bend(d)
+        # Below eps^2 a spread is rounding; and nothing at all to go by leaves the shape as it is.
+        spread = jnp.maximum(spread, jnp.finfo(d.dtype).eps ** 2)
+        shape = jnp.where(total > 0, _special.solve_shape(spread), params.shape)
+        if self.scale is not None:
+            shape = jnp.where(self.scale.constant[None], 1, shape)
+        return GammaParams(shape, shape / (old * (1 + d)))
+
+    def rebase(self, stats: GammaStats, old: GammaParams, new: GammaParams) -> GammaStats:
+        """Statistics about the means of `old`, as if about those of `new`: 1 + d' = (1 + d) old mean / new mean."""
+        change = (old.mean - new.mean) / new.mean
+        count = stats.count[:, None]
+        bent = stats.sum_bend + change * stats.sum_d + count * _special.bend(change)
+        return GammaStats(stats.count, stats.sum_d + change * (stats.sum_d + count), bent)
+
+    def elbo_params(self, params: GammaParams) -> Array:
+        """G of the class docstring, nats; with a `pseudo_mean` the conjugate log prior up to its constant."""
+        a, _, prior_bend = self._prior(params.mean)
+        if self.scale is None:
+            return jnp.zeros((), params.shape.dtype)
+        spread = self.scale.spread
+        shape0 = _special.solve_shape(spread)
+        best = _special.log_peak(shape0) - shape0 * spread
+        gain = a * (_special.log_peak(params.shape) - best[None]) - params.shape * prior_bend
+        return jnp.sum(gain)
+
+    def influence(self, params: GammaParams, count: Array) -> Array:
+        """(K,) the pseudo-observations' share of log(mean x) - mean(log x), in the column where it is largest."""
+        if self.scale is None:
+            return jnp.zeros_like(count)
+        a, _, prior_bend = self._prior(params.mean)
+        pooled = (count + a)[:, None] * _special.log_minus_digamma(params.shape)
+        share = jnp.max(jnp.where(self.scale.constant[None], 0, prior_bend / pooled), 1)
+        return jnp.where((count > a) & (a < 1), share, 0)
+
+    def notes(self) -> list[str]:
+        """Names the columns without variation."""
+        if self.scale is None or not np.any(self.scale.constant):
+            return []
+        columns = np.flatnonzero(np.asarray(self.scale.constant)).tolist()
+        return [f"columns {columns} are constant: their shape is held at 1"]
+
+    def coincident(self, params: GammaParams) -> Array:
+        """(K, K) pairs whose means agree to 1e-4 of a standard deviation, and shapes to 1e-4 of themselves."""
+        xp, mean = namespace(params), params.mean
+        width = xp.max(xp.sqrt(params.shape), 0)[None]
+        parts = xp.concatenate([xp.log(mean) * width, xp.log(params.shape)], 1)
+        return xp.stack([xp.max(xp.abs(parts - part[None]), -1) < 1e-4 for part in parts])
+
+    def constraints(self) -> GammaParams:
+        """Positive shapes and rates."""
+        return GammaParams(constraints.Positive(), constraints.Positive())  # type: ignore[arg-type]
+
+    def num_parameters(self, params: GammaParams, num_components: int) -> int:
+        """2 K D."""
+        return 2 * num_components * params.shape.shape[1]
+
+    def sample(self, key: Array, params: GammaParams, component: Array) -> Array:
+        """(N, D) one draw for each entry of component."""
+        return jax.random.gamma(key, params.shape[component]) / params.rate[component]
+
+    def distribution(self, params: GammaParams) -> Any:
+        """A batch of K `distrax.Independent` gammas."""
+        import distrax
+
+        return distrax.Independent(distrax.Gamma(params.shape, params.rate), 1)
+
+    def make_params(self, *, shape: Any, rate: Any) -> GammaParams:  # type: ignore[override]
+        """Params from positive shapes (K, D) and rates (K, D)."""
+        shape = jnp.asarray(shape, jnp.result_type(float) if not hasattr(shape, "dtype") else None)
+        rate = jnp.asarray(rate).astype(shape.dtype)
+        if shape.ndim != 2 or shape.shape != rate.shape:
+            raise ValueError(f"shape, rate: expected (K, D) each; found {shape.shape} and {rate.shape}")
+        return GammaParams(shape, rate)

@@ -1,0 +1,108 @@
+"""Poisson components for counts."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.scipy.special import xlogy
+
+from jaxem import constraints
+from jaxem._pytree import dataclass
+from jaxem.families import _mean
+from jaxem.families._counts import log_poisson
+
+
+@dataclass
+class PoissonParams:
+    """K components of D independent Poisson columns.
+
+    Attributes:
+      rate: (K, D) means, >= 0.
+    """
+
+    rate: Array
+
+
+@dataclass
+class Poisson(_mean.MeanFamily):
+    """Counts, independent in each column: x_nd | z_n = k ~ Poisson(rate_kd).
+
+    The likelihood is bounded, so maximum likelihood is the default. Starts are partitions of sqrt(x), standardised.
+    A finite mixture of Poisson distributions is identifiable up to the order of its components (Teicher 1961), as are
+    products of them with different rate vectors.
+
+    MAP: `pseudo_observations` a > 0 adds to each component a rows with mean `pseudo_mean` m0, which is the prior
+    rate_kd ~ Gamma(shape 1 + a m0_d, rate a); its log density up to a constant, a sum_kd (m0_d log rate_kd - rate_kd),
+    is ELBO.params. The mode is rate = (sum x + a m0) / (count + a).
+
+    In float32 a row's log-probability is exact to about 1e-6 for counts of 1, 1e-5 for 10, 4e-4 for 1000 and 0.005 for
+    10,000 (measured, D = 2): from about 10,000 on that disturbs the stop rule, and float64 should be used.
+
+    Cost of one E-step: a product (N, D) (D, K) and one elementwise pass over the data.
+
+    Attributes:
+      pseudo_observations: a >= 0; 0 is exactly maximum likelihood.
+      pseudo_mean: m0 (D,) >= 0; None for the data's weighted mean.
+      scale: set by `bind`.
+
+    References:
+      Teicher (1961), Identifiability of mixtures, Annals of Mathematical Statistics 32.
+
+    Examples:
+      >>> import jax, jaxem, numpy as np
+      >>> x = np.random.default_rng(0).poisson(np.repeat([[2.0, 9.0], [8.0, 3.0]], 200, 0))
+      >>> fit = jaxem.fit(jaxem.Mixture(Poisson(), 2), x, key=jax.random.key(0), num_restarts=4)
+      >>> sorted(fit.params.components.rate.round().tolist())
+      [[2.0, 9.0], [8.0, 3.0]]
+    """
+
+    pseudo_observations: float | Array = 0.0
+    pseudo_mean: Array | None = None
+    scale: _mean.MeanScale | None = dataclasses.field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        return "Poisson()"
+
+    def _mean(self, params: PoissonParams) -> Array:
+        return params.rate
+
+    def _params(self, mean: Array) -> PoissonParams:
+        return PoissonParams(mean)
+
+    def _log_prior(self, params: PoissonParams, count: Array, total: Array) -> Array:
+        return jnp.sum(xlogy(total, params.rate) - count * params.rate)
+
+    def _features(self, t: Array, mean: Array) -> Array:
+        return jnp.sqrt(t)
+
+    def _interior(self, mean: Array, overall: Array) -> Array:
+        return jnp.maximum(mean, 0.05 * jnp.minimum(overall, 1))
+
+    def _check(self, x: Array) -> None:
+        _mean.require(x, lambda v, xp: (v >= 0) & (v == xp.round(v)), "counts 0, 1, 2, ...")
+
+    def _check_pseudo_mean(self, dim: int) -> None:
+        _mean.check_vector("pseudo_mean", self.pseudo_mean, dim, 0, np.inf)
+
+    def log_prob(self, params: PoissonParams, x: Array) -> Array:
+        """(N, K) sum over columns of log Poisson(x_nd | rate_kd), nats; rate 0 gives 0 at count 0, else -inf."""
+        return log_poisson(x, params.rate)
+
+    def constraints(self) -> PoissonParams:
+        """Positive rates."""
+        return PoissonParams(constraints.Positive())  # type: ignore[arg-type]
+
+    def sample(self, key: Array, params: PoissonParams, component: Array) -> Array:
+        """(N, D) counts, in the dtype of the params, one row for each entry of component."""
+        return jax.random.poisson(key, params.rate[component]).astype(params.rate.dtype)
+
+    def distribution(self, params: PoissonParams) -> Any:
+        """A batch of K: TFP's Poisson, independent over columns, as a distrax distribution."""
+        return _mean.independent("Poisson", rate=params.rate)
+
+    def make_params(self, *, rate: Any) -> PoissonParams:  # type: ignore[override]
+        """Params from rates (K, D) >= 0; ValueError for others."""
+        return PoissonParams(_mean.as_matrix("rate", rate, 0, np.inf, "finite numbers >= 0"))

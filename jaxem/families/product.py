@@ -1,0 +1,180 @@
+"""Products of families over groups of columns: tables of mixed type."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxem._pytree import dataclass
+from jaxem._tree import PyTree
+from jaxem.families.family import Family
+
+
+@dataclass
+class Product(Family):
+    """Groups of columns, each with a family of its own, independent given the component.
+
+        x_n = {name: x_n[name]},   log p(x_n | theta_k) = sum over names of log p(x_n[name] | theta_k[name])
+
+    Data, params and statistics are dicts with the names of the families. Starts are partitions of all parts' features
+    side by side; where a part has a start of its own, the first such part, by name, decides. The mixture is
+    identifiable where that of one part is and all components differ in this part.
+
+    Priors, penalties and spikes are the parts': ELBO.params is their sum, and a component has collapsed when it has
+    in any part.
+
+    Attributes:
+      families: name -> family, at least one.
+
+    Examples:
+      >>> import jax, jaxem, numpy as np
+      >>> from jaxem.families import Gaussian, Poisson
+      >>> rng = np.random.default_rng(0)
+      >>> group = np.repeat([0, 1], 150)
+      >>> size, visits = rng.normal(4.0 * group[:, None], 1.0, (300, 2)), rng.poisson(2 + 6 * group)
+      >>> table = {"size": size, "visits": visits[:, None]}
+      >>> model = jaxem.Mixture(Product({"size": Gaussian("diag"), "visits": Poisson()}), 2)
+      >>> fit = jaxem.fit(model, table, key=jax.random.key(0), num_restarts=4)
+      >>> rate = fit.params.components["visits"].rate
+      >>> bool(rate.min() < 3), bool(rate.max() > 6)
+      (True, True)
+    """
+
+    families: dict[str, Family]
+
+    def __repr__(self) -> str:
+        return f"Product({self.families!r})"
+
+    def _each(self, f: Callable[..., Any], *trees: Any) -> dict[str, Any]:
+        """f(family, its parts of the dicts) for each name."""
+        return {name: f(family, *(tree[name] for tree in trees)) for name, family in self.families.items()}
+
+    def validate(self, x: PyTree) -> None:
+        """Checks that data are a dict with the names of the families, and lets each family check its part."""
+        if not isinstance(self.families, dict) or not self.families:
+            raise ValueError(f"families: expected a dict of at least one name -> family; found {self.families!r}")
+        for name, family in self.families.items():
+            if not isinstance(family, Family):
+                raise TypeError(f"families[{name!r}]: expected a jaxem family; found {family!r}")
+        if not isinstance(x, dict):
+            raise TypeError(f"data: expected a dict with the keys {sorted(self.families)}; found a {type(x).__name__}")
+        if set(x) != set(self.families):
+            raise ValueError(f"data: expected the keys {sorted(self.families)}; found {sorted(x)}")
+        for name, family in self.families.items():
+            try:
+                family.validate(x[name])
+            except (TypeError, ValueError) as error:
+                raise type(error)(_named(name, str(error))) from None
+
+    def bind(self, x: PyTree, weights: Array) -> "Product":
+        """Binds each family to its part."""
+        return Product(self._each(lambda family, part: family.bind(part, weights), x))
+
+    def log_prob(self, params: PyTree, x: PyTree) -> Array:
+        """(N, K) sum of the parts' log-densities, nats."""
+        return _total(self._each(lambda family, p, part: family.log_prob(p, part), params, x))
+
+    def statistics(self, params: PyTree, x: PyTree, resp: Array) -> dict[str, PyTree]:
+        """Each part's statistics."""
+        return self._each(lambda family, p, part: family.statistics(p, part, resp), params, x)
+
+    def explain(self, params: PyTree, x: PyTree) -> tuple[Array, Callable[[Array], dict[str, PyTree]]]:
+        """log_prob, and the function from resp to statistics, sharing each part's work."""
+        pairs = self._each(lambda family, p, part: family.explain(p, part), params, x)
+
+        def collect(resp: Array) -> dict[str, PyTree]:
+            return {name: pair[1](resp) for name, pair in pairs.items()}
+
+        return _total({name: pair[0] for name, pair in pairs.items()}), collect
+
+    def prepare(self, params: PyTree) -> dict[str, PyTree]:
+        """Each part's derived quantities."""
+        return self._each(lambda family, p: family.prepare(p), params)
+
+    def m_step(self, params: PyTree, stats: PyTree) -> dict[str, PyTree]:
+        """Each part's M-step."""
+        return self._each(lambda family, p, s: family.m_step(p, s), params, stats)
+
+    def rebase(self, stats: PyTree, old: PyTree, new: PyTree) -> dict[str, PyTree]:
+        """Each part's statistics as if taken at the new params."""
+        return self._each(lambda family, s, a, b: family.rebase(s, a, b), stats, old, new)
+
+    def start(self, num_components: int) -> dict[str, PyTree]:
+        """Each part's K equal components."""
+        return self._each(lambda family: family.start(num_components))
+
+    def features(self, x: PyTree) -> Array:
+        """(N, F) the parts' features side by side, by name."""
+        parts = self._each(lambda family, part: family.features(part), x)
+        return jnp.concatenate([parts[name] for name in sorted(parts)], 1)
+
+    def init_resp(self, key: Array, x: PyTree, weights: Array, num_components: int, method: str) -> Array | None:
+        """The start of the first part, by name, that has one of its own; None where no part has."""
+        for name in sorted(self.families):
+            resp = self.families[name].init_resp(key, x[name], weights, num_components, method)
+            if resp is not None:
+                return resp
+        return None
+
+    @property
+    def exchangeable(self) -> bool:
+        """Whether the components of every part have the same prior."""
+        return all(family.exchangeable for family in self.families.values())
+
+    def constraints(self) -> dict[str, PyTree]:
+        """Each part's constraints."""
+        return self._each(lambda family: family.constraints())
+
+    def num_parameters(self, params: PyTree, num_components: int) -> int:
+        """The parts' free parameters together."""
+        return sum(self._each(lambda family, p: family.num_parameters(p, num_components), params).values())
+
+    def sample(self, key: Array, params: PyTree, component: Array) -> dict[str, PyTree]:
+        """A dict of the parts' draws, one row for each entry of component."""
+        keys = dict(zip(sorted(self.families), jax.random.split(key, len(self.families)), strict=True))
+        return self._each(lambda family, k, p: family.sample(k, p, component), keys, params)
+
+    def elbo_params(self, params: PyTree) -> Array:
+        """Sum of the parts' penalties and log priors, nats."""
+        return _total(self._each(lambda family, p: family.elbo_params(p), params))
+
+    def influence(self, params: PyTree, count: Array) -> Array:
+        """(K,) the largest of the parts'."""
+        parts = self._each(lambda family, p: family.influence(p, count), params)
+        return jnp.max(jnp.stack(list(parts.values())), 0)
+
+    def notes(self) -> list[str]:
+        """The parts' notes, with their names."""
+        return [f"{name}: {note}" for name, family in self.families.items() for note in family.notes()]
+
+    def order(self, params: PyTree, index: Array) -> dict[str, PyTree]:
+        """The components of every part in another order."""
+        return self._each(lambda family, p: family.order(p, index), params)
+
+    def coincident(self, params: PyTree) -> Array:
+        """(K, K) whether two components agree in every part."""
+        same = list(self._each(lambda family, p: family.coincident(p), params).values())
+        for other in same[1:]:
+            same[0] = same[0] & other
+        return same[0]
+
+    def make_params(self, **values: Any) -> dict[str, PyTree]:
+        """Params from a dict of plain arrays for each name, such as make_params(visits={"rate": [[2.0], [8.0]]})."""
+        if set(values) != set(self.families):
+            raise ValueError(f"params: expected the names {sorted(self.families)}; found {sorted(values)}")
+        return self._each(lambda family, value: family.make_params(**value), values)
+
+
+def _total(parts: dict[str, Array]) -> Array:
+    """Sum of the parts in the order of their names, the same whatever the order of the dict."""
+    first, *rest = (parts[name] for name in sorted(parts))
+    return sum(rest, first)
+
+
+def _named(name: str, message: str) -> str:
+    """A part's message with the place of the part: data -> data['name']."""
+    if message.startswith("data"):
+        return f"data[{name!r}]{message[4:]}"
+    return f"families[{name!r}].{message}"

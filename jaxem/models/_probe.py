@@ -1,0 +1,128 @@
+"""What mean-field updates by autodiff rest on, checked by differentiating at random points before a fit."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxem._numerics import is_concrete
+from jaxem._tree import PyTree, num_rows
+
+ROWS = 8
+
+
+def check(model: Any, data: PyTree, params: PyTree | None) -> None:
+    """Raises ValueError, naming the factor, where a coordinate update would be no valid gradient."""
+    factors = model.factors()
+    if not any(not factor.local for factor in factors.values()):
+        raise ValueError("factors: expected at least one global factor; found none")
+    if params is not None:
+        _check_params(model, params)
+    if not is_concrete(model, data):
+        return
+    rows = jax.tree.map(lambda a: np.asarray(a[:ROWS], np.float64), data)
+    with jax.enable_x64(True):
+        _check_functions(model, factors, rows)
+
+
+def _check_params(model: Any, params: PyTree) -> None:
+    for name, natural in params.items():
+        valid = model.factors()[name].family.valid(natural)
+        if is_concrete(valid) and not np.all(valid):
+            raise ValueError(
+                f"params[{name!r}]: natural parameters outside the domain of {model.factors()[name].family}"
+            )
+
+
+def _standard(factors: dict[str, Any], num: int, key: Array, size: float) -> dict[str, Any]:
+    """Mean parameters of standard factors, moved at random: the functions are polynomials, defined anywhere."""
+    means = {}
+    for name, f in factors.items():
+        plate = (num, *f.plate) if f.local else f.plate
+        family = getattr(f.family, "family", f.family)
+        means[name] = family.means(family.standard(f.dim, plate, jnp.float64))
+    return _moved(means, key, size)
+
+
+def _moved(tree: PyTree, key: Array, size: float) -> PyTree:
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(key, len(leaves))
+    noise = [size * jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, [leaf + n for leaf, n in zip(leaves, noise, strict=True)])
+
+
+def _differs(a: PyTree, b: PyTree) -> bool:
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return any(float(jnp.max(jnp.abs(x - y), initial=0.0)) > 1e-7 * (1 + float(jnp.max(jnp.abs(x)))) for x, y in pairs)
+
+
+def _check_functions(model: Any, factors: dict[str, Any], rows: PyTree) -> None:
+    num = num_rows(rows)
+    point = _standard(factors, num, jax.random.key(0), 0.1)
+    only_global = lambda means: {name: means[name] for name in means if not factors[name].local}
+    lik = model.expected_log_lik(point, rows)
+    if jnp.shape(lik) != (num,):
+        raise ValueError(f"expected_log_lik: expected shape ({num},), one for each row; found {jnp.shape(lik)}")
+    prior = model.expected_log_prior(only_global(point))
+    if jnp.shape(prior) != ():
+        raise ValueError(f"expected_log_prior: expected a scalar; found shape {jnp.shape(prior)}")
+    total = lambda means: jnp.sum(model.expected_log_lik(means, rows)) + model.expected_log_prior(only_global(means))
+    gradient = jax.jit(jax.grad(total))
+    at_point = gradient(point)
+    for name in factors:
+        _check_factor(name, factors, gradient, point, at_point[name])
+    _check_locals(factors, gradient, point)
+    _check_prior(model, factors, only_global(point))
+
+
+def _check_factor(name: str, factors: dict[str, Any], gradient: Any, point: Any, own: Any) -> None:
+    """The gradient in one factor's means must not depend on them, and not be zero everywhere."""
+    if all(not np.any(leaf) for leaf in jax.tree.leaves(own)):
+        raise ValueError(f"factors: {name!r} is never used by expected_log_lik or expected_log_prior")
+    key = jax.random.key(1)
+    if not _differs(gradient({**point, name: _moved(point[name], key, 0.1)})[name], own):
+        return
+    # One element of the plate moved: does its own gradient change, or that of the others?
+    first = lambda leaf: leaf.ndim > 0 and leaf.shape[0] > 1 and (bool(factors[name].plate) or factors[name].local)
+    if all(first(leaf) for leaf in jax.tree.leaves(point[name])):
+        moved = _moved(point[name], key, 0.1)
+        one = jax.tree.map(lambda a, b: a.at[0].set(b[0]), point[name], moved)
+        found = gradient({**point, name: one})[name]
+        if not _differs(jax.tree.map(lambda a: a[0], found), jax.tree.map(lambda a: a[0], own)):
+            raise ValueError(
+                f"expected_log_lik, expected_log_prior: elements of the plate of factor {name!r} are coupled, so that "
+                "parallel updates could lower the ELBO; split it into factors of their own or make it one vector"
+            )
+    raise ValueError(
+        f"expected_log_lik, expected_log_prior: not linear in the mean parameters of factor {name!r}, so its update is "
+        "no gradient; write the expectation in terms of its statistics"
+    )
+
+
+def _check_locals(factors: dict[str, Any], gradient: Any, point: Any) -> None:
+    names = [name for name, factor in factors.items() if factor.local]
+    for a in names:
+        for b in names:
+            if a < b and _differs(
+                gradient({**point, b: _moved(point[b], jax.random.key(2), 0.1)})[a], gradient(point)[a]
+            ):
+                raise ValueError(
+                    f"factors: the local factors {a!r} and {b!r} are coupled, so that neither has a closed form given "
+                    "the global ones; join them into one factor"
+                )
+
+
+def _check_prior(model: Any, factors: dict[str, Any], means: Any) -> None:
+    """Given proper values of the others, the prior alone must be a distribution."""
+    proper = _standard({name: factors[name] for name in means}, 0, jax.random.key(0), 0.0)
+    natural = jax.grad(model.expected_log_prior)(proper)
+    for name, eta in natural.items():
+        if hasattr(factors[name].family, "family"):  # a point estimate may have a flat prior
+            continue
+        if not np.all(factors[name].family.valid(eta)):
+            raise ValueError(
+                f"expected_log_prior: improper for factor {name!r}: its natural parameters {tuple(map(str, eta))} are "
+                f"outside the domain of {factors[name].family!r}"
+            )

@@ -1,0 +1,221 @@
+"""Exponential families: against quadrature, sampling and scipy's closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.stats
+
+from jaxem import expfam
+
+RNG = np.random.default_rng(0)
+MATRIX = np.array([[2.0, 0.3, 0.1], [0.3, 1.0, -0.2], [0.1, -0.2, 0.7]])
+LOCATION = np.array([0.5, -1.0, 2.0])
+
+# Family, conventional parameters, a second set of them, and scipy's distribution of one real variable with its support.
+SCALAR = [
+    (expfam.Normal(), (0.7, 2.5), (-0.2, 0.8), lambda m, p: scipy.stats.norm(m, p**-0.5), (-15, 15)),
+    (expfam.Gamma(), (2.5, 3.0), (1.2, 0.7), lambda a, b: scipy.stats.gamma(a, scale=1 / b), (0, 40)),
+    (expfam.InverseGamma(), (4.0, 3.0), (5.0, 2.0), lambda a, b: scipy.stats.invgamma(a, scale=b), (1e-3, 2e3)),
+    (expfam.Beta(), (2.5, 1.7), (3.0, 4.0), scipy.stats.beta, (0, 1)),
+]
+STATISTICS = {
+    "Normal": lambda x: (x, x**2),
+    "Gamma": lambda x: (x, np.log(x)),
+    "InverseGamma": lambda x: (1 / x, np.log(x)),
+    "Beta": lambda x: (np.log(x), np.log1p(-x)),
+}
+ALL = [
+    *[(family, first, second) for family, first, second, *_ in SCALAR],
+    (expfam.Bernoulli(), (0.3,), (0.6,)),
+    (expfam.Categorical(), (np.array([0.2, 0.5, 0.3]),), (np.array([0.1, 0.1, 0.8]),)),
+    (expfam.Dirichlet(), (np.array([1.5, 2.0, 0.7]),), (np.array([3.0, 1.0, 1.0]),)),
+    (expfam.MultivariateNormal(), (LOCATION, MATRIX), (-LOCATION, np.eye(3))),
+    (expfam.Wishart(), (MATRIX, 5.5), (np.eye(3), 4.0)),
+    (expfam.NormalGamma(), (0.7, 2.0, 3.0, 1.5), (0.0, 1.0, 2.0, 1.0)),
+    (expfam.NormalWishart(), (LOCATION, 2.0, MATRIX, 5.5), (np.zeros(3), 1.0, np.eye(3), 4.0)),
+]
+IDS = [repr(case[0]) for case in ALL]
+
+
+def close(found, expected, **kwargs):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, **kwargs)
+
+
+@pytest.mark.parametrize("case", SCALAR, ids=lambda case: repr(case[0]))
+def test_scalars_against_quadrature(case):
+    family, params, other, peer, (low, high) = case
+    natural, second = family.natural(*params), family.natural(*other)
+    p, q = peer(*params), peer(*other)
+    expect = lambda f: scipy.integrate.quad(lambda x: p.pdf(x) * f(x), low, high, limit=400, points=[0.5])[0]
+    means = family.means(natural)
+    for found, statistic in zip(means, range(2), strict=True):
+        expected = expect(lambda x, s=statistic: STATISTICS[type(family).__name__](x)[s])
+        assert float(found) == pytest.approx(expected, rel=1e-6)
+    assert float(family.entropy(natural)) == pytest.approx(float(p.entropy()), rel=1e-9)
+    assert float(family.kl(natural, second)) == pytest.approx(expect(lambda x: p.logpdf(x) - q.logpdf(x)), rel=1e-6)
+    assert float(family.expected_log_prob(second, means)) == pytest.approx(expect(q.logpdf), rel=1e-6)
+
+
+@pytest.mark.parametrize(("family", "params", "other"), ALL, ids=IDS)
+def test_identities(family, params, other):
+    natural, second = family.natural(*params), family.natural(*other)
+    assert bool(family.valid(natural))
+    again = family.conventional(natural)
+    close(tuple(again.values()), params, rtol=1e-9, atol=1e-12)
+    assert float(family.kl(natural, natural)) == pytest.approx(0, abs=1e-12)
+    assert float(family.kl(natural, second)) > 0.01
+    means = family.means(natural)
+    assert float(-family.expected_log_prob(natural, means)) == pytest.approx(float(family.entropy(natural)), rel=1e-12)
+    cross = -family.expected_log_prob(second, means)
+    assert float(cross - family.entropy(natural)) == pytest.approx(float(family.kl(natural, second)), rel=1e-9)
+
+
+@pytest.mark.parametrize(("family", "params", "other"), ALL, ids=IDS)
+def test_plates(family, params, other):
+    """Leading axes are plates: each element has its own normaliser, entropy and divergence."""
+    pairs = [family.natural(*p) for p in (params, other, params)]
+    plates = jax.tree.map(lambda *leaves: jnp.stack(leaves), *pairs)
+    for method in (family.log_normaliser, family.entropy, family.valid):
+        np.testing.assert_allclose(method(plates), [method(one) for one in pairs], rtol=1e-12)
+    close(jax.tree.map(lambda a: a[1], family.means(plates)), family.means(pairs[1]), rtol=1e-12)
+    narrow = jax.tree.map(lambda a: a.astype(jnp.float32), plates)
+    assert family.entropy(narrow).dtype == jnp.float32
+
+
+def test_vectors_against_closed_forms():
+    normal = expfam.MultivariateNormal()
+    natural = normal.natural(LOCATION, MATRIX)
+    covariance = np.linalg.inv(MATRIX)
+    peer = scipy.stats.multivariate_normal(LOCATION, covariance)
+    assert float(normal.entropy(natural)) == pytest.approx(peer.entropy(), rel=1e-10)
+    close(normal.means(natural), (LOCATION, covariance + np.outer(LOCATION, LOCATION)), rtol=1e-9)
+    dirichlet = expfam.Dirichlet()
+    peer = scipy.stats.dirichlet([1.5, 2.0, 0.7])
+    natural = dirichlet.natural(np.array([1.5, 2.0, 0.7]))
+    assert float(dirichlet.entropy(natural)) == pytest.approx(peer.entropy(), rel=1e-10)
+    draws = np.log(peer.rvs(200_000, random_state=0))
+    np.testing.assert_allclose(dirichlet.means(natural).log, draws.mean(0), atol=5 * draws.std(0).max() / 447)
+    wishart = expfam.Wishart()
+    natural = wishart.natural(MATRIX, 5.5)
+    peer = scipy.stats.wishart(5.5, covariance)
+    assert float(wishart.entropy(natural)) == pytest.approx(peer.entropy(), rel=1e-10)
+    np.testing.assert_allclose(wishart.means(natural).x, peer.mean(), rtol=1e-9)
+    draws = np.linalg.slogdet(peer.rvs(100_000, random_state=0))[1]
+    assert float(wishart.means(natural).log_det) == pytest.approx(draws.mean(), abs=5 * draws.std() / 316)
+    categorical = expfam.Categorical()
+    prob = np.array([0.2, 0.5, 0.3])
+    assert float(categorical.entropy(categorical.natural(prob))) == pytest.approx(-(prob * np.log(prob)).sum())
+    impossible = categorical.natural(np.array([0.0, 0.4, 0.6]))
+    assert float(categorical.entropy(impossible)) == pytest.approx(-(0.4 * np.log(0.4) + 0.6 * np.log(0.6)))
+
+
+def test_blocks_against_sampling():
+    """Means of normal-gamma and normal-Wishart statistics, and their entropies as sums of conditional ones."""
+    num, (location, strength, shape, rate) = 400_000, (0.7, 2.0, 3.0, 1.5)
+    tau = RNG.gamma(shape, 1 / rate, num)
+    mean = location + RNG.normal(size=num) / np.sqrt(strength * tau)
+    family = expfam.NormalGamma()
+    found = family.means(family.natural(location, strength, shape, rate))
+    for value, draws in zip(found, (tau, np.log(tau), tau * mean, tau * mean**2), strict=True):
+        assert float(value) == pytest.approx(draws.mean(), abs=5 * draws.std() / np.sqrt(num))
+    gamma = expfam.Gamma().natural(shape, rate)
+    conditional = 0.5 * (1 + np.log(2 * np.pi) - np.log(strength) - float(expfam.Gamma().means(gamma).log))
+    total = float(expfam.Gamma().entropy(gamma)) + conditional
+    assert float(family.entropy(family.natural(location, strength, shape, rate))) == pytest.approx(total, rel=1e-10)
+
+    family, wishart = expfam.NormalWishart(), expfam.Wishart()
+    found = family.means(family.natural(LOCATION, 2.0, MATRIX, 5.5))
+    precision = 5.5 * np.linalg.inv(MATRIX)
+    np.testing.assert_allclose(found.precision, precision, rtol=1e-9)
+    np.testing.assert_allclose(found.weighted_mean, precision @ LOCATION, rtol=1e-9)
+    assert float(found.weighted_square) == pytest.approx(LOCATION @ precision @ LOCATION + 3 / 2.0, rel=1e-9)
+    scale = wishart.natural(MATRIX, 5.5)
+    log_det = float(wishart.means(scale).log_det)
+    conditional = 0.5 * (3 * (1 + np.log(2 * np.pi) - np.log(2.0)) - log_det)
+    total = float(wishart.entropy(scale)) + conditional
+    assert float(family.entropy(family.natural(LOCATION, 2.0, MATRIX, 5.5))) == pytest.approx(total, rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("family", "params"),
+    [
+        (expfam.Normal(), (0.0, -1.0)),
+        (expfam.Gamma(), (-1.0, 1.0)),
+        (expfam.Gamma(), (1.0, 0.0)),
+        (expfam.InverseGamma(), (1.0, -1.0)),
+        (expfam.Beta(), (0.0, 1.0)),
+        (expfam.Dirichlet(), (np.array([1.0, 0.0]),)),
+        (expfam.MultivariateNormal(), (np.zeros(2), np.array([[1.0, 2.0], [2.0, 1.0]]))),
+        (expfam.Wishart(), (np.eye(3), 2.0)),
+        (expfam.NormalGamma(), (0.0, 1.0, 1.0, -1.0)),
+        (expfam.NormalWishart(), (np.zeros(2), 0.0, np.eye(2), 3.0)),
+    ],
+    ids=lambda case: repr(case)[:30],
+)
+def test_invalid_parameters_are_recognised(family, params):
+    assert not bool(family.valid(family.natural(*params)))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_distributions_agree():
+    key = jax.random.key(0)
+    for family, params, _ in ALL:
+        natural = family.natural(*params)
+        if isinstance(family, expfam.NormalGamma | expfam.NormalWishart):
+            with pytest.raises(TypeError, match="conventional"):
+                family.distribution(natural)
+            continue
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            distribution = family.distribution(natural)
+            log_prob = distribution.log_prob(distribution.sample(seed=key, sample_shape=(20_000,)))
+        assert float(-log_prob.mean()) == pytest.approx(float(family.entropy(natural)), abs=0.05)
+
+
+@pytest.mark.parametrize(("family", "params", "other"), ALL, ids=IDS)
+def test_modes(family, params, other):
+    """No statistics of a point near the mode have a higher density, and Delta is that point with entropy 0."""
+    natural = family.natural(*params)
+    if isinstance(family, expfam.Dirichlet):
+        natural = family.natural(params[0] + 1)
+    delta = expfam.Delta(family)
+    top = delta.means(natural)
+    assert bool(delta.valid(natural))
+    assert float(delta.entropy(natural)) == 0
+    points = jax.tree.map(
+        lambda *leaves: jnp.stack(leaves), *[_statistics(family, top, size) for size in np.linspace(-0.1, 0.1, 21)]
+    )
+    many = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (21, *leaf.shape)), natural)
+    densities = np.asarray(family.inner(many, points))
+    assert densities.argmax() == 10 or np.ptp(densities) < 1e-12
+    assert float(family.inner(natural, top)) == pytest.approx(densities[10], rel=1e-9)
+
+
+def _statistics(family, top, size):
+    """t(x) at a point `size` away from the point with statistics `top`, in every coordinate."""
+    name, up = type(family).__name__, np.exp(size)
+    if name == "Normal":
+        return type(top)(top.x + size, (top.x + size) ** 2)
+    if name == "Gamma":
+        return type(top)(top.x * up, top.log + size)
+    if name == "InverseGamma":
+        return type(top)(top.inverse / up, top.log + size)
+    if name == "Beta":
+        x = jnp.exp(top.log) * (1 - abs(size)) + 0.5 * (abs(size) + size) * 0.5
+        return type(top)(jnp.log(x), jnp.log1p(-x))
+    if name == "Dirichlet":
+        x = jnp.exp(top.log) + size * 0.5 * jnp.array([1.0, -1.0, 0.0])
+        return type(top)(jnp.log(x))
+    if name == "MultivariateNormal":
+        return type(top)(top.x + size, jnp.outer(top.x + size, top.x + size))
+    if name == "Wishart":
+        return type(top)(top.x * up, top.log_det + 3 * size)
+    if name == "NormalGamma":
+        mean, tau = top.weighted_mean / top.precision + size, top.precision * up
+        return type(top)(tau, jnp.log(tau), tau * mean, tau * mean**2)
+    if name == "NormalWishart":
+        mean, tau = jnp.linalg.solve(top.precision, top.weighted_mean) + size, top.precision * up
+        return type(top)(tau, top.log_det + 3 * size, tau @ mean, mean @ tau @ mean)
+    return top  # discrete: nothing lies near

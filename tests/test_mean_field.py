@@ -1,0 +1,246 @@
+"""Mean-field models by autodiff: published values, conjugate truths, and what is refused."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxem
+from jaxem import Status, expfam
+from jaxem.expfam import Delta
+from jaxem.models.mean_field import Factor, MeanField
+
+KEY = jax.random.key(0)
+LOG_2PI = math.log(2 * math.pi)
+NORMAL, GAMMA, DIRICHLET = expfam.Normal(), expfam.Gamma(), expfam.Dirichlet()
+TIGHT = jaxem.Stop(1e-14)
+
+
+@jaxem.dataclass
+class UnknownNormal(MeanField):
+    """y ~ N(mu, 1 / tau), mu ~ N(0, 1 / precision), tau ~ Gamma(shape, rate)."""
+
+    precision: float = 1e-6
+    shape: float = 1e-6
+    rate: float = 1e-6
+    point: bool = jaxem.static(default=False)
+
+    def factors(self):
+        wrap = Delta if self.point else lambda family: family
+        return {"mu": Factor(wrap(NORMAL)), "tau": Factor(wrap(GAMMA))}
+
+    def expected_log_lik(self, means, x):
+        mu, tau = means["mu"], means["tau"]
+        return 0.5 * (tau.log - LOG_2PI - tau.x * (x**2 - 2 * x * mu.x + mu.xx))
+
+    def expected_log_prior(self, means):
+        mu = NORMAL.expected_log_prob(NORMAL.natural(0.0, self.precision), means["mu"])
+        return mu + GAMMA.expected_log_prob(GAMMA.natural(self.shape, self.rate), means["tau"])
+
+
+@pytest.fixture(scope="module")
+def draws(reference):
+    state = np.random.RandomState(1)
+    return state.normal(5, 10, size=10)
+
+
+def test_published_normal_gamma(draws, reference):
+    """The ELBO of every sweep, the limit, and q(tau)."""
+    expected = reference["normal_gamma_cavi"]
+    result = jaxem.fit(UnknownNormal(), draws, key=KEY, stop=TIGHT)
+    np.testing.assert_allclose(result.trace[1:5], expected["elbo"], atol=5e-6)
+    assert float(result.elbo.total) == pytest.approx(expected["limit"], abs=1e-9)
+    tau = GAMMA.conventional(result.params["tau"])
+    assert float(tau["shape"]) == pytest.approx(expected["q_tau"]["a"], abs=1e-9)
+    assert float(tau["rate"]) == pytest.approx(expected["q_tau"]["b"], abs=2e-6)
+    assert float(result.model.means(result.params)["mu"].x) == pytest.approx(expected["q_mu_mean"], abs=1e-7)
+    four = jaxem.fit(UnknownNormal(), draws, key=KEY, stop=TIGHT, max_steps=4)
+    assert float(GAMMA.conventional(four.params["tau"])["rate"]) == pytest.approx(
+        expected["after_four_updates"]["b"], abs=1e-6
+    )
+    assert float(four.elbo.total) == pytest.approx(expected["after_four_updates"]["elbo"], abs=1e-10)
+
+
+def test_weights_are_counts_and_chunks_change_nothing(draws):
+    weights = np.array([2.0, 0, 1, 1, 3, 1, 1, 0, 1, 1])
+    one = jaxem.fit(UnknownNormal(), draws, key=KEY, weights=weights, stop=TIGHT)
+    two = jaxem.fit(UnknownNormal(), np.repeat(draws, weights.astype(int)), key=KEY, stop=TIGHT)
+    three = jaxem.fit(jaxem.chunked(UnknownNormal(), 3), draws, key=KEY, weights=weights, stop=TIGHT)
+    assert float(one.elbo.total) == pytest.approx(float(two.elbo.total), abs=1e-9)
+    assert float(one.elbo.total) == pytest.approx(float(three.elbo.total), abs=1e-9)
+
+
+def test_the_elbo_is_below_the_evidence(draws):
+    """Evidence by two-dimensional quadrature, with a proper prior; mean-field variance is not above the true one."""
+    import scipy.integrate
+    import scipy.stats
+
+    model = UnknownNormal(0.02, 2.0, 100.0)
+    result = jaxem.fit(model, draws, key=KEY, stop=TIGHT)
+
+    def joint(mu, tau):
+        prior = scipy.stats.norm.pdf(mu, 0, 0.02**-0.5) * scipy.stats.gamma.pdf(tau, 2, scale=0.01)
+        return prior * np.exp(scipy.stats.norm.logpdf(draws, mu, tau**-0.5).sum())
+
+    moments = [scipy.integrate.dblquad(lambda m, t, p=p: m**p * joint(m, t), 1e-5, 0.2, -40, 40)[0] for p in range(3)]
+    evidence, mean = moments[0], moments[1] / moments[0]
+    gap = np.log(evidence) - float(result.elbo.total)
+    assert 0 < gap < 0.2
+    variance = moments[2] / evidence - mean**2
+    q = NORMAL.conventional(result.params["mu"])
+    assert 1 / float(q["precision"]) < variance
+
+
+def test_point_factors_are_map(draws):
+    """All deltas: the ELBO is the log-joint at its mode, which alternating maximisation of mu and tau finds."""
+    model = UnknownNormal(0.02, 3.0, 50.0, point=True)
+    result = jaxem.fit(model, draws, key=KEY, stop=TIGHT, max_steps=500)
+    mu, tau = 0.0, 1.0
+    for _ in range(500):
+        mu = tau * draws.sum() / (0.02 + 10 * tau)
+        tau = (3.0 - 1 + 5) / (50.0 + 0.5 * ((draws - mu) ** 2).sum())
+    found = result.model.means(result.params)
+    assert float(found["mu"].x) == pytest.approx(mu, rel=1e-8)
+    assert float(found["tau"].x) == pytest.approx(tau, rel=1e-8)
+    log_joint = 0.5 * np.sum(np.log(tau) - LOG_2PI - tau * (draws - mu) ** 2)
+    log_joint += 0.5 * (np.log(0.02) - LOG_2PI - 0.02 * mu**2)
+    log_joint += 3 * np.log(50.0) - np.log(2.0) + 2 * np.log(tau) - 50 * tau
+    assert float(result.elbo.total) == pytest.approx(log_joint, rel=1e-10)
+
+
+def test_damped_sweeps_never_fall_and_end_at_the_same_place(draws):
+    whole = jaxem.fit(UnknownNormal(), draws, key=KEY, stop=TIGHT, max_steps=400)
+    half = jaxem.fit(
+        UnknownNormal(), draws, key=KEY, stop=TIGHT, max_steps=400, algorithm=jaxem.CoordinateAscent(damping=0.4)
+    )
+    trace = np.asarray(half.trace)[1:]
+    assert np.all(np.diff(trace[np.isfinite(trace)]) > -1e-10)
+    assert half.status == Status.CONVERGED
+    assert int(half.num_steps) > int(whole.num_steps)
+    assert float(half.elbo.total) == pytest.approx(float(whole.elbo.total), abs=1e-8)
+
+
+@jaxem.dataclass
+class Clusters(MeanField):
+    """Mixture of K unit-variance normals in one column, with local labels."""
+
+    num: int = jaxem.static()
+
+    def factors(self):
+        label = Factor(expfam.Categorical(), dim=self.num, local=True)
+        return {"mixing": Factor(DIRICHLET, dim=self.num), "mean": Factor(NORMAL, (self.num,)), "z": label}
+
+    def expected_log_lik(self, means, x):
+        square = x[:, None] ** 2 - 2 * x[:, None] * means["mean"].x[None] + means["mean"].xx[None]
+        log_joint = means["mixing"].log[None] - 0.5 * (LOG_2PI + square)
+        return jnp.sum(means["z"].one_hot * log_joint, 1)
+
+    def expected_log_prior(self, means):
+        mixing = DIRICHLET.expected_log_prob(DIRICHLET.natural(jnp.ones(self.num)), means["mixing"])
+        return mixing + jnp.sum(NORMAL.expected_log_prob(NORMAL.natural(jnp.zeros(self.num), 0.01), means["mean"]))
+
+    def init(self, key, data, weights):
+        start = super().init(key, data, weights)
+        return {**start, "mean": NORMAL.natural(3 * jax.random.normal(key, (self.num,), data.dtype), 1.0)}
+
+
+def test_local_factors(reference):
+    """A mixture of two against the exact evidence, by enumerating all labels and integrating the parameters."""
+    import itertools
+
+    from scipy.special import betaln
+
+    x = np.array([-5.0, -4.6, -5.3, 4.8, 5.2])
+    result = jaxem.fit(Clusters(2), x, key=KEY, stop=TIGHT, num_restarts=6)
+    total = []
+    for labels in itertools.product((0, 1), repeat=5):
+        z = np.array(labels)
+        value = betaln(1 + (z == 0).sum(), 1 + (z == 1).sum()) - betaln(1, 1)
+        for k in (0, 1):
+            rows = x[z == k]
+            precision = 0.01 + len(rows)
+            value += 0.5 * (
+                np.log(0.01 / precision) - len(rows) * LOG_2PI - (rows**2).sum() + rows.sum() ** 2 / precision
+            )
+        total.append(value)
+    evidence = np.logaddexp.reduce(total)
+    gap = evidence - float(result.elbo.total)
+    assert np.log(2) - 1e-3 < gap < np.log(2) + 0.1  # the two arrangements of the labels, well separated
+    local = result.model.local(result.params, jnp.asarray(x))["z"]
+    prob = np.asarray(expfam.Categorical().conventional(local)["prob"])
+    np.testing.assert_allclose(np.sort(prob, 1)[:, 1], 1, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_run_in_float32(draws):
+    wide = jaxem.fit(UnknownNormal(), draws, key=KEY)
+    narrow = jaxem.fit(UnknownNormal(), draws.astype(np.float32), key=KEY)
+    assert narrow.elbo.total.dtype == jnp.float32
+    assert narrow.status == Status.CONVERGED
+    assert float(narrow.elbo.total) == pytest.approx(float(wide.elbo.total), rel=1e-5)
+
+
+class Broken:
+    """One broken model each."""
+
+    class Square(UnknownNormal):
+        def expected_log_lik(self, means, x):
+            return super().expected_log_lik(means, x) - means["mu"].x ** 2 * means["mu"].xx
+
+    class Unused(UnknownNormal):
+        def factors(self):
+            return {**super().factors(), "spare": Factor(GAMMA)}
+
+    class Improper(UnknownNormal):
+        def expected_log_prior(self, means):
+            return NORMAL.expected_log_prob(NORMAL.natural(0.0, 1.0), means["mu"])
+
+    class Coupled(Clusters):
+        def expected_log_lik(self, means, x):
+            return super().expected_log_lik(means, x) + 0.1 * means["mean"].x[0] * means["mean"].x[1]
+
+    class TwoLocals(Clusters):
+        def factors(self):
+            return {**super().factors(), "y": Factor(NORMAL, local=True)}
+
+        def expected_log_lik(self, means, x):
+            return super().expected_log_lik(means, x) + means["y"].x * means["z"].one_hot[:, 0] - means["y"].xx
+
+    class Summed(UnknownNormal):
+        def expected_log_lik(self, means, x):
+            return super().expected_log_lik(means, x).sum()
+
+    class Vector(Clusters):
+        def expected_log_prior(self, means):
+            return NORMAL.expected_log_prob(NORMAL.natural(jnp.zeros(2), 0.01), means["mean"])
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "message"),
+    [
+        (Broken.Square, {}, "not linear in the mean parameters of factor 'mu'"),
+        (Broken.Unused, {}, "'spare' is never used"),
+        (Broken.Improper, {}, "improper for factor 'tau'"),
+        (Broken.Coupled, {"num": 2}, "elements of the plate of factor 'mean' are coupled"),
+        (Broken.TwoLocals, {"num": 2}, "local factors 'y' and 'z' are coupled"),
+        (Broken.Summed, {}, r"expected_log_lik: expected shape \(8,\), one for each row; found \(\)"),
+        (Broken.Vector, {"num": 2}, r"expected_log_prior: expected a scalar; found shape \(2,\)"),
+    ],
+)
+def test_what_is_refused(draws, model, fields, message):
+    with pytest.raises(ValueError, match=message):
+        jaxem.fit(jaxem.dataclass(type("Model", (model,), {}))(**fields), draws, key=KEY)
+
+
+def test_bad_parameters_and_rules(draws):
+    outside = {"mu": NORMAL.natural(0.0, -1.0), "tau": GAMMA.natural(1.0, 1.0)}
+    with pytest.raises(ValueError, match=r"params\['mu'\]: natural parameters outside the domain of Normal"):
+        jaxem.fit(UnknownNormal(), draws, key=KEY, params=outside)
+    with pytest.raises(TypeError, match="EM does not suit UnknownNormal"):
+        jaxem.fit(UnknownNormal(), draws, key=KEY, algorithm=jaxem.EM())
+    with pytest.raises(TypeError, match="CoordinateAscent does not suit Mixture"):
+        jaxem.fit(jaxem.GMM(2), draws[:, None], key=KEY, algorithm=jaxem.CoordinateAscent())
+    with pytest.raises(TypeError, match="exact E-step only"):
+        UnknownNormal().e_step(UnknownNormal().init(KEY, draws, None), jnp.asarray(draws), rule=jaxem.Hard())
