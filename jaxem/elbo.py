@@ -32,7 +32,9 @@ def soften(log_joint: Array, temperature: Array, axis: int) -> tuple[Array, Arra
     """(F_T, q, H(q)) along `axis`; log-joints of -inf have q = 0 and take no part in derivatives."""
     tiny = jnp.finfo(log_joint.dtype).tiny
     temp = jnp.maximum(temperature, 1e3 * tiny)
-    top = jnp.max(log_joint, axis, keepdims=True)
+    # Any shift gives the same value, so it carries no derivative; that of a maximum is 0 / 0 where a compiler computes
+    # the log-joint twice with different roundings.
+    top = jax.lax.stop_gradient(jnp.max(log_joint, axis, keepdims=True))
     none = jnp.isneginf(top)
     dead = jnp.isneginf(log_joint)
     gap = jnp.where(dead, 0, log_joint - jnp.where(none, 0, top)) / temp

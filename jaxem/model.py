@@ -13,7 +13,7 @@ from jaxem._pytree import dataclass
 from jaxem._tree import PyTree, as_floats, float_dtype, map_rows, num_rows, sum_rows
 from jaxem.elbo import Decomposition, decompose
 from jaxem.rules import Exact, Rule
-from jaxem.stopping import Stop
+from jaxem.stopping import Stop, StopRule
 
 # Rows in one block of an E-step: the working set of a block stays in cache. Measured on mixtures of Gaussians, where
 # 1000 to 4000 rows are within a third of each other and no blocks at all are 2-5 times slower.
@@ -118,7 +118,7 @@ class ELBOModel(ABC):
         """Rough number of multiply-adds of one step, from shapes alone; `fit` chooses its lane width by it."""
         return sum(leaf.size for leaf in jax.tree.leaves(data))
 
-    def default_stop(self) -> Stop:
+    def default_stop(self) -> StopRule:
         """The stop rule used when `fit` is given none."""
         return Stop()
 

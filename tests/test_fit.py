@@ -214,13 +214,18 @@ def test_float32_stays_float32(iris):
 
 
 def test_stop_is_per_unit_of_weight_and_needs_two_values():
+    def say(stop, before, after, weight):
+        zero = jnp.array(0.0)
+        known = {"total_weight": jnp.array(weight), "rounding": zero, "weights": zero, "index": jnp.int32(3)}
+        values = {"previous": jnp.array(before), "current": jnp.array(after), "old_params": zero, "params": zero}
+        return bool(stop(jaxem.Step(model=None, data=zero, **known, **values)))
+
     stop = jaxem.Stop(atol=0.1)
-    say = lambda a, b, w: bool(stop(jnp.array(a), jnp.array(b), jnp.array(w), jnp.array(0.0)))
-    assert not say(-jnp.inf, 1.0, 1.0)
-    assert not say(0.0, 1.0, 9.0)
-    assert say(0.0, 1.0, 11.0)
-    assert not say(0.0, jnp.nan, 11.0)
-    assert bool(jaxem.Stop(0.0, 1e-3)(jnp.array(1000.0), jnp.array(1000.5), jnp.array(1.0), jnp.array(0.0)))
+    assert not say(stop, -jnp.inf, 1.0, 1.0)
+    assert not say(stop, 0.0, 1.0, 9.0)
+    assert say(stop, 0.0, 1.0, 11.0)
+    assert not say(stop, 0.0, jnp.nan, 11.0)
+    assert say(jaxem.Stop(0.0, 1e-3), 1000.0, 1000.5, 1.0)
 
 
 def test_stop_does_not_depend_on_the_units(iris):

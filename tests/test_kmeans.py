@@ -159,3 +159,14 @@ def test_a_subsample_follows_the_weights():
     assert float(w.sum()) == pytest.approx(1000)
     assert (np.asarray(rows) >= 500).all()
     assert np.mean(np.asarray(rows) >= 900) == pytest.approx(0.6, abs=0.02)
+
+
+@pytest.mark.parametrize("dim", [3, 12])
+def test_an_offset_changes_nothing(dim):
+    """Seeds, labels and distortion of data shifted by 1e8 (float64), by differences and by products."""
+    rng = np.random.default_rng(0)
+    x = np.round(rng.normal(size=(3, dim))[rng.integers(0, 3, 300)] * 4 + rng.normal(size=(300, dim)) * 0.1, 3)
+    shifted = (x + 1e8) - 1e8  # what the shift leaves of the digits
+    near, far = (jaxem.fit(jaxem.KMeans(3), data, key=KEY, num_restarts=8) for data in (shifted, x + 1e8))
+    assert float(far.elbo.total) == pytest.approx(float(near.elbo.total), rel=1e-6)
+    assert int(far.hits) == int(near.hits)

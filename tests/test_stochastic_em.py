@@ -55,9 +55,8 @@ def test_the_average_is_near_the_maximum_and_the_chain_is_not(x, best, averaged)
     assert max(gaps) < 0.1 * float(best.elbo.total - values.mean())
     assert min(gaps) >= 0
     runs = np.array([flat(averaged(seed).params) for seed in range(6)])
-    errors = (runs.mean(0) - flat(best.params)) / (runs.std(0, ddof=1) / np.sqrt(len(runs)))
     assert np.abs(runs - flat(best.params)[None]).max() < 0.02
-    assert np.abs(errors).max() < 6  # t of five degrees of freedom, six numbers, fixed seeds
+    assert np.abs(runs.mean(0) - flat(best.params)).max() < 0.015
 
 
 def test_what_is_returned(x, averaged):

@@ -76,8 +76,8 @@ class OnlineEM:
       >>> x = jax.random.normal(jax.random.key(0), (1000, 1)).at[:500].add(6.0)
       >>> algorithm = OnlineEM(50, key=jax.random.key(1))
       >>> fit = jaxem.fit(jaxem.GMM(2), x, key=jax.random.key(2), algorithm=algorithm, max_steps=5)
-      >>> jnp.sort(fit.params.components.mean[:, 0]).round(0).tolist()
-      [0.0, 6.0]
+      >>> sorted(round(mean) for mean in fit.params.components.mean[:, 0].tolist())
+      [0, 6]
 
       The same as a stream, from a sample:
 
@@ -86,8 +86,8 @@ class OnlineEM:
       >>> state = algorithm.begin(model, params, x[::10], num_rows=1000)
       >>> for batch in jax.random.permutation(jax.random.key(4), x).reshape(20, 50, 1):
       ...     state = algorithm.update(model, state, batch)
-      >>> jnp.sort(algorithm.estimate(model, state).components.mean[:, 0]).round(0).tolist()
-      [0.0, 6.0]
+      >>> sorted(round(mean) for mean in algorithm.estimate(model, state).components.mean[:, 0].tolist())
+      [0, 6]
 
     References:
       Cappe and Moulines (2009), On-line expectation-maximization algorithm for latent data models, JRSS B 71; Liang and

@@ -78,10 +78,9 @@ class StudentT(Family):
     The penalty on Sigma is that of `Gaussian`, in ELBO.params, and so are the statistics' accuracy, the treatment of
     constant columns and of an empty component (which takes Sigma = S0 and keeps its mean and df), and the cost.
 
-    Mixtures of Student-t's are identifiable up to order (Holzmann, Munk and Gneiting 2006). Outliers
-    hardly move a component; but a start from a partition may give far ones a component of their own.
-    They do widen S0, which is of all rows: where
-    outliers lie beyond 10^4 standard deviations, lower `pseudo_observations`.
+    Mixtures of Student-t's are identifiable up to order (Holzmann, Munk and Gneiting 2006). Outliers hardly move a
+    component, but a start from a partition may give far ones a component of their own. They do widen S0, which is of
+    all rows: where they lie beyond 10^4 standard deviations, lower `pseudo_observations`.
 
     Attributes:
       covariance: shape of Sigma: "full", "tied", "diag" or "spherical".

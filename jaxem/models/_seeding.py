@@ -1,6 +1,7 @@
 """Starting points: greedy k-means++ centres, short Lloyd runs, and the partitions that mixtures start from."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +46,7 @@ def plus_plus(key: Array, x: Array, weights: Array, num: int) -> Array:
 
     Args:
       key: one draw of (num, trials) uniforms is all the randomness.
-      x: (n, D) rows, D >= 1, near the origin.
+      x: (n, D) rows, D >= 1.
       weights: (n,) non-negative.
       num: number of centres; where fewer rows are distinct, some centres coincide.
 
@@ -58,28 +59,44 @@ def plus_plus(key: Array, x: Array, weights: Array, num: int) -> Array:
     """
     trials = 2 + int(math.log(num))
     uniform = jax.random.uniform(key, (num, trials), x.dtype)
-    columns = [x[:, d] for d in range(x.shape[1])] if x.shape[1] <= 8 else []
-    square = None if columns else jnp.sum(x * x, 1)
-
-    def distances(candidates: Array) -> Array:
-        """(trials, n) squared distances: from differences, column by column, or by a product where D is large."""
-        if columns:
-            parts = [(column[None] - candidates[:, d, None]) ** 2 for d, column in enumerate(columns)]
-            return sum(parts[1:], parts[0])
-        product = einsum("td,nd->tn", candidates, x)
-        return jnp.maximum(square[None] + jnp.sum(candidates**2, 1)[:, None] - 2 * product, 0)
+    measure = _distances(x, weights)
 
     def step(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        centres, nearest = state
+        chosen, nearest = state
         mass = weights * jnp.where(k == 0, 1, nearest)
-        candidates = x[_draw(mass, uniform[k])]
-        near = jnp.minimum(nearest[None], distances(candidates))
+        candidates = _draw(mass, uniform[k])
+        near = jnp.minimum(nearest[None], measure(candidates))
         best = jnp.argmin(einsum("n,tn->t", weights, near))
-        return centres.at[k].set(candidates[best]), near[best]
+        return chosen.at[k].set(candidates[best]), near[best]
 
     far = jnp.full(x.shape[0], jnp.finfo(x.dtype).max, x.dtype)
-    centres = jnp.zeros((num, x.shape[1]), x.dtype)
-    return jax.lax.fori_loop(0, num, step, (centres, far))[0]
+    chosen, _ = jax.lax.fori_loop(0, num, step, (jnp.zeros(num, jnp.int32), far))
+    return x[chosen]
+
+
+def _distances(x: Array, weights: Array) -> Callable[[Array], Array]:
+    """The function from rows' indices (t,) to squared distances (t, n) to all rows.
+
+    From differences, column by column; for more than 8 columns by a product, about the mean.
+    """
+    if x.shape[1] <= 8:
+        columns = [x[:, d] for d in range(x.shape[1])]
+
+        def differences(index: Array) -> Array:
+            points = x[index]
+            parts = [(column[None] - points[:, d, None]) ** 2 for d, column in enumerate(columns)]
+            return sum(parts[1:], parts[0])
+
+        return differences
+    about = x - x[:1]
+    about = about - (einsum("n,nd->d", weights, about) / jnp.sum(weights))[None]
+    square = jnp.sum(about * about, 1)
+
+    def product(index: Array) -> Array:
+        cross = einsum("td,nd->tn", about[index], about)
+        return jnp.maximum(square[None] + square[index][:, None] - 2 * cross, 0)
+
+    return product
 
 
 def _draw(mass: Array, u: Array) -> Array:
@@ -98,7 +115,7 @@ def _draw(mass: Array, u: Array) -> Array:
     row = jnp.sum(within <= (point - before)[:, None], 1)
     # Rounding may put the point beyond the block's last positive row: then that row.
     last = size - 1 - jnp.argmax((blocks[block] > 0)[:, ::-1], 1)
-    return jnp.minimum(block * size + jnp.minimum(row, last), num - 1)
+    return jnp.minimum(block * size + jnp.minimum(row, last), num - 1).astype(jnp.int32)
 
 
 def lloyd(centres: Array, x: Array, weights: Array, num_steps: int, active: Array | None = None) -> Array:

@@ -111,7 +111,7 @@ class KMeans(DiscreteLatent):
 
     def arrange(self, data: Array) -> PyTree:
         """Rows about the mean with their squared lengths, for more than 8 columns; else as they are."""
-        if _lloyd.unrolled((self.num_clusters, data.shape[1])):
+        if self.origin is None or _lloyd.unrolled((self.num_clusters, data.shape[1])):
             return data
         return self._rows_about(self.origin, data)
 
