@@ -21,7 +21,6 @@ from jaxem.rules import Exact, Hard, Tempered
 from jaxem.stopping import Status, Stop
 from jaxem.transforms import chunked
 
-
 # Most steps of a fit in a check.
 STEPS = 3000
 
@@ -63,8 +62,8 @@ class _Case:
 
     def fit(self, **kwargs: Any) -> Fit:
         """A fit; of one shape and number of steps, so that all checks share one compiled program."""
-        options = {"key": self.key, "weights": self.weights, "num_restarts": self.num_starts, "max_steps": STEPS}
-        options = {**options, "data": self.data, "stop": Stop(), "algorithm": self.algorithm, **kwargs}
+        options: dict[str, Any] = {"key": self.key, "weights": self.weights, "stop": Stop(), "max_steps": STEPS}
+        options |= {"data": self.data, "algorithm": self.algorithm, "num_restarts": self.num_starts, **kwargs}
         return fit(self.free, options.pop("data"), **options)
 
 

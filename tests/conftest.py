@@ -1,12 +1,9 @@
-import importlib.metadata
 import os
 
-# Tests check results, not speed: an unoptimised backend compiles in half the time, and jaxlib 0.10 in half of that
-# without its fusion emitters (later versions do not know the flag).
-FLAGS = " --xla_backend_optimization_level=0"
-if importlib.metadata.version("jaxlib").startswith("0.10."):
-    FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + FLAGS
+# Tests check results, not speed: an unoptimised backend compiles in half the time.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+)
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import csv
@@ -27,7 +24,7 @@ REFERENCE = pathlib.Path(__file__).parent / "reference"
 
 @pytest.fixture(autouse=True, scope="module")
 def _forget_programs():
-    """Compiled programs hold memory maps, of which a process may have 65530 on Linux: let go of them after each file."""
+    """Compiled programs hold memory maps, of which a process has 65530 on Linux: let go of them after each file."""
     yield
     jax.clear_caches()
 

@@ -23,6 +23,7 @@ def prior(shape="full", nu=4.0, kappa=2.5, centre=None, variance=None):
 def test_contract(blobs):
     model = jaxem.GMM(
         3,
+        "diag",
         pseudo_observations=4.0,
         mean_pseudo_observations=2.0,
         pseudo_mean=PLACES,

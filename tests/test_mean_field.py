@@ -175,8 +175,9 @@ def test_local_factors(reference):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_run_in_float32(draws):
-    wide = jaxem.fit(UnknownNormal(), draws, key=KEY)
-    narrow = jaxem.fit(UnknownNormal(), draws.astype(np.float32), key=KEY)
+    model = UnknownNormal(1e-3, 0.1, 0.1)  # shape - 1 is what is stored: a shape of 1e-6 has lost its digits there
+    wide = jaxem.fit(model, draws, key=KEY)
+    narrow = jaxem.fit(model, draws.astype(np.float32), key=KEY)
     assert narrow.elbo.total.dtype == jnp.float32
     assert narrow.status == Status.CONVERGED
     assert float(narrow.elbo.total) == pytest.approx(float(wide.elbo.total), rel=1e-5)

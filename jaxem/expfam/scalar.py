@@ -75,7 +75,11 @@ class GammaStatistics(NamedTuple):
 
 
 class Gamma(ExponentialFamily):
-    """Gamma distribution with shape and rate; natural (-rate, shape - 1)."""
+    """Gamma distribution with shape and rate; natural (-rate, shape - 1).
+
+    Shapes far below 1 lose digits in shape - 1: in float32 a shape of 1e-6 is known to a few percent, which shifts
+    log-normalisers by as much; use float64, or vague priors of a larger shape.
+    """
 
     Statistics, ranks = GammaStatistics, (0, 0)
 
