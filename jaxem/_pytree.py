@@ -1,6 +1,7 @@
 """The dataclass decorator that every model, rule, algorithm and result in jaxem uses."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
@@ -56,6 +57,21 @@ def dataclass(cls: type[T]) -> type[T]:
     """
     cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
     fields = [f for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
-    data = [f.name for f in fields if not f.metadata.get("static", False)]
-    meta = [f.name for f in fields if f.metadata.get("static", False)]
-    return jax.tree_util.register_dataclass(cls, data_fields=data, meta_fields=meta)
+    leaves = tuple(f.name for f in fields if not f.metadata.get("static", False))
+    statics = tuple(f.name for f in fields if f.metadata.get("static", False))
+    keys = tuple(jax.tree_util.GetAttrKey(name) for name in leaves)
+
+    def flatten(tree: T) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        return tuple(getattr(tree, name) for name in leaves), tuple(getattr(tree, name) for name in statics)
+
+    def flatten_with_keys(tree: T) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        children, aux = flatten(tree)
+        return tuple(zip(keys, children, strict=True)), aux
+
+    def unflatten(aux: tuple[Any, ...], children: Iterable[Any]) -> T:
+        return cls(**dict(zip(leaves, children, strict=True)), **dict(zip(statics, aux, strict=True)))
+
+    # Not `register_dataclass`: two classes with the same field names then have equal tree structures (in JAX 0.10 and
+    # 0.12), and in 0.10 `jit` ran the program of one for the other where their hashes agreed in seven bits.
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls

@@ -148,7 +148,7 @@ def reverse_kl(p: Array, lam: Array) -> Array:
     Returns:
       (..., K) distributions. The minimum is unique but near ties of p, where it jumps (uniform p, K = 5: at lam =
       0.864); then the lowest index is the one that q concentrates on. Forward and reverse derivatives are implicit, and
-      undefined at a jump. Memory O(N K), time about 400 logarithms an entry.
+      undefined at a jump. Memory O(N K), time that of some 500 softmaxes.
 
     References:
       Chatzigeorgiou (2013), Bounds on the Lambert function, IEEE Communications Letters 17, for the start of Newton.

@@ -14,6 +14,10 @@ from jaxem._pytree import dataclass, static
 
 PyTree = Any
 
+# Rows in one block of an E-step: the working set of a block stays in cache. Measured on mixtures of Gaussians, where
+# 1000 to 4000 rows are within a third of each other and no blocks at all are 2-5 times slower.
+BLOCK_ROWS = 2000
+
 
 def where(condition: Array, a: PyTree, b: PyTree) -> PyTree:
     """Leaf by leaf `a` where the scalar `condition` holds, else `b`."""
@@ -104,6 +108,15 @@ def sum_rows(f: Callable[[PyTree, Array], PyTree], data: PyTree, weights: Array,
     """Sum of `f(block, weights)` over blocks of at most `size` rows, without copying or padding the data.
 
     The last block is moved back to end at the last row; rows that it shares with the block before get weight 0 there.
+
+    Args:
+      f: rows and their weights (n,) to a pytree of sums over the rows; rows of weight 0 must add 0.
+      data: a pytree whose leaves have a leading axis N.
+      weights: (N,).
+      size: most rows in a block.
+
+    Returns:
+      The pytree that `f(data, weights)` would give, to rounding; f itself is called once where one block is enough.
     """
     num = num_rows(data)
     blocks, length = _block(num, size)
@@ -122,7 +135,16 @@ def sum_rows(f: Callable[[PyTree, Array], PyTree], data: PyTree, weights: Array,
 
 
 def map_rows(f: Callable[[PyTree], PyTree], data: PyTree, size: int) -> PyTree:
-    """`f(data)` for an `f` that treats rows one by one, computed in blocks of at most `size` rows."""
+    """`f(data)` for an `f` that treats rows one by one, computed in blocks of at most `size` rows.
+
+    Args:
+      f: rows to a pytree whose leaves have the rows' leading axis.
+      data: a pytree whose leaves have a leading axis N.
+      size: most rows in a block.
+
+    Returns:
+      The pytree `f(data)`; only one block's intermediate values exist at a time.
+    """
     num = num_rows(data)
     blocks, length = _block(num, size)
     if blocks == 1:

@@ -49,6 +49,25 @@ class Positive:
         return jnp.exp(free)
 
 
+class Above:
+    """Arrays above a number; the coordinate is the logarithm of the distance.
+
+    Attributes:
+      low: the number.
+    """
+
+    def __init__(self, low: float):
+        self.low = low
+
+    def unconstrain(self, value: Array) -> Array:
+        """Log (value - low)."""
+        return jnp.log(value - self.low)
+
+    def constrain(self, free: Array, like: Array) -> Array:
+        """Low + exp free."""
+        return self.low + jnp.exp(free)
+
+
 class UnitInterval:
     """Arrays in (0, 1); the coordinate is the log-odds."""
 

@@ -29,7 +29,16 @@ class ELBO:
 
 
 def soften(log_joint: Array, temperature: Array, axis: int) -> tuple[Array, Array, Array]:
-    """(F_T, q, H(q)) along `axis`; log-joints of -inf have q = 0 and take no part in derivatives."""
+    """The free energy of a discrete latent with its maximiser; see `free_energy` for the formula.
+
+    Args:
+      log_joint: log p(x_n, z_n = k), nats; entries of -inf have q = 0 and take no part in derivatives.
+      temperature: T >= 0, a scalar.
+      axis: the axis of the K states.
+
+    Returns:
+      (F_T in nats, without the axis; q, like log_joint; the entropy H(q) in nats, without the axis).
+    """
     tiny = jnp.finfo(log_joint.dtype).tiny
     temp = jnp.maximum(temperature, 1e3 * tiny)
     # Any shift gives the same value, so it carries no derivative; that of a maximum is 0 / 0 where a compiler computes

@@ -13,7 +13,7 @@ from jaxem import _inputs, _shapes, _tree
 from jaxem._numerics import is_concrete, namespace
 from jaxem._pytree import dataclass, static
 from jaxem._tree import Packed, PyTree
-from jaxem.algorithms import EM, CoordinateAscent, GeneralizedEM
+from jaxem.algorithms import EM, Algorithm, CoordinateAscent, GeneralizedEM
 from jaxem.model import ELBOModel, Health
 from jaxem.result import Fit, FitError, Restarts
 from jaxem.stopping import Status, Step, StopRule
@@ -177,7 +177,7 @@ def prepare(
     data = _inputs.as_data(data)
     dtype = _tree.float_dtype(data)
     weights = _inputs.as_weights(weights, _tree.num_rows(data), dtype)
-    algorithm = _algorithm(model, algorithm).tabulate(max_steps)
+    algorithm = choose_algorithm(model, algorithm, _tree.num_rows(data)).tabulate(max_steps)
     stop = model.default_stop() if stop is None else stop
     if not isinstance(stop, StopRule):
         raise TypeError(f"stop: expected a stop rule, as jaxem.Stop(); found {stop!r}")
@@ -196,24 +196,14 @@ def prepare(
     )
 
 
-def _algorithm(model: Any, algorithm: Any) -> Any:
-    """The algorithm, or the default for the model; raises where the two do not fit."""
-    closed = getattr(model, "closed_form", True)
-    sequential = getattr(model, "sequential", False)
+def choose_algorithm(model: ELBOModel, algorithm: Any, num_rows: int) -> Algorithm:
+    """The algorithm, or the default for the model; raises where it is none, or does not suit the model or the data."""
     if algorithm is None:
+        sequential, closed = getattr(model, "sequential", False), getattr(model, "closed_form", True)
         algorithm = CoordinateAscent() if sequential else EM() if closed else GeneralizedEM()
-    if sequential != isinstance(algorithm, CoordinateAscent):
-        raise TypeError(
-            f"algorithm: {type(algorithm).__name__} does not suit {type(model).__name__}; CoordinateAscent() is for "
-            "mean-field models, and for those alone"
-        )
-    if not closed and getattr(algorithm, "needs_m_step", True):
-        raise TypeError(
-            f"algorithm: {type(algorithm).__name__} needs statistics and m_step, which {type(model).__name__} does not "
-            "have; use GeneralizedEM()"
-        )
-    if isinstance(algorithm, GeneralizedEM):
-        algorithm.validate(model)
+    if not isinstance(algorithm, Algorithm):
+        raise TypeError(f"algorithm: expected an algorithm, as jaxem.EM(); found {algorithm!r}")
+    algorithm.validate(model, num_rows)
     return algorithm
 
 

@@ -146,7 +146,7 @@ class StopAitken(StopRule):
 
     References:
       Boehning, Dietz, Schaub, Schlattmann and Lindsay (1994), The distribution of the likelihood ratio for mixtures of
-      densities from the one-parameter exponential family, section 2; McLachlan and Peel (2000), section 2.11.
+      densities from the one-parameter exponential family; McLachlan and Peel (2000), Finite Mixture Models, chapter 2.
     """
 
     atol: float | Array = 1e-8
@@ -190,6 +190,8 @@ class StopParams(StopRule):
 
     def __call__(self, step: Step) -> Array:
         """Whether every leaf moved little."""
+        if self.norm not in ("max", "2"):
+            raise ValueError(f"norm: expected 'max' or '2'; found {self.norm!r}")
         size = jnp.max if self.norm == "max" else lambda a: jnp.sqrt(jnp.sum(a * a))
         moved = jnp.isfinite(step.current) & jnp.isfinite(step.previous)
         for new, old in zip(jax.tree.leaves(step.params), jax.tree.leaves(step.old_params), strict=True):
@@ -279,7 +281,7 @@ class StopAny(StopRule):
 
     def __call__(self, step: Step) -> Array:
         """Whether one of the rules says so."""
-        return jnp.any(jnp.stack([rule(step) for rule in self.rules]))
+        return jnp.any(_votes(self.rules, step))
 
 
 @dataclass
@@ -303,4 +305,11 @@ class StopAll(StopRule):
 
     def __call__(self, step: Step) -> Array:
         """Whether all of the rules say so."""
-        return jnp.all(jnp.stack([rule(step) for rule in self.rules]))
+        return jnp.all(_votes(self.rules, step))
+
+
+def _votes(rules: tuple[StopRule, ...], step: Step) -> Array:
+    """What each rule says; ValueError without any."""
+    if not rules:
+        raise ValueError("rules: expected at least one stop rule; found none")
+    return jnp.stack([rule(step) for rule in rules])

@@ -95,6 +95,9 @@ class Chunked(_Wrapper):
     model: Any
     size: int = static()
 
+    def _rows(self, data: PyTree) -> int:
+        return self.size
+
     def e_step(self, params: PyTree, data: PyTree, weights: Array | None = None, rule: Rule | None = None) -> EStep:
         """The model's E-step, summed over chunks."""
         weights = jnp.ones(num_rows(data), float_dtype(data)) if weights is None else weights
@@ -222,7 +225,7 @@ class PartlyLabelled(_Wrapper, DiscreteLatent):
         import optax  # here, because it takes as long to import as all of jaxem
 
         x, known = data
-        params = self.model.init(key, x, weights)
+        params = self.model.prepare(self.model.init(key, x, weights))
         resp = jax.nn.softmax(self.model.log_joint(params, x), 1)
         allowed = self._allowed(known, resp.shape[1])
         # What a row says about state k: nothing where all states are allowed.
@@ -237,7 +240,8 @@ class PartlyLabelled(_Wrapper, DiscreteLatent):
         order = columns[jnp.argsort(rows)]
         resp = jnp.where(allowed, resp[:, order] + 1e-3, 0)
         resp = weights[:, None] * resp / jnp.sum(resp, 1, keepdims=True)
-        return self.model.m_step(params, self.model.statistics(params, x, resp))
+        collect = lambda rows, w: self.model.statistics(params, rows[0], jnp.where((w > 0)[:, None], rows[1], 0))
+        return self.model.m_step(params, sum_rows(collect, (x, resp), weights, self._rows(data)))
 
     def canonical(self, params: PyTree) -> PyTree:
         """The params as they are: the labels name the components."""
@@ -272,6 +276,6 @@ def partly_labelled(model: DiscreteLatent) -> PartlyLabelled:
       [1, 1, 1, 0, 0, 0]
 
     References:
-      McLachlan and Peel (2000), Finite Mixture Models, section 2.19.
+      McLachlan and Peel (2000), Finite Mixture Models, chapter 2.
     """
     return PartlyLabelled(model)

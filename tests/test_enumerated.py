@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_testing import COUNTS
+from test_testing import ZeroInflatedPoisson as Closed
 
 import jaxem
 from jaxem import constraints
@@ -13,32 +15,7 @@ from jaxem.testing import CHECKS, check_model
 
 KEY = jax.random.key(0)
 TIGHT = jaxem.Stop(1e-13)
-COUNTS = np.where(np.random.default_rng(0).random(90) < 0.4, 0, np.random.default_rng(1).poisson(3.0, 90)).astype(float)
 WEIGHTS = np.random.default_rng(2).uniform(0.5, 2, 90)
-
-
-@jaxem.dataclass
-class Closed(jaxem.DiscreteLatent):
-    """Zero-inflated counts with a closed M-step."""
-
-    def init(self, key, data, weights):
-        zero, rate = jax.random.uniform(key, (2,), data.dtype, minval=0.2, maxval=0.8)
-        return {"zero": zero, "rate": (1 + 2 * rate) * data.mean()}
-
-    def log_joint(self, params, data):
-        structural = jnp.where(data == 0, jnp.log(params["zero"]), -jnp.inf)
-        counted = jnp.log1p(-params["zero"]) + jax.scipy.stats.poisson.logpmf(data, params["rate"])
-        return jnp.stack([structural, counted], 1)
-
-    def statistics(self, params, data, resp):
-        return {"count": resp.sum(0), "total": resp[:, 1] @ data}
-
-    def m_step(self, params, stats):
-        structural, counted = stats["count"]
-        return {"zero": structural / (structural + counted), "rate": stats["total"] / counted}
-
-    def constraints(self):
-        return {"zero": constraints.UnitInterval(), "rate": constraints.Positive()}
 
 
 @jaxem.dataclass

@@ -452,7 +452,7 @@ def test_few_rows(lines):
     ("family", "data", "error", "message"),
     [
         (Gamma(), np.array([[1.0], [0.0]]), ValueError, "positive numbers for Gamma; found 0.0"),
-        (Gamma(), np.ones(3), ValueError, r"shape \(N, D\), D >= 1; found \(3,\)"),
+        (Gamma(), np.ones(3), ValueError, r"expected shape \(N, D\); found \(3,\)"),
         (Gamma(), (np.ones((3, 1)), np.ones(3)), TypeError, "one array"),
         (Gamma(-1.0), np.ones((3, 1)), ValueError, "pseudo_observations: expected a finite number >= 0; found"),
         (Gamma(1.0, 0.0), np.ones((3, 1)), ValueError, "pseudo_shape: expected finite numbers > 0"),

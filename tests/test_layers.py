@@ -21,6 +21,7 @@ LEVELS = {
     "stopping": 1,
     "families": 2,
     "model": 2,
+    "priors": 2,
     "result": 3,
     "_inputs": 3,
     "_shapes": 3,

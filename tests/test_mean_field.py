@@ -63,6 +63,25 @@ def test_published_normal_gamma(draws, reference):
     assert float(four.elbo.total) == pytest.approx(expected["after_four_updates"]["elbo"], abs=1e-10)
 
 
+def test_a_second_fit_compiles_nothing(draws):
+    """A new key and new numbers of the prior: neither the loop nor the probing of the model."""
+    import sys
+
+    from jaxem.models import _probe
+
+    programs = (sys.modules["jaxem.fit"].advance, _probe._gradient, _probe._prior_gradient)
+    jaxem.fit(UnknownNormal(), draws, key=KEY)
+    before = [program._cache_size() for program in programs]
+    jaxem.fit(UnknownNormal(0.1, 2.0, 3.0), draws, key=jax.random.key(5))
+    assert [program._cache_size() for program in programs] == before
+
+
+def test_priors_written_as_numbers_follow_the_data():
+    natural = NORMAL.natural(0.0, 1e-3)
+    assert all(leaf.weak_type for leaf in natural)
+    assert NORMAL.natural(np.float32(1.0), 2.0).xx.dtype == jnp.float32
+
+
 def test_weights_are_counts_and_chunks_change_nothing(draws):
     weights = np.array([2.0, 0, 1, 1, 3, 1, 1, 0, 1, 1])
     one = jaxem.fit(UnknownNormal(), draws, key=KEY, weights=weights, stop=TIGHT)

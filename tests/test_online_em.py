@@ -359,7 +359,7 @@ def test_bad_streams_are_named(blobs):
     algorithm = OnlineEM(10)
     with pytest.raises(ValueError, match="num_rows: expected a finite number > 0; found 0"):
         algorithm.begin(model, params, blobs, num_rows=0)
-    with pytest.raises(TypeError, match="model: expected a model with statistics"):
+    with pytest.raises(TypeError, match="algorithm: OnlineEM needs a model with an e_step; found None"):
         algorithm.begin(None, params, blobs, num_rows=120)
     bad = jaxem.models.kmeans.KMeansParams(params.centroids[:2], params.num_relocated)
     with pytest.raises(ValueError, match=r"params.centroids: expected shape \(3, 2\)"):

@@ -141,3 +141,20 @@ def test_bad_families_and_params_are_named():
         Product({"a": Bernoulli()}).make_params(b={"prob": [[0.5]]})
     with pytest.raises(TypeError, match="Product has no distrax distribution"):
         MODEL.distribution(MODEL.make_params(mixing=np.array([0.5, 0.5]), **VALUES))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_one_part_without_an_m_step_makes_the_whole_a_case_for_gradients():
+    """A Gumbel column beside counts: `fit` takes GeneralizedEM and refuses EM."""
+    import distrax
+
+    rng = np.random.default_rng(0)
+    group = np.repeat([0, 1], 40)
+    table = {"wait": (rng.gumbel(size=80) + 9 * group)[:, None], "visits": rng.poisson(2 + 6 * group)[:, None]}
+    family = Product({"wait": jaxem.families.from_distribution(distrax.Gumbel(0.0, 1.0)), "visits": Poisson()})
+    model = jaxem.Mixture(family, 2)
+    fit = jaxem.fit(model, table, key=jax.random.key(0), max_steps=30)
+    assert np.sort(fit.params.components["wait"]["loc"][:, 0]) == pytest.approx([0, 9], abs=0.5)
+    assert np.sort(fit.params.components["visits"].rate[:, 0]) == pytest.approx([2, 8], abs=0.8)
+    with pytest.raises(TypeError, match="EM needs statistics and m_step, which Mixture does not have"):
+        jaxem.fit(model, table, key=jax.random.key(0), algorithm=jaxem.EM())

@@ -149,3 +149,16 @@ def test_a_rule_of_ones_own(iris):
 def test_not_a_rule(iris):
     with pytest.raises(TypeError, match=r"stop: expected a stop rule, as jaxem.Stop\(\); found 0.1"):
         jaxem.fit(jaxem.GMM(2), iris, key=KEY, stop=0.1)
+
+
+@pytest.mark.parametrize(
+    ("stop", "message"),
+    [
+        (jaxem.StopParams(norm="l2"), "norm: expected 'max' or '2'; found 'l2'"),
+        (jaxem.StopAny(()), "rules: expected at least one stop rule; found none"),
+        (jaxem.StopAll(()), "rules: expected at least one stop rule; found none"),
+    ],
+)
+def test_bad_rules(iris, stop, message):
+    with pytest.raises(ValueError, match=message):
+        jaxem.fit(jaxem.GMM(2), iris, key=KEY, stop=stop)

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxem
 from jaxem import _numerics, _tree, constraints
 
 
@@ -65,3 +66,15 @@ def test_constraints_round_trip_and_stay_feasible(name):
     if name == "cholesky":
         assert (jnp.diagonal(moved, axis1=-2, axis2=-1) > 0).all()
         np.testing.assert_array_equal(jnp.triu(moved, 1), 0)
+
+
+def test_classes_of_equal_fields_are_told_apart():
+    """JAX's own dataclass nodes are not: `jit` may then run the program of another class."""
+
+    def make(number):
+        return jaxem.dataclass(type("Same", (), {"number": lambda self: number}))()
+
+    trees = [make(i) for i in range(400)]
+    assert len({jax.tree.structure(tree) for tree in trees}) == 400
+    number = jax.jit(lambda tree: jnp.zeros(tree.number()))
+    assert [number.trace(tree).out_info.shape for tree in trees] == [(i,) for i in range(400)]

@@ -4,18 +4,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxem import _tree
+from jaxem._numerics import is_concrete
 from jaxem._pytree import dataclass
 from jaxem._tree import PyTree
-from jaxem.algorithms.em import EM, EMState
+from jaxem.algorithms.algorithm import Algorithm, EMState, accept
 from jaxem.elbo import ELBO
-from jaxem.stopping import Status
+from jaxem.model import LatentModel
 
 
 @dataclass
-class CoordinateAscent:
+class CoordinateAscent(Algorithm):
     """Coordinate ascent on the ELBO of a `MeanField` model: a step is one sweep over its global factors.
 
         q_j <- argmax over q_j of ELBO(q_1, ..., q_J),   in the order of model.factors(),   each after a new E-step
@@ -32,27 +34,20 @@ class CoordinateAscent:
       See `jaxem.MeanField`.
 
     References:
-      Bishop (2006), section 10.1; Hoffman, Blei, Wang and Paisley (2013), section 2.4 (natural gradients).
+      Bishop (2006), section 10.1; Hoffman, Blei, Wang and Paisley (2013), Stochastic
+      variational inference (natural gradients).
     """
 
     damping: float | Array = 1.0
 
-    @property
-    def needs_m_step(self) -> bool:
-        """True."""
-        return True
-
-    def tabulate(self, num_steps: int) -> "CoordinateAscent":
-        """The algorithm itself: nothing in it depends on the step."""
-        return self
-
-    def settled(self, model: Any, step: Array) -> Array:
-        """Always."""
-        return jnp.asarray(True)
-
-    def init(self, params: PyTree, num_restarts: int, dtype: Any) -> EMState:
-        """The states of all restarts before their first sweep; every leaf of params has a leading axis R."""
-        return EM().init(params, num_restarts, dtype)
+    def validate(self, model: Any, num_rows: int) -> None:
+        """Raises TypeError for a model that is no mean-field one, ValueError for a damping outside (0, 1]."""
+        if not (isinstance(model, LatentModel) and model.sequential):
+            raise TypeError(
+                f"algorithm: CoordinateAscent does not suit {type(model).__name__}; it is for mean-field models"
+            )
+        if is_concrete(self.damping) and not (np.ndim(self.damping) == 0 and 0 < self.damping <= 1):
+            raise ValueError(f"damping: expected a number in (0, 1]; found {self.damping!r}")
 
     def step(self, model: Any, state: EMState, data: PyTree, weights: Array) -> EMState:
         """Scores the candidate, accepts it or ends the restart, and sweeps on."""
@@ -72,17 +67,7 @@ class CoordinateAscent:
         zero = jnp.zeros((), state.elbo.data.dtype)
         start = (state.candidate, ELBO(zero, zero))
         (candidate, elbo), _ = jax.lax.scan(update, start, jnp.arange(len(names), dtype=jnp.int32))
-        finite = jnp.isfinite(elbo.total)
-        fell = elbo.total < state.elbo.total - model.slack(elbo.total, jnp.sum(weights))
-        accepted = finite & ~fell
-        ended = jnp.where(finite, Status.DECREASED, Status.NONFINITE)
-        return EMState(
-            candidate=candidate,
-            params=_tree.where(accepted, state.candidate, state.params),
-            elbo=_tree.where(accepted, elbo, state.elbo),
-            step=state.step + 1,
-            status=jnp.where(accepted, state.status, ended).astype(jnp.int32),
-        )
+        return accept(model, state, elbo, candidate, weights)
 
     def _damped(self, old: PyTree, new: PyTree) -> PyTree:
         return jax.tree.map(lambda a, b: a + jnp.asarray(self.damping, a.dtype) * (b - a), old, new)

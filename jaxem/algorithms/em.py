@@ -1,42 +1,20 @@
 """Expectation-maximisation."""
 
 import dataclasses
-from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem import _tree
-from jaxem._numerics import namespace
 from jaxem._pytree import dataclass
 from jaxem._tree import PyTree
+from jaxem.algorithms.algorithm import Algorithm, EMState, accept
 from jaxem.elbo import ELBO
 from jaxem.model import LatentModel
 from jaxem.rules import Rule
-from jaxem.stopping import Status
 
 
 @dataclass
-class EMState:
-    """Where one restart stands. `elbo` belongs to `params`; `candidate` is not scored yet.
-
-    Attributes:
-      candidate: params to score next, after `step` M-steps.
-      params: the last accepted params.
-      elbo: their ELBO; -inf before the first step.
-      step: number of M-steps behind `candidate`.
-      status: a `Status` code.
-    """
-
-    candidate: PyTree
-    params: PyTree
-    elbo: ELBO
-    step: Array
-    status: Array
-
-
-@dataclass
-class EM:
+class EM(Algorithm):
     """Expectation-maximisation: one E-step, accept, one M-step.
 
         E: q = rule(log-joint at theta)       M: theta = arg max E_q[log p(x, z | theta)] + G(theta)
@@ -64,30 +42,12 @@ class EM:
         """Whether a stop rule may be trusted from `step` on."""
         return self._rule(model).settled(step)
 
-    def init(self, params: PyTree, num_restarts: int, dtype: Any) -> EMState:
-        """The states of all restarts before their first step; every leaf of params has a leading axis R."""
-        xp = namespace(params)
-        low = xp.full(num_restarts, -xp.inf, dtype)
-        zero = xp.zeros(num_restarts, xp.int32)
-        return EMState(params, params, ELBO(low, low), zero, zero + xp.int32(Status.RUNNING))
-
     def step(self, model: LatentModel, state: EMState, data: PyTree, weights: Array) -> EMState:
         """Scores the candidate, accepts it or ends the restart, and proposes the next."""
         rule = self._rule(model)
         candidate = model.prepare(state.candidate)
         found = model.e_step(candidate, data, weights, rule.at(state.step))
         elbo = ELBO(found.elbo_data, model.elbo_params(candidate).astype(found.elbo_data.dtype))
-        finite = jnp.isfinite(elbo.total)
-        slack = model.slack(elbo.total, jnp.sum(weights))
         # The value at `step` was reached by the q of the step before: both must be monotone to promise a rise.
         promised = rule.monotone(jnp.maximum(state.step - 1, 0))
-        fell = promised & (elbo.total < state.elbo.total - slack)
-        accepted = finite & ~fell
-        ended = jnp.where(finite, Status.DECREASED, Status.NONFINITE)
-        return EMState(
-            candidate=model.m_step(candidate, found.stats),
-            params=_tree.where(accepted, state.candidate, state.params),
-            elbo=_tree.where(accepted, elbo, state.elbo),
-            step=state.step + 1,
-            status=jnp.where(accepted, state.status, ended).astype(jnp.int32),
-        )
+        return accept(model, state, elbo, model.m_step(candidate, found.stats), weights, promised)

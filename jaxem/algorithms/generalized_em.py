@@ -11,15 +11,14 @@ from jaxem._ascent import ascend
 from jaxem._numerics import weigh
 from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree
-from jaxem.algorithms.em import EM, EMState
+from jaxem.algorithms.algorithm import Algorithm, EMState, accept
+from jaxem.algorithms.em import EM
 from jaxem.elbo import ELBO
 from jaxem.rules import Rule
-from jaxem.stopping import Status
-from jaxem.transforms import Chunked
 
 
 @dataclass
-class GeneralizedEM:
+class GeneralizedEM(Algorithm):
     """EM for models without a closed M-step: the responsibilities held fixed, params climb by an optax optimiser.
 
         E: q = rule(log-joint at theta_old)
@@ -77,8 +76,9 @@ class GeneralizedEM:
         """The algorithm with callables of the step replaced by arrays."""
         return GeneralizedEM(self.optimizer, self.num_steps, EM(self.rule).tabulate(num_steps).rule)
 
-    def validate(self, model: Any) -> None:
-        """Raises TypeError for a model that it cannot climb; on the host."""
+    def validate(self, model: Any, num_rows: int) -> None:
+        """Raises TypeError for a model without log-joint or constraints; checks the settings."""
+        super().validate(model, num_rows)
         if not hasattr(model, "log_joint"):
             raise TypeError(f"algorithm: GeneralizedEM needs a model with a log_joint; found {type(model).__name__}")
         model.constraints()
@@ -91,35 +91,20 @@ class GeneralizedEM:
         """Whether a stop rule may be trusted from `step` on."""
         return EM(self.rule).settled(model, step)
 
-    def init(self, params: PyTree, num_restarts: int, dtype: Any) -> EMState:
-        """The states of all restarts before their first step; every leaf of params has a leading axis R."""
-        return EM(self.rule).init(params, num_restarts, dtype)
-
     def step(self, model: Any, state: EMState, data: PyTree, weights: Array) -> EMState:
         """Scores the candidate, accepts it or ends the restart, and climbs to the next."""
         rule = model.default_rule() if self.rule is None else self.rule
         here, total = rule.at(state.step), jnp.sum(weights)
         found = model.e_step(state.candidate, data, weights, here).elbo_data
         elbo = ELBO(found, model.elbo_params(state.candidate).astype(found.dtype))
-        finite = jnp.isfinite(elbo.total)
-        promised = rule.monotone(jnp.maximum(state.step - 1, 0))
-        fell = promised & (elbo.total < state.elbo.total - model.slack(elbo.total, total))
-        accepted = finite & ~fell
-        ended = jnp.where(finite, Status.DECREASED, Status.NONFINITE)
         objective = _expected(model, state.candidate, data, weights, here)
-        spec = model.constraints()
-        return EMState(
-            candidate=ascend(objective, state.candidate, spec, self.optimizer, self.num_steps, total),
-            params=_tree.where(accepted, state.candidate, state.params),
-            elbo=_tree.where(accepted, elbo, state.elbo),
-            step=state.step + 1,
-            status=jnp.where(accepted, state.status, ended).astype(jnp.int32),
-        )
+        candidate = ascend(objective, state.candidate, model.constraints(), self.optimizer, self.num_steps, total)
+        return accept(model, state, elbo, candidate, weights, rule.monotone(jnp.maximum(state.step - 1, 0)))
 
 
 def _expected(model: Any, old: PyTree, data: PyTree, weights: Array, rule: Rule) -> Any:
     """Q(theta, old) + G(theta) as a function of theta; responsibilities at `old` are recomputed a block at a time."""
-    size = model.size if isinstance(model, Chunked) else model._rows(data)
+    size = model._rows(data)
     old = model.prepare(old)
 
     def objective(params: PyTree) -> Array:

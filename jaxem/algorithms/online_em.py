@@ -15,15 +15,14 @@ from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree
 from jaxem.algorithms import _stepwise
 from jaxem.algorithms._stepwise import OnlineState
-from jaxem.algorithms.em import EM, EMState
+from jaxem.algorithms.algorithm import Algorithm, EMState, accept
 from jaxem.elbo import ELBO
 from jaxem.model import LatentModel
 from jaxem.rules import Rule
-from jaxem.stopping import Status
 
 
 @dataclass
-class OnlineEM:
+class OnlineEM(Algorithm):
     """Online (stepwise) EM: each minibatch moves the statistics a little, and an M-step follows.
 
         s <- (1 - rho_t) s + rho_t (N / B) sum_{n in batch} w_n s(x_n; theta),      theta <- m_step(s)
@@ -109,6 +108,12 @@ class OnlineEM:
         rule = None if self.rule is None else self.rule.tabulate(num_steps)
         return dataclasses.replace(self, rate=rate, rule=rule, key=_inputs.as_key(self.key))
 
+    def validate(self, model: Any, num_rows: int) -> None:
+        """Checks that the model has statistics, and that a batch is not larger than the data."""
+        super().validate(model, num_rows)
+        if self.batch_size > num_rows:
+            raise ValueError(f"batch_size: expected at most the number of rows, {num_rows}; found {self.batch_size}")
+
     def _check(self) -> None:
         _inputs.check_count("batch_size", self.batch_size, 1)
         if not callable(self.rate) and self.rate is not None and is_concrete(self.rate):
@@ -130,25 +135,13 @@ class OnlineEM:
         """Whether a stop rule may be trusted from `step` on: once the E-step rule has settled."""
         return self._rule(model).settled(step)
 
-    def init(self, params: PyTree, num_restarts: int, dtype: Any) -> EMState:
-        """The states of all restarts before their first step; every leaf of params has a leading axis R."""
-        return EM().init(params, num_restarts, dtype)
-
     def step(self, model: LatentModel, state: EMState, data: PyTree, weights: Array) -> EMState:
         """Scores the candidate on all rows, accepts it if finite, and takes one pass over shuffled batches."""
-        _check_fits(self, model, _tree.num_rows(data))
         rule = self._rule(model).at(state.step)
         candidate = model.prepare(state.candidate)
         found = model.e_step(candidate, data, weights, rule)
         elbo = ELBO(found.elbo_data, model.elbo_params(candidate).astype(found.elbo_data.dtype))
-        finite = jnp.isfinite(elbo.total)
-        return EMState(
-            candidate=self._pass(model, state, found.stats, data, weights),
-            params=_tree.where(finite, state.candidate, state.params),
-            elbo=_tree.where(finite, elbo, state.elbo),
-            step=state.step + 1,
-            status=jnp.where(finite, state.status, Status.NONFINITE).astype(jnp.int32),
-        )
+        return accept(model, state, elbo, self._pass(model, state, found.stats, data, weights), weights, promised=False)
 
     def _pass(self, model: LatentModel, state: EMState, stats: PyTree, data: PyTree, weights: Array) -> PyTree:
         """Params after one pass over all rows in a random order, from the statistics of all rows at the candidate."""
@@ -202,7 +195,7 @@ class OnlineEM:
           ValueError, TypeError: bad input, named.
         """
         self._check()
-        _check_fits(self, model, None)
+        super().validate(model, 0)
         if isinstance(num_rows, bool) or not (np.ndim(num_rows) == 0 and 0 < num_rows < np.inf):
             raise ValueError(f"num_rows: expected a finite number > 0; found {num_rows!r}")
         sample = _inputs.as_data(sample)
@@ -247,14 +240,6 @@ class OnlineEM:
         if state.average is None:
             return state.params
         return _stepwise.unless_nan(model.m_step(model.prepare(state.params), state.average), state.params)
-
-
-def _check_fits(algorithm: OnlineEM, model: Any, num: int | None) -> None:
-    """Raises, while a program is traced, for what only the model and the data can tell."""
-    if not isinstance(model, LatentModel):
-        raise TypeError(f"model: expected a model with statistics, an e_step and an m_step; found {model!r}")
-    if num is not None and algorithm.batch_size > num:
-        raise ValueError(f"batch_size: expected at most the number of rows, {num}; found {algorithm.batch_size}")
 
 
 def _start(model: LatentModel, data: PyTree, weights: Array) -> PyTree:

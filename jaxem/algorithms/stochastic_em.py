@@ -11,6 +11,7 @@ from jaxem import _tree
 from jaxem._numerics import einsum, is_concrete, namespace
 from jaxem._pytree import dataclass
 from jaxem._tree import PyTree
+from jaxem.algorithms.algorithm import Algorithm
 from jaxem.elbo import ELBO
 from jaxem.model import LatentModel
 from jaxem.models.mixture import Mixture, MixtureParams
@@ -58,7 +59,7 @@ class _Chain:
 
 
 @dataclass
-class StochasticEM:
+class StochasticEM(Algorithm):
     """Stochastic EM: the M-step of statistics averaged over a chain of EM sweeps with drawn states.
 
         S: z_n ~ p(z | x_n, theta_t) for every row          M: theta_{t+1} = arg max log p(x, z | theta) + G(theta)

@@ -91,12 +91,21 @@ class ExponentialFamily(ABC):
 
 
 def as_floats(ranks: tuple[int, ...], *values: Any) -> tuple[Array, ...]:
-    """Arrays of one float dtype, that of the first that has one, their plates (all but `ranks` axes) made equal."""
-    dtype = float_dtype([v for v in values if hasattr(v, "dtype")] or [0.0])
-    arrays = [jnp.asarray(v, dtype) for v in values]
-    plates = [a.shape[: a.ndim - rank] for a, rank in zip(arrays, ranks, strict=True)]
-    plate = jnp.broadcast_shapes(*plates)
-    return tuple(jnp.broadcast_to(a, plate + a.shape[a.ndim - rank :]) for a, rank in zip(arrays, ranks, strict=True))
+    """Arrays of one float dtype, their plates (all but the last `ranks` axes) made equal.
+
+    Args:
+      ranks: number of trailing axes of one variable, for each value.
+      *values: numbers or arrays. Plain numbers take the dtype of the arrays among them; without any they stay weakly
+        typed, so that priors written as numbers follow the dtype of the data.
+
+    Returns:
+      The arrays, plate + event shape each.
+    """
+    arrays = [v for v in values if hasattr(v, "dtype") or isinstance(v, (list, tuple))]
+    dtype = float_dtype([jnp.asarray(v) for v in arrays]) if arrays else None
+    found = [jnp.asarray(v, dtype) if arrays else jnp.asarray(float(v)) for v in values]
+    plate = jnp.broadcast_shapes(*(a.shape[: a.ndim - rank] for a, rank in zip(found, ranks, strict=True)))
+    return tuple(jnp.broadcast_to(a, plate + a.shape[a.ndim - rank :]) for a, rank in zip(found, ranks, strict=True))
 
 
 class Delta(ExponentialFamily):

@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from jaxem._numerics import einsum, is_concrete
 from jaxem._pytree import dataclass
+from jaxem.families._checks import check_matrix, check_strength
 from jaxem.families.family import Family
 
 # Stands for log 0 in a product: times any count it is far below every log-density, and times 0 it is 0.
@@ -107,15 +107,8 @@ class MeanFamily(Family):
 
     def validate(self, x: Any) -> None:
         """Checks that data are one (N, D) array of values that the family can make, and the prior."""
-        if len(jax.tree.leaves(x)) != 1 or not hasattr(x, "ndim"):
-            raise TypeError(f"data: expected one array (N, D); found a {type(x).__name__}")
-        if x.ndim != 2:
-            raise ValueError(f"data: expected shape (N, D); found {x.shape}; one column is data[:, None]")
-        if x.shape[1] == 0:
-            raise ValueError(f"data: expected at least one column; found shape {x.shape}")
-        a = self.pseudo_observations
-        if is_concrete(a) and not (np.ndim(a) == 0 and 0 <= a < np.inf):
-            raise ValueError(f"pseudo_observations: expected a finite number >= 0; found {a!r}")
+        check_matrix(x)
+        check_strength("pseudo_observations", self.pseudo_observations)
         if self.pseudo_mean is not None and is_concrete(self.pseudo_mean):
             self._check_pseudo_mean(x.shape[1])
         if is_concrete(x):
@@ -199,38 +192,3 @@ def product_log(t: Array, log: Array) -> Array:
     """(N, K) t (N, F) @ log (K, F)^T, t >= 0, where log 0 = -inf counts only where t > 0."""
     out = einsum("nf,kf->nk", t, jnp.maximum(log, LOG_ZERO))
     return jnp.where(out < 0.5 * LOG_ZERO, -jnp.inf, out)
-
-
-def require(x: Any, ok: Any, expected: str, column: int | None = None) -> None:
-    """Raises ValueError naming the first entry of x (N, D) where `ok(x, namespace)` does not hold; on the host."""
-    on_host = not isinstance(x, jax.Array) or next(iter(x.devices())).platform == "cpu"
-    xp: Any = np if on_host else jnp  # data on an accelerator are not copied
-    values = np.asarray(x) if on_host else x
-    values = values if column is None else values[:, column, None]
-    bad = ~ok(values, xp)
-    if bool(xp.any(bad)):
-        row, found = divmod(int(xp.argmax(bad.reshape(-1))), values.shape[1])
-        where = f"row {row}, column {found if column is None else column}"
-        raise ValueError(f"data: expected {expected}; found {values[row, found]:g} in {where}")
-
-
-def check_vector(name: str, value: Any, size: int, low: float, high: float) -> None:
-    """Raises ValueError unless value is a vector of `size` numbers from low to high."""
-    values = np.asarray(value)
-    if values.shape != (size,) or not np.all((values >= low) & (values <= high)) or not np.all(np.isfinite(values)):
-        raise ValueError(f"{name}: expected shape ({size},), numbers from {low:g} to {high:g}; found {value!r}")
-
-
-def as_matrix(name: str, value: Any, low: float, high: float, expected: str) -> Array:
-    """Value as a float array (K, D) of numbers from low to high; lists and integers take the default float dtype."""
-    array = jnp.asarray(value)
-    if not jnp.issubdtype(array.dtype, jnp.floating) or not hasattr(value, "dtype"):
-        array = array.astype(jnp.result_type(float))
-    if array.ndim != 2:
-        raise ValueError(f"{name}: expected shape (K, D); found {array.shape}")
-    if is_concrete(array):
-        values = np.asarray(array)
-        bad = ~((values >= low) & (values <= high) & np.isfinite(values))
-        if bad.any():
-            raise ValueError(f"{name}: expected {expected}; found {values[bad][0]:g}")
-    return array

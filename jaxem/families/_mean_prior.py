@@ -1,4 +1,4 @@
-"""What families share about priors on the place of components: checks, and the start that they suggest."""
+"""Priors on the place of components, and the start that they suggest."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem._numerics import is_concrete
 from jaxem._pytree import dataclass
+from jaxem.families.family import Family
 
 
 @dataclass
@@ -28,41 +28,31 @@ class MeanPrior:
         return (self.centre if self.centre.ndim == 2 else self.centre[None]) - mean
 
 
-def check_strength(name: str, value: Any) -> None:
-    """Raises unless a value that can be looked at is a finite number >= 0."""
-    if is_concrete(value) and not (np.ndim(value) == 0 and 0 <= value < np.inf):
-        raise ValueError(f"{name}: expected a finite number >= 0; found {value!r}")
+class PlacedFamily(Family):
+    """A family whose prior may have a place m0 for each component: `pseudo_mean` (K, D), beside (D,) or None.
 
+    Components are then not interchangeable: they keep the order of their priors, and starts give each row to the
+    nearest m0 in `features`, with noise of a fifth of a feature's standard deviation from the key.
+    """
 
-def check_array(name: str, value: Any, shapes: tuple[tuple[Any, ...], ...], positive: bool = False) -> None:
-    """Raises unless value has one of the shapes, in which None stands for any length, and finite (positive) entries."""
-    if isinstance(value, (list, tuple)):  # its entries would become leaves of the model one by one
-        raise TypeError(f"{name}: expected an array; found a {type(value).__name__}")
-    fits = lambda shape: (
-        len(shape) == np.ndim(value) and all(s in (None, n) for s, n in zip(shape, np.shape(value), strict=True))
-    )
-    if not any(fits(shape) for shape in shapes):
-        names = " or ".join(str(shape).replace("None", "K").replace("'", "") for shape in shapes)
-        raise ValueError(f"{name}: expected shape {names}; found {np.shape(value)}")
-    if is_concrete(value):
-        array = np.asarray(value)
-        if not np.isfinite(array).all() or (positive and (array <= 0).any()):
-            raise ValueError(f"{name}: expected finite numbers{' > 0' if positive else ''}; found {value!r}")
+    pseudo_mean: Any
 
+    @property
+    def exchangeable(self) -> bool:
+        """Whether the prior is the same for all components, so that their order means nothing."""
+        return self.pseudo_mean is None or np.ndim(self.pseudo_mean) != 2
 
-def differs(centre: Any) -> bool:
-    """Whether a place, (D,), (K, D) or None, is given for each component on its own."""
-    return centre is not None and np.ndim(centre) == 2
+    def init_resp(self, key: Array, x: Array, weights: Array, num_components: int, method: str) -> Array | None:
+        """(N, K) rows to the nearest `pseudo_mean`, jittered by the key; None where components have no mean each."""
+        if self.exchangeable:
+            return None
+        centres = self.features(jnp.asarray(self.pseudo_mean, x.dtype))
+        centres = centres + 0.2 * jax.random.normal(key, centres.shape, centres.dtype)
+        gap = self.features(x)[:, None] - centres[None]
+        return jax.nn.one_hot(jnp.argmin(jnp.sum(gap**2, -1), 1), num_components, dtype=x.dtype)
 
-
-def check_rows(name: str, centre: Any, num_components: int) -> None:
-    """Raises unless a place given for each component has K rows."""
-    if differs(centre) and np.shape(centre)[0] != num_components:
-        raise ValueError(f"{name}: expected {num_components} rows, one for each component; found {np.shape(centre)}")
-
-
-def nearest(key: Array, features: Array, centres: Array) -> Array:
-    """(N, K) one-hot rows of the nearest of K centres, each moved by a normal draw of a fifth of the features' unit."""
-    centres = centres + 0.2 * jax.random.normal(key, centres.shape, centres.dtype)
-    gap = features[:, None] - centres[None]
-    return jax.nn.one_hot(jnp.argmin(jnp.sum(gap**2, -1), 1), centres.shape[0], dtype=features.dtype)
+    def check_places(self, num_components: int) -> None:
+        """Raises unless a place given for each component has K rows."""
+        if not self.exchangeable and np.shape(self.pseudo_mean)[0] != num_components:
+            found = np.shape(self.pseudo_mean)
+            raise ValueError(f"pseudo_mean: expected {num_components} rows, one for each component; found {found}")

@@ -12,6 +12,7 @@ from jaxem import constraints
 from jaxem._numerics import safe_log
 from jaxem._pytree import dataclass
 from jaxem.families import _mean
+from jaxem.families._checks import as_matrix, check_vector, require
 
 
 @dataclass
@@ -83,10 +84,10 @@ class Bernoulli(_mean.MeanFamily):
         return 0.9 * mean + 0.1 * overall
 
     def _check(self, x: Array) -> None:
-        _mean.require(x, lambda v, xp: (v == 0) | (v == 1), "0 or 1")
+        require(x, lambda v, xp: (v == 0) | (v == 1), "0 or 1")
 
     def _check_pseudo_mean(self, dim: int) -> None:
-        _mean.check_vector("pseudo_mean", self.pseudo_mean, dim, 0, 1)
+        check_vector("pseudo_mean", self.pseudo_mean, dim, 0, 1)
 
     def log_prob(self, params: BernoulliParams, x: Array) -> Array:
         """(N, K) sum over columns of log Bernoulli(x_nd | prob_kd), nats; -inf where prob 0 or 1 forbids x."""
@@ -110,4 +111,4 @@ class Bernoulli(_mean.MeanFamily):
 
     def make_params(self, *, prob: Any) -> BernoulliParams:  # type: ignore[override]
         """Params from probabilities (K, D); ValueError for numbers outside [0, 1]."""
-        return BernoulliParams(_mean.as_matrix("prob", prob, 0, 1, "probabilities from 0 to 1"))
+        return BernoulliParams(as_matrix("prob", prob, 0, 1, "probabilities from 0 to 1"))

@@ -12,6 +12,7 @@ from jax.scipy.special import xlog1py, xlogy
 from jaxem import constraints
 from jaxem._pytree import dataclass, static
 from jaxem.families import _mean
+from jaxem.families._checks import as_matrix, check_vector, require
 from jaxem.families._counts import log_binomial
 
 
@@ -92,10 +93,10 @@ class Binomial(_mean.MeanFamily):
     def _check(self, x: Array) -> None:
         n = self.num_trials
         expected = f"counts 0, 1, ..., {n} out of num_trials = {n}"
-        _mean.require(x, lambda v, xp: (v >= 0) & (v <= n) & (v == xp.round(v)), expected)
+        require(x, lambda v, xp: (v >= 0) & (v <= n) & (v == xp.round(v)), expected)
 
     def _check_pseudo_mean(self, dim: int) -> None:
-        _mean.check_vector("pseudo_mean", self.pseudo_mean, dim, 0, self.num_trials)
+        check_vector("pseudo_mean", self.pseudo_mean, dim, 0, self.num_trials)
 
     def log_prob(self, params: BinomialParams, x: Array) -> Array:
         """(N, K) sum over columns of log Binomial(x_nd | n, prob_kd), nats; -inf where prob 0 or 1 forbids x."""
@@ -116,4 +117,4 @@ class Binomial(_mean.MeanFamily):
 
     def make_params(self, *, prob: Any) -> BinomialParams:  # type: ignore[override]
         """Params from probabilities (K, D); ValueError for numbers outside [0, 1]."""
-        return BinomialParams(_mean.as_matrix("prob", prob, 0, 1, "probabilities from 0 to 1"))
+        return BinomialParams(as_matrix("prob", prob, 0, 1, "probabilities from 0 to 1"))

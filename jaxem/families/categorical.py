@@ -13,6 +13,7 @@ from jaxem import constraints
 from jaxem._numerics import is_concrete, safe_log
 from jaxem._pytree import dataclass, static
 from jaxem.families import _mean
+from jaxem.families._checks import require
 
 
 @dataclass
@@ -114,7 +115,7 @@ class Categorical(_mean.MeanFamily):
     def _check(self, x: Array) -> None:
         for d, num in enumerate(self.num_levels[: x.shape[1]]):
             expected = f"levels 0, ..., {num - 1} (num_levels[{d}] = {num})"
-            _mean.require(x, lambda v, xp, n=num: (v >= 0) & (v < n) & (v == xp.round(v)), expected, d)
+            require(x, lambda v, xp, n=num: (v >= 0) & (v < n) & (v == xp.round(v)), expected, d)
 
     def _check_pseudo_mean(self, dim: int) -> None:
         _as_probs("pseudo_mean", self.pseudo_mean, [(num,) for num in self.num_levels])

@@ -126,8 +126,8 @@ class Distribution(Family):
 
         return {name: copies(value) for name, value in values.items()}
 
-    def from_partition(self, x: Array, resp: Array) -> dict[str, Array]:
-        """Params of components fitted to weighted responsibilities (N, K) of a start."""
+    def from_partition(self, x: Array, weights: Array, resp: Array) -> dict[str, Array]:
+        """Params of components fitted to weighted responsibilities (N, K) of a start: by moments or by gradients."""
         num = resp.shape[1]
         mass = jnp.sum(resp, 1, keepdims=True)
         resp = 0.9 * resp + 0.1 * mass / num

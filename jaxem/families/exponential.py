@@ -12,6 +12,7 @@ from jaxem import constraints
 from jaxem._numerics import einsum
 from jaxem._pytree import dataclass
 from jaxem.families import _mean
+from jaxem.families._checks import as_matrix, check_vector, require
 
 # A component whose mean is below this share of the pseudo-observations' is a candidate for a spike at 0.
 SPIKE = 1e-3
@@ -88,10 +89,10 @@ class Exponential(_mean.MeanFamily):
         return jnp.maximum(mean, 0.01 * overall)
 
     def _check(self, x: Array) -> None:
-        _mean.require(x, lambda v, xp: v >= 0, "numbers >= 0")
+        require(x, lambda v, xp: v >= 0, "numbers >= 0")
 
     def _check_pseudo_mean(self, dim: int) -> None:
-        _mean.check_vector("pseudo_mean", self.pseudo_mean, dim, TINY, np.inf)
+        check_vector("pseudo_mean", self.pseudo_mean, dim, TINY, np.inf)
 
     def log_prob(self, params: ExponentialParams, x: Array) -> Array:
         """(N, K) sum over columns of log rate_kd - rate_kd x_nd, nats."""
@@ -129,4 +130,4 @@ class Exponential(_mean.MeanFamily):
 
     def make_params(self, *, rate: Any) -> ExponentialParams:  # type: ignore[override]
         """Params from rates (K, D) > 0; ValueError for others."""
-        return ExponentialParams(_mean.as_matrix("rate", rate, TINY, np.inf, "finite numbers > 0"))
+        return ExponentialParams(as_matrix("rate", rate, TINY, np.inf, "finite numbers > 0"))

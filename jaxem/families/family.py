@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxem._numerics import namespace
-from jaxem._tree import PyTree, float_dtype
+from jaxem._tree import BLOCK_ROWS, PyTree, float_dtype, sum_rows
 
 
 class Family(ABC):
@@ -55,6 +55,33 @@ class Family(ABC):
     def exchangeable(self) -> bool:
         """Whether all components have the same prior, so that their order means nothing; True by default."""
         return True
+
+    @property
+    def closed_form(self) -> bool:
+        """Whether there are statistics and an m_step; where not, `GeneralizedEM` climbs by gradients."""
+        return True
+
+    def partition_statistics(self, x: PyTree, weights: Array, resp: Array) -> tuple[PyTree, PyTree]:
+        """Params `start(K)` and the statistics of a start taken at them, in blocks of rows; see `from_partition`."""
+        start = self.prepare(self.start(resp.shape[1]))
+
+        def block(rows: tuple[PyTree, Array], w: Array) -> PyTree:
+            return self.statistics(start, rows[0], jnp.where((w > 0)[:, None], rows[1], 0))
+
+        return start, sum_rows(block, (x, resp), weights, BLOCK_ROWS)
+
+    def from_partition(self, x: PyTree, weights: Array, resp: Array) -> PyTree:
+        """Params of the K components of a start: the first M-step.
+
+        Args:
+          x: rows.
+          weights: (N,).
+          resp: (N, K) responsibilities times weights.
+
+        Returns:
+          Params.
+        """
+        return self.m_step(*self.partition_statistics(x, weights, resp))
 
     def rebase(self, stats: PyTree, old: PyTree, new: PyTree) -> PyTree:
         """Statistics taken at params `old` as if taken at `new`; the same where statistics do not depend on params."""

@@ -13,8 +13,8 @@ from jaxem import constraints
 from jaxem._numerics import einsum, is_concrete, namespace, safe_divide
 from jaxem._pytree import dataclass
 from jaxem.families import _special
-from jaxem.families._mean_prior import MeanPrior, check_array, check_rows, check_strength, differs, nearest
-from jaxem.families.family import Family
+from jaxem.families._checks import check_array, check_matrix, check_strength
+from jaxem.families._mean_prior import MeanPrior, PlacedFamily
 
 
 @dataclass
@@ -72,7 +72,7 @@ class GammaScale:
 
 
 @dataclass
-class Gamma(Family):
+class Gamma(PlacedFamily):
     """Gamma components, D independent columns each: x_nd | z_n = k ~ Gamma(shape_kd, rate_kd), x > 0.
 
         p(x) = rate^shape x^(shape - 1) exp(-rate x) / Gamma(shape)
@@ -122,10 +122,7 @@ class Gamma(Family):
 
     def validate(self, x: Any) -> None:
         """Checks that data are one (N, D) array of positive numbers, and the prior."""
-        if len(jax.tree.leaves(x)) != 1 or not hasattr(x, "ndim"):
-            raise TypeError(f"data: expected one array (N, D); found a {type(x).__name__}")
-        if x.ndim != 2 or x.shape[1] == 0:
-            raise ValueError(f"data: expected shape (N, D), D >= 1; found {x.shape}; one column is data[:, None]")
+        check_matrix(x)
         if is_concrete(x) and not bool((x > 0).all()):
             raise ValueError(f"data: expected positive numbers for Gamma; found {float(x.min())!r}")
         check_strength("pseudo_observations", self.pseudo_observations)
@@ -168,7 +165,7 @@ class Gamma(Family):
         """K copies of the gamma with the data's mean and the pseudo-observations' shape."""
         if self.scale is None:
             raise ValueError("family: not bound to data; call bind(data, weights) first")
-        check_rows("pseudo_mean", self.pseudo_mean, num_components)
+        self.check_places(num_components)
         shape = jnp.broadcast_to(
             _special.solve_shape(self.scale.spread)[None], (num_components, self.scale.mean.shape[0])
         )
@@ -179,17 +176,6 @@ class Gamma(Family):
         if self.scale is None:
             return jnp.log(x)
         return (jnp.log(x) - self.scale.log_mean[None]) / self.scale.log_std[None]
-
-    @property
-    def exchangeable(self) -> bool:
-        """Whether the prior is the same for all components, so that their order means nothing."""
-        return not differs(self.pseudo_mean)
-
-    def init_resp(self, key: Array, x: Array, weights: Array, num_components: int, method: str) -> Array | None:
-        """(N, K) rows to the nearest `pseudo_mean`, jittered by the key; None where components have no mean each."""
-        if self.exchangeable or self.scale is None:
-            return None
-        return nearest(key, self.features(x), self.features(jnp.asarray(self.pseudo_mean, x.dtype)))
 
     def explain(self, params: GammaParams, x: Array) -> tuple[Array, Callable[[Array], GammaStats]]:
         """log_prob, and the function from resp to statistics; both are of x / mean - 1."""

@@ -12,9 +12,9 @@ from jax import Array
 from jaxem import constraints
 from jaxem._numerics import einsum, namespace, safe_divide
 from jaxem._pytree import dataclass, static
+from jaxem.families._checks import check_array, check_matrix, check_strength
 from jaxem.families._covariance import SHAPES, Covariance, Penalty
-from jaxem.families._mean_prior import MeanPrior, check_array, check_rows, check_strength, differs, nearest
-from jaxem.families.family import Family
+from jaxem.families._mean_prior import MeanPrior, PlacedFamily
 
 
 @dataclass
@@ -73,7 +73,7 @@ class GaussianScale:
 
 
 @dataclass
-class Gaussian(Family):
+class Gaussian(PlacedFamily):
     """Multivariate normal components, x | z = k ~ N(mean_k, Sigma_k).
 
     The maximised objective is penalised: with S0 the diagonal of the data's weighted variances,
@@ -134,12 +134,7 @@ class Gaussian(Family):
     def validate(self, x: Any) -> None:
         """Checks the covariance's name, that data are one (N, D) array, and the penalty."""
         _ = self._shape
-        if len(jax.tree.leaves(x)) != 1 or not hasattr(x, "ndim"):
-            raise TypeError(f"data: expected one array (N, D); found a {type(x).__name__}")
-        if x.ndim != 2:
-            raise ValueError(f"data: expected shape (N, D); found {x.shape}; one column is data[:, None]")
-        if x.shape[1] == 0:
-            raise ValueError(f"data: expected at least one column; found shape {x.shape}")
+        check_matrix(x)
         check_strength("pseudo_observations", self.pseudo_observations)
         dim = x.shape[1]
         if self.mean_pseudo_observations is not None:
@@ -185,7 +180,7 @@ class Gaussian(Family):
         """K copies of N(mean of the data, S0)."""
         if self.scale is None:
             raise ValueError("family: not bound to data; call bind(data, weights) first")
-        check_rows("pseudo_mean", self.pseudo_mean, num_components)
+        self.check_places(num_components)
         mean = jnp.broadcast_to(self.scale.location[None], (num_components, self.scale.location.shape[0]))
         variance = self.scale.penalty.variance
         scale, inverse = (self._shape.start(num_components, v) for v in (variance, 1 / variance))
@@ -196,17 +191,6 @@ class Gaussian(Family):
         if self.scale is None:
             return x
         return (x - self.scale.location[None]) / jnp.sqrt(self.scale.penalty.variance)[None]
-
-    @property
-    def exchangeable(self) -> bool:
-        """Whether the prior is the same for all components, so that their order means nothing."""
-        return not differs(self.pseudo_mean)
-
-    def init_resp(self, key: Array, x: Array, weights: Array, num_components: int, method: str) -> Array | None:
-        """(N, K) rows to the nearest `pseudo_mean`, jittered by the key; None where components have no mean each."""
-        if self.exchangeable or self.scale is None:
-            return None
-        return nearest(key, self.features(x), self.features(jnp.asarray(self.pseudo_mean, x.dtype)))
 
     def _inverse(self, params: GaussianParams) -> Array:
         return self._shape.invert(params.scale) if params.inverse is None else params.inverse

@@ -13,7 +13,7 @@ from jaxem import constraints
 from jaxem._numerics import einsum, namespace, safe_divide
 from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree
-from jaxem.families._mean_prior import check_strength
+from jaxem.families._checks import check_strength
 from jaxem.families.family import Family
 
 INIT_STEPS = 10  # of K regressions with hard assignment, the counterpart of a start's Lloyd steps

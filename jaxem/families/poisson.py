@@ -12,6 +12,7 @@ from jax.scipy.special import xlogy
 from jaxem import constraints
 from jaxem._pytree import dataclass
 from jaxem.families import _mean
+from jaxem.families._checks import as_matrix, check_vector, require
 from jaxem.families._counts import log_poisson
 
 
@@ -82,10 +83,10 @@ class Poisson(_mean.MeanFamily):
         return jnp.maximum(mean, 0.05 * jnp.minimum(overall, 1))
 
     def _check(self, x: Array) -> None:
-        _mean.require(x, lambda v, xp: (v >= 0) & (v == xp.round(v)), "counts 0, 1, 2, ...")
+        require(x, lambda v, xp: (v >= 0) & (v == xp.round(v)), "counts 0, 1, 2, ...")
 
     def _check_pseudo_mean(self, dim: int) -> None:
-        _mean.check_vector("pseudo_mean", self.pseudo_mean, dim, 0, np.inf)
+        check_vector("pseudo_mean", self.pseudo_mean, dim, 0, np.inf)
 
     def log_prob(self, params: PoissonParams, x: Array) -> Array:
         """(N, K) sum over columns of log Poisson(x_nd | rate_kd), nats; rate 0 gives 0 at count 0, else -inf."""
@@ -105,4 +106,4 @@ class Poisson(_mean.MeanFamily):
 
     def make_params(self, *, rate: Any) -> PoissonParams:  # type: ignore[override]
         """Params from rates (K, D) >= 0; ValueError for others."""
-        return PoissonParams(_mean.as_matrix("rate", rate, 0, np.inf, "finite numbers >= 0"))
+        return PoissonParams(as_matrix("rate", rate, 0, np.inf, "finite numbers >= 0"))

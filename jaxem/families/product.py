@@ -119,6 +119,15 @@ class Product(Family):
         return None
 
     @property
+    def closed_form(self) -> bool:
+        """Whether every part has an m_step."""
+        return all(family.closed_form for family in self.families.values())
+
+    def from_partition(self, x: PyTree, weights: Array, resp: Array) -> dict[str, PyTree]:
+        """Each part's components of a start."""
+        return self._each(lambda family, part: family.from_partition(part, weights, resp), x)
+
+    @property
     def exchangeable(self) -> bool:
         """Whether the components of every part have the same prior."""
         return all(family.exchangeable for family in self.families.values())

@@ -12,8 +12,8 @@ from jaxem import constraints
 from jaxem._numerics import einsum, namespace, safe_divide
 from jaxem._pytree import dataclass, static
 from jaxem.families import _special
+from jaxem.families._checks import check_array
 from jaxem.families._covariance import SHAPES
-from jaxem.families._mean_prior import check_array
 from jaxem.families.family import Family
 from jaxem.families.gaussian import Gaussian, GaussianParams, GaussianScale, GaussianStats
 
@@ -98,8 +98,8 @@ class StudentT(Family):
       (True, True)
 
     References:
-      Peel and McLachlan (2000), Robust mixture modelling using the t distribution, Statistics and Computing 10,
-      equations 14-30; Liu and Rubin (1995), ML estimation of the t distribution using EM and its extensions.
+      Peel and McLachlan (2000), Robust mixture modelling using the t distribution, Statistics and Computing
+      10; Liu and Rubin (1995), ML estimation of the t distribution using EM and its extensions.
     """
 
     covariance: str = static(default="full")

@@ -1,5 +1,6 @@
 """What mean-field updates by autodiff rest on, checked by differentiating at random points before a fit."""
 
+import itertools
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ from jax import Array
 
 from jaxem._numerics import is_concrete
 from jaxem._tree import PyTree, num_rows
+from jaxem.expfam import Delta
 
 ROWS = 8
 
@@ -18,8 +20,8 @@ def check(model: Any, data: PyTree, params: PyTree | None) -> None:
     factors = model.factors()
     if not any(not factor.local for factor in factors.values()):
         raise ValueError("factors: expected at least one global factor; found none")
-    if params is not None:
-        _check_params(model, params)
+    if params is not None:  # the model itself was checked before
+        return _check_params(model, params)
     if not is_concrete(model, data):
         return
     rows = jax.tree.map(lambda a: np.asarray(a[:ROWS], np.float64), data)
@@ -41,7 +43,7 @@ def _standard(factors: dict[str, Any], num: int, key: Array, size: float) -> dic
     means = {}
     for name, f in factors.items():
         plate = (num, *f.plate) if f.local else f.plate
-        family = getattr(f.family, "family", f.family)
+        family = f.family.family if isinstance(f.family, Delta) else f.family
         means[name] = family.means(family.standard(f.dim, plate, jnp.float64))
     return _moved(means, key, size)
 
@@ -58,23 +60,42 @@ def _differs(a: PyTree, b: PyTree) -> bool:
     return any(float(jnp.max(jnp.abs(x - y), initial=0.0)) > 1e-7 * (1 + float(jnp.max(jnp.abs(x)))) for x, y in pairs)
 
 
+def _globals(model: Any, means: dict[str, Any]) -> dict[str, Any]:
+    factors = model.factors()
+    return {name: means[name] for name in means if not factors[name].local}
+
+
+# Compiled once for a class of models, with the model an argument: a second fit probes again but compiles nothing.
+@jax.jit
+def _gradient(model: Any, means: dict[str, Any], rows: PyTree) -> dict[str, Any]:
+    """Derivatives in the means of the expected log-joint of all rows and the prior."""
+
+    def total(means: dict[str, Any]) -> Array:
+        return jnp.sum(model.expected_log_lik(means, rows)) + model.expected_log_prior(_globals(model, means))
+
+    return jax.grad(total)(means)
+
+
+@jax.jit
+def _prior_gradient(model: Any, means: dict[str, Any]) -> dict[str, Any]:
+    return jax.grad(model.expected_log_prior)(means)
+
+
 def _check_functions(model: Any, factors: dict[str, Any], rows: PyTree) -> None:
     num = num_rows(rows)
     point = _standard(factors, num, jax.random.key(0), 0.1)
-    only_global = lambda means: {name: means[name] for name in means if not factors[name].local}
-    lik = model.expected_log_lik(point, rows)
-    if jnp.shape(lik) != (num,):
-        raise ValueError(f"expected_log_lik: expected shape ({num},), one for each row; found {jnp.shape(lik)}")
-    prior = model.expected_log_prior(only_global(point))
-    if jnp.shape(prior) != ():
-        raise ValueError(f"expected_log_prior: expected a scalar; found shape {jnp.shape(prior)}")
-    total = lambda means: jnp.sum(model.expected_log_lik(means, rows)) + model.expected_log_prior(only_global(means))
-    gradient = jax.jit(jax.grad(total))
+    lik = jax.eval_shape(model.expected_log_lik, point, rows).shape
+    if lik != (num,):
+        raise ValueError(f"expected_log_lik: expected shape ({num},), one for each row; found {lik}")
+    prior = jax.eval_shape(model.expected_log_prior, _globals(model, point)).shape
+    if prior != ():
+        raise ValueError(f"expected_log_prior: expected a scalar; found shape {prior}")
+    gradient = lambda means: _gradient(model, means, rows)
     at_point = gradient(point)
     for name in factors:
         _check_factor(name, factors, gradient, point, at_point[name])
-    _check_locals(factors, gradient, point)
-    _check_prior(model, factors, only_global(point))
+    _check_locals(factors, gradient, point, at_point)
+    _check_prior(model, factors)
 
 
 def _check_factor(name: str, factors: dict[str, Any], gradient: Any, point: Any, own: Any) -> None:
@@ -101,28 +122,24 @@ def _check_factor(name: str, factors: dict[str, Any], gradient: Any, point: Any,
     )
 
 
-def _check_locals(factors: dict[str, Any], gradient: Any, point: Any) -> None:
-    names = [name for name, factor in factors.items() if factor.local]
-    for a in names:
-        for b in names:
-            if a < b and _differs(
-                gradient({**point, b: _moved(point[b], jax.random.key(2), 0.1)})[a], gradient(point)[a]
-            ):
-                raise ValueError(
-                    f"factors: the local factors {a!r} and {b!r} are coupled, so that neither has a closed form given "
-                    "the global ones; join them into one factor"
-                )
+def _check_locals(factors: dict[str, Any], gradient: Any, point: Any, own: Any) -> None:
+    """The gradient in one local factor's means must not depend on those of another."""
+    for a, b in itertools.combinations(sorted(name for name, factor in factors.items() if factor.local), 2):
+        moved = {**point, b: _moved(point[b], jax.random.key(2), 0.1)}
+        if _differs(gradient(moved)[a], own[a]):
+            raise ValueError(
+                f"factors: the local factors {a!r} and {b!r} are coupled, so that neither has a closed form given the "
+                "global ones; join them into one factor"
+            )
 
 
-def _check_prior(model: Any, factors: dict[str, Any], means: Any) -> None:
-    """Given proper values of the others, the prior alone must be a distribution."""
-    proper = _standard({name: factors[name] for name in means}, 0, jax.random.key(0), 0.0)
-    natural = jax.grad(model.expected_log_prior)(proper)
-    for name, eta in natural.items():
-        if hasattr(factors[name].family, "family"):  # a point estimate may have a flat prior
-            continue
-        if not np.all(factors[name].family.valid(eta)):
+def _check_prior(model: Any, factors: dict[str, Any]) -> None:
+    """Given proper values of the others, the prior alone must be a distribution; but for point estimates."""
+    proper = _standard({n: f for n, f in factors.items() if not f.local}, 0, jax.random.key(0), 0.0)
+    for name, eta in _prior_gradient(model, proper).items():
+        family = factors[name].family
+        if not isinstance(family, Delta) and not np.all(family.valid(eta)):
             raise ValueError(
                 f"expected_log_prior: improper for factor {name!r}: its natural parameters {tuple(map(str, eta))} are "
-                f"outside the domain of {factors[name].family!r}"
+                f"outside the domain of {family!r}"
             )

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem._tree import PyTree
-from jaxem.model import BLOCK_ROWS, DiscreteLatent
+from jaxem._tree import BLOCK_ROWS, PyTree
+from jaxem.model import DiscreteLatent
 
 
 class Enumerated(DiscreteLatent):

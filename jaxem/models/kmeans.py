@@ -12,6 +12,7 @@ from jaxem import constraints
 from jaxem._numerics import einsum, namespace, safe_divide
 from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree, as_floats, float_dtype, map_rows, num_rows, sum_rows
+from jaxem.families._checks import check_matrix
 from jaxem.model import DiscreteLatent, EStep, Health
 from jaxem.models import _lloyd, _seeding
 from jaxem.rules import Hard, Rule
@@ -94,10 +95,7 @@ class KMeans(DiscreteLatent):
             raise ValueError(f"init_method: expected 'kmeans++' or 'random'; found {self.init_method!r}")
         if self.init_size < num:
             raise ValueError(f"init_size: expected at least num_clusters = {num} rows; found {self.init_size}")
-        if len(jax.tree.leaves(data)) != 1 or not hasattr(data, "ndim"):
-            raise TypeError(f"data: expected one array (N, D); found a {type(data).__name__}")
-        if data.ndim != 2 or data.shape[1] == 0:
-            raise ValueError(f"data: expected shape (N, D), D >= 1; found {data.shape}; one column is data[:, None]")
+        check_matrix(data)
         if num_rows(data) < num:
             raise ValueError(f"data: expected at least num_clusters = {num} rows; found {num_rows(data)}")
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxem._numerics import weigh
-from jaxem._tree import PyTree, float_dtype, num_rows, sum_rows
+from jaxem._tree import BLOCK_ROWS, PyTree, float_dtype, num_rows, sum_rows
 from jaxem.expfam import ExponentialFamily
-from jaxem.model import BLOCK_ROWS, EStep, LatentModel
+from jaxem.model import EStep, LatentModel
 from jaxem.models import _probe
 from jaxem.rules import Exact, Rule
 
@@ -84,7 +84,7 @@ class MeanField(LatentModel):
 
     References:
       Winn and Bishop (2005), Variational message passing; Bishop (2006), section 10.4; Hoffman, Blei, Wang and Paisley
-      (2013), Stochastic variational inference, section 2.
+      (2013), Stochastic variational inference.
     """
 
     @abstractmethod

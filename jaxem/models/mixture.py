@@ -12,10 +12,10 @@ from jax import Array
 from jaxem import constraints
 from jaxem._numerics import is_concrete, namespace, safe_divide, safe_log
 from jaxem._pytree import dataclass, static
-from jaxem._tree import PyTree, num_rows, sum_rows
+from jaxem._tree import BLOCK_ROWS, PyTree, num_rows
 from jaxem.families import Family, Gaussian
-from jaxem.families.distribution import Distribution
-from jaxem.model import BLOCK_ROWS, DiscreteLatent, Health
+from jaxem.families._checks import check_strength
+from jaxem.model import DiscreteLatent, Health
 from jaxem.models import _seeding
 
 
@@ -87,22 +87,14 @@ class Mixture(DiscreteLatent):
     @property
     def closed_form(self) -> bool:
         """Whether the family has an m_step."""
-        return not isinstance(self.family, Distribution)
+        return self.family.closed_form
 
     def validate(self, data: PyTree, params: MixtureParams | None) -> None:
         """Checks K against N, the start's name, the family's own rules, and that mixing is a distribution."""
         num = self.num_components
-        if not isinstance(num, (int, np.integer)) or isinstance(num, bool) or num < 1:
-            raise ValueError(f"num_components: expected an integer >= 1; found {num!r}")
-        if self.init_method not in _seeding.PARTITIONS:
-            names = ", ".join(_seeding.PARTITIONS)
-            raise ValueError(f"init_method: expected one of {names}; found {self.init_method!r}")
-        if self.init_size < num:
-            raise ValueError(f"init_size: expected at least num_components = {num} rows; found {self.init_size}")
+        check_components(num, self.init_method, self.init_size)
         self.family.validate(data)
-        pseudo = self.mixing_pseudo_counts
-        if is_concrete(pseudo) and not (np.ndim(pseudo) == 0 and 0 <= pseudo < np.inf):
-            raise ValueError(f"mixing_pseudo_counts: expected a finite number >= 0; found {pseudo!r}")
+        check_strength("mixing_pseudo_counts", self.mixing_pseudo_counts)
         if self.num_active is not None and is_concrete(self.num_active):
             if not (self.num_active == int(self.num_active) and 1 <= self.num_active <= num):
                 raise ValueError(f"num_active: expected an integer from 1 to {num}; found {self.num_active!r}")
@@ -124,27 +116,16 @@ class Mixture(DiscreteLatent):
 
     def init(self, key: Array, data: PyTree, weights: Array) -> MixtureParams:
         """Params of a random partition; the model must be bound."""
-        data, weights, key = _seeding.subsample(key, data, weights, self.init_size)
-        resp = self.family.init_resp(key, data, weights, self.num_components, self.init_method)
         active = None if self.num_active is None else self._active()
-        if resp is None:
-            features = self.family.features(data)
-            resp = _seeding.partition(key, features, weights, self.num_components, self.init_method, active)
-        elif active is not None:
-            resp = jnp.where(active[None], resp, 0)
-            resp = safe_divide(resp, jnp.sum(resp, 1, keepdims=True))
-        resp = resp * weights[:, None]
-        if isinstance(self.family, Distribution):  # no statistics: gradients on the rows of the start
-            return MixtureParams(jnp.sum(resp, 0) / jnp.sum(resp), self.family.from_partition(data, resp))
-        start = self.family.prepare(self.family.start(self.num_components))
+        data, weights, resp = start(self, key, data, weights, active)
+        mixing = self._proportions(jnp.sum(resp, 0))
+        return MixtureParams(mixing, self.family.from_partition(data, weights, resp))
 
-        def block(x: PyTree, w: Array) -> MixtureStats:
-            r = jnp.where((w > 0)[:, None], x[1], 0)
-            return MixtureStats(jnp.sum(r, 0), self.family.statistics(start, x[0], r))
-
-        stats = sum_rows(block, (data, resp), weights, BLOCK_ROWS)
-        mixing = jnp.full(self.num_components, 1 / self.num_components, weights.dtype)
-        return self.m_step(MixtureParams(mixing, start), stats)
+    def _proportions(self, count: Array) -> Array:
+        """(K,) counts, with the prior's, over their sum."""
+        pseudo = jnp.asarray(self.mixing_pseudo_counts, count.dtype)
+        count = count + jnp.where(self._active(), pseudo, 0)
+        return count / jnp.sum(count)
 
     def log_joint(self, params: MixtureParams, data: PyTree) -> Array:
         """(N, K) log mixing_k + log p(x_n | theta_k), nats; -inf for a component of proportion 0."""
@@ -166,9 +147,7 @@ class Mixture(DiscreteLatent):
 
     def m_step(self, params: MixtureParams, stats: MixtureStats) -> MixtureParams:
         """Mixing = counts (with the prior's) / total, and the family's M-step."""
-        pseudo = jnp.asarray(self.mixing_pseudo_counts, stats.count.dtype)
-        count = stats.count + jnp.where(self._active(), pseudo, 0)
-        mixing = count / jnp.sum(count)
+        mixing = self._proportions(stats.count)
         return MixtureParams(mixing, self.family.m_step(params.components, stats.components))
 
     def elbo_params(self, params: MixtureParams) -> Array:
@@ -263,6 +242,42 @@ class Mixture(DiscreteLatent):
             raise ValueError(f"mixing: expected shape ({self.num_components},); found {mixing.shape}")
         _check_mixing("mixing", mixing)
         return MixtureParams(mixing, parts)
+
+
+def start(
+    model: Any, key: Array, data: PyTree, weights: Array, active: Array | None = None
+) -> tuple[PyTree, Array, Array]:
+    """The partition that a mixture starts from.
+
+    Args:
+      model: has family (bound), num_components, init_method and init_size.
+      key: random key.
+      data: all rows.
+      weights: (N,).
+      active: (K,) which components are used; None for all.
+
+    Returns:
+      At most `init_size` rows, their weights, and (n, K) responsibilities times weights.
+    """
+    data, weights, key = _seeding.subsample(key, data, weights, model.init_size)
+    resp = model.family.init_resp(key, data, weights, model.num_components, model.init_method)
+    if resp is None:
+        features = model.family.features(data)
+        resp = _seeding.partition(key, features, weights, model.num_components, model.init_method, active)
+    elif active is not None:
+        resp = jnp.where(active[None], resp, 0)
+        resp = safe_divide(resp, jnp.sum(resp, 1, keepdims=True))
+    return data, weights, resp * weights[:, None]
+
+
+def check_components(num: Any, init_method: str, init_size: int) -> None:
+    """Raises unless K is an integer >= 1, the start has a known name, and it may look at K rows."""
+    if not isinstance(num, (int, np.integer)) or isinstance(num, bool) or num < 1:
+        raise ValueError(f"num_components: expected an integer >= 1; found {num!r}")
+    if init_method not in _seeding.PARTITIONS:
+        raise ValueError(f"init_method: expected one of {', '.join(_seeding.PARTITIONS)}; found {init_method!r}")
+    if init_size < num:
+        raise ValueError(f"init_size: expected at least num_components = {num} rows; found {init_size}")
 
 
 def _check_mixing(name: str, mixing: Any) -> None:

@@ -1,0 +1,77 @@
+"""Checks of data, priors and params that families and models share: on the host, with errors that name the argument."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxem._numerics import is_concrete
+
+
+def check_matrix(x: Any) -> None:
+    """Raises unless data are one array (N, D) with D >= 1."""
+    if len(jax.tree.leaves(x)) != 1 or not hasattr(x, "ndim"):
+        raise TypeError(f"data: expected one array (N, D); found a {type(x).__name__}")
+    if x.ndim != 2:
+        raise ValueError(f"data: expected shape (N, D); found {x.shape}; one column is data[:, None]")
+    if x.shape[1] == 0:
+        raise ValueError(f"data: expected at least one column; found shape {x.shape}")
+
+
+def check_strength(name: str, value: Any) -> None:
+    """Raises unless a value that can be looked at is a finite number >= 0."""
+    if is_concrete(value) and not (np.ndim(value) == 0 and 0 <= value < np.inf):
+        raise ValueError(f"{name}: expected a finite number >= 0; found {value!r}")
+
+
+def check_array(name: str, value: Any, shapes: tuple[tuple[Any, ...], ...], positive: bool = False) -> None:
+    """Raises unless value has one of the shapes, in which None stands for any length, and finite (positive) entries."""
+    if isinstance(value, (list, tuple)):  # its entries would become leaves of the model one by one
+        raise TypeError(f"{name}: expected an array; found a {type(value).__name__}")
+    fits = lambda shape: (
+        len(shape) == np.ndim(value) and all(s in (None, n) for s, n in zip(shape, np.shape(value), strict=True))
+    )
+    if not any(fits(shape) for shape in shapes):
+        names = " or ".join(str(shape).replace("None", "K").replace("'", "") for shape in shapes)
+        raise ValueError(f"{name}: expected shape {names}; found {np.shape(value)}")
+    if is_concrete(value):
+        array = np.asarray(value)
+        if not np.isfinite(array).all() or (positive and (array <= 0).any()):
+            raise ValueError(f"{name}: expected finite numbers{' > 0' if positive else ''}; found {value!r}")
+
+
+def require(x: Any, ok: Any, expected: str, column: int | None = None) -> None:
+    """Raises ValueError naming the first entry of x (N, D) where `ok(x, namespace)` does not hold; on the host."""
+    on_host = not isinstance(x, jax.Array) or next(iter(x.devices())).platform == "cpu"
+    xp: Any = np if on_host else jnp  # data on an accelerator are not copied
+    values = np.asarray(x) if on_host else x
+    values = values if column is None else values[:, column, None]
+    bad = ~ok(values, xp)
+    if bool(xp.any(bad)):
+        row, found = divmod(int(xp.argmax(bad.reshape(-1))), values.shape[1])
+        where = f"row {row}, column {found if column is None else column}"
+        raise ValueError(f"data: expected {expected}; found {values[row, found]:g} in {where}")
+
+
+def check_vector(name: str, value: Any, size: int, low: float, high: float) -> None:
+    """Raises ValueError unless value is a vector of `size` numbers from low to high."""
+    values = np.asarray(value)
+    if values.shape != (size,) or not np.all((values >= low) & (values <= high)) or not np.all(np.isfinite(values)):
+        raise ValueError(f"{name}: expected shape ({size},), numbers from {low:g} to {high:g}; found {value!r}")
+
+
+def as_matrix(name: str, value: Any, low: float, high: float, expected: str) -> Array:
+    """Value as a float array (K, D) of numbers from low to high; lists and integers take the default float dtype."""
+    array = jnp.asarray(value)
+    if not jnp.issubdtype(array.dtype, jnp.floating) or not hasattr(value, "dtype"):
+        array = array.astype(jnp.result_type(float))
+    if array.ndim != 2:
+        raise ValueError(f"{name}: expected shape (K, D); found {array.shape}")
+    if is_concrete(array):
+        values = np.asarray(array)
+        bad = ~((values >= low) & (values <= high) & np.isfinite(values))
+        if bad.any():
+            raise ValueError(f"{name}: expected {expected}; found {values[bad][0]:g}")
+    return array
