@@ -1,6 +1,6 @@
 """jaxem: latent-variable models fitted by climbing one ELBO, from many restarts, in compiled JAX programs."""
 
-from jaxem import expfam, families
+from jaxem import expfam, families, priors
 from jaxem._pytree import dataclass, static
 from jaxem.algorithms import EM, CoordinateAscent, GeneralizedEM, OnlineEM, OnlineState, StochasticEM
 from jaxem.elbo import ELBO, Decomposition, decompose, free_energy
@@ -8,6 +8,7 @@ from jaxem.families import Family, Gaussian
 from jaxem.fit import Screen, fit
 from jaxem.inference import aic, bic, icl
 from jaxem.model import DiscreteLatent, ELBOModel, EStep, LatentModel
+from jaxem.models.bayesian_mixture import BayesianGMM, BayesianMixture
 from jaxem.models.enumerated import Enumerated
 from jaxem.models.kmeans import KMeans
 from jaxem.models.mean_field import Factor, MeanField
@@ -21,6 +22,8 @@ from jaxem.transforms import chunked, partly_labelled
 __version__ = "0.1.0"
 
 __all__ = [
+    "BayesianGMM",
+    "BayesianMixture",
     "CoordinateAscent",
     "Decomposition",
     "DiscreteLatent",
@@ -73,6 +76,7 @@ __all__ = [
     "free_energy",
     "icl",
     "partly_labelled",
+    "priors",
     "run",
     "static",
 ]

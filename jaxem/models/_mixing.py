@@ -1,0 +1,154 @@
+"""Priors of a mixture's proportions and their posteriors: a Dirichlet, and a truncated Dirichlet process."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.scipy.special import betaln, digamma, gammaln
+
+from jaxem import constraints
+from jaxem._pytree import dataclass
+
+
+@dataclass
+class DirichletMixing:
+    """mixing ~ Dirichlet(concentration).
+
+    Attributes:
+      concentration: (K,) the prior's a0 plus the expected counts.
+    """
+
+    concentration: Array
+
+    @staticmethod
+    def update(count: Array, concentration: Array, fixed: bool) -> "DirichletMixing":
+        """The posterior given expected counts (K,)."""
+        return DirichletMixing(concentration + count)
+
+    def expected_log(self, fixed: bool) -> Array:
+        """(K,) E log mixing."""
+        return digamma(self.concentration) - digamma(jnp.sum(self.concentration))
+
+    def mean(self, fixed: bool) -> tuple[Array, Array]:
+        """E mixing (K,), and the mass left to components beyond K: 0."""
+        return self.concentration / jnp.sum(self.concentration), jnp.zeros((), self.concentration.dtype)
+
+    def kl(self, prior: Array, fixed: bool) -> Array:
+        """KL from Dirichlet(prior, ..., prior), nats."""
+        a, num = self.concentration, self.concentration.shape[0]
+        own = jnp.sum(gammaln(a)) - gammaln(jnp.sum(a))
+        return jnp.sum((a - prior) * self.expected_log(fixed)) - own + num * gammaln(prior) - gammaln(num * prior)
+
+    def count(self, prior: Array) -> Array:
+        """(K,) expected counts behind the posterior."""
+        return self.concentration - prior
+
+    def draw(self, key: Array, fixed: bool) -> Array:
+        """(K,) proportions."""
+        return jax.random.dirichlet(key, self.concentration, dtype=self.concentration.dtype)
+
+    def rank(self) -> Array:
+        """(K,) the order in which components are shown: by expected mixing, largest first."""
+        return (-self.concentration).argsort(stable=True)
+
+    def order(self, index: Array) -> "DirichletMixing":
+        """Components in another order."""
+        return DirichletMixing(self.concentration[index])
+
+    @staticmethod
+    def constraints() -> "DirichletMixing":
+        """Positive numbers."""
+        return DirichletMixing(constraints.Positive())  # type: ignore[arg-type]
+
+
+def _sum_before(values: Array) -> Array:
+    """(K,) sums of the entries before each."""
+    return jnp.cumsum(jnp.concatenate([jnp.zeros_like(values[:1]), values[:-1]]))
+
+
+@dataclass
+class StickMixing:
+    """mixing of the j-th component = v_j prod_{i < j} (1 - v_i), v_j ~ Beta(1, concentration): stick-breaking.
+
+    q(v_j) = Beta(taken, left). Which component has which stick is free, and larger ones come first: for given expected
+    counts no other assignment has a higher ELBO, so that assigning anew in every M-step never lowers it.
+
+    Attributes:
+      taken: (K,) 1 + expected count, by component.
+      left: (K,) concentration + the expected counts of the sticks after it, by component.
+      position: (K,) int32, the stick of each component.
+    """
+
+    taken: Array
+    left: Array
+    position: Array
+
+    @staticmethod
+    def update(count: Array, concentration: Array, fixed: bool) -> "StickMixing":
+        """The posterior given expected counts (K,)."""
+        index = jnp.argsort(-count, stable=True)
+        ordered = count[index]
+        after = jnp.flip(_sum_before(jnp.flip(ordered)))
+        position = jnp.argsort(index, stable=True).astype(jnp.int32)
+        return StickMixing(1 + count, (concentration + after)[position], position)
+
+    def _before(self, values: Array) -> Array:
+        """(K,) sums of `values` over the sticks before that of each component."""
+        index = jnp.argsort(self.position, stable=True)
+        return _sum_before(values[index])[self.position]
+
+    def _last(self) -> Array:
+        return self.position == self.position.shape[0] - 1
+
+    def expected_log(self, fixed: bool) -> Array:
+        """(K,) E log mixing; with a fixed truncation the last stick takes all that is left."""
+        total = digamma(self.taken + self.left)
+        taken, left = digamma(self.taken) - total, digamma(self.left) - total
+        if fixed:
+            taken = jnp.where(self._last(), 0, taken)
+        return taken + self._before(left)
+
+    def mean(self, fixed: bool) -> tuple[Array, Array]:
+        """E mixing (K,), and the mass left to components beyond K: 0 with a fixed truncation."""
+        total = self.taken + self.left
+        taken, left = self.taken / total, jnp.log(self.left / total)
+        if fixed:
+            return jnp.where(self._last(), 1, taken) * jnp.exp(self._before(left)), jnp.zeros((), total.dtype)
+        return taken * jnp.exp(self._before(left)), jnp.exp(jnp.sum(left))
+
+    def kl(self, prior: Array, fixed: bool) -> Array:
+        """KL from Beta(1, prior) of every stick, nats; a last stick that is fixed has none."""
+        total = digamma(self.taken + self.left)
+        taken, left = digamma(self.taken) - total, digamma(self.left) - total
+        one = jnp.ones_like(prior)
+        each = (
+            betaln(one, prior) - betaln(self.taken, self.left) + (self.taken - 1) * taken + (self.left - prior) * left
+        )
+        return jnp.sum(jnp.where(self._last() & fixed, 0, each))
+
+    def count(self, prior: Array) -> Array:
+        """(K,) expected counts behind the posterior."""
+        return self.taken - 1
+
+    def draw(self, key: Array, fixed: bool) -> Array:
+        """(K,) proportions; they sum to less than 1 where a mass is left."""
+        stick = jax.random.beta(key, self.taken, self.left, dtype=self.taken.dtype)
+        return jnp.where(self._last() & fixed, 1, stick) * jnp.exp(self._before(jnp.log1p(-stick)))
+
+    def rank(self) -> Array:
+        """(K,) the order in which components are shown: that of their sticks."""
+        return self.position.argsort(stable=True)
+
+    def order(self, index: Array) -> "StickMixing":
+        """Components in another order, each with its stick."""
+        return StickMixing(self.taken[index], self.left[index], self.position[index])
+
+    @staticmethod
+    def constraints() -> "StickMixing":
+        """Positive numbers; positions are not moved."""
+        positive: Any = constraints.Positive()
+        return StickMixing(positive, positive, constraints.Fixed())  # type: ignore[arg-type]
+
+
+MIXINGS: dict[str, Any] = {"dirichlet": DirichletMixing, "dirichlet_process": StickMixing}

@@ -1,0 +1,418 @@
+"""Variational Bayesian mixtures: posteriors over proportions and components, on the same ELBO as EM."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxem import _tree
+from jaxem._numerics import is_concrete, weigh
+from jaxem._pytree import dataclass, static
+from jaxem._tree import BLOCK_ROWS, PyTree, float_dtype, map_rows, num_rows, sum_rows
+from jaxem.families import Family, Gaussian
+from jaxem.families._checks import check_array
+from jaxem.model import DiscreteLatent, Health
+from jaxem.models._mixing import MIXINGS
+from jaxem.models.mixture import Mixture, MixtureParams, MixtureStats, check_components, start
+from jaxem.priors import GaussianPrior, Prior, default_prior
+from jaxem.rules import Exact
+
+TRUNCATIONS = ("free", "fixed")
+
+
+@dataclass
+class BayesianMixtureParams:
+    """The posterior q(mixing) prod_k q(theta_k).
+
+    Attributes:
+      mixing: that of the proportions, hyperparameters by component.
+      components: that of the components' parameters, in the form of the prior, vectorised over K.
+      plug: the family's plug-in params and (K,) E log mixing + offsets, filled in by `prepare` for a step.
+    """
+
+    mixing: Any
+    components: Any
+    plug: Any = None
+
+
+@dataclass
+class Pruning:
+    """Which components of a Bayesian mixture hold data.
+
+    Attributes:
+      count: (K,) expected number of observations of each component, weights included.
+      kept: (K,) whether it is more than the threshold.
+      dropped: expected number of observations in the components that are not kept.
+    """
+
+    count: Array
+    kept: Array
+    dropped: Array
+
+    def __repr__(self) -> str:
+        if not is_concrete(self):
+            return "Pruning(...)"
+        counts = ", ".join(f"{n:.1f}{'' if k else ' (not used)'}" for n, k in zip(self.count, self.kept, strict=True))
+        return f"{int(np.sum(self.kept))} of {self.kept.shape[0]} components used; expected counts {counts}"
+
+
+@dataclass
+class BayesianMixture(DiscreteLatent):
+    """Mixture with a prior on everything, fitted by mean-field variational EM: q(z) q(mixing) prod_k q(theta_k).
+
+        mixing ~ Dirichlet(concentration)   or sticks, v_k ~ Beta(1, concentration), mixing_k = v_k prod_{j<k} (1 - v_j)
+        theta_k ~ prior,   z_n ~ Categorical(mixing),   x_n | z_n = k ~ family(theta_k)
+
+        ELBO.data   = sum_n w_n log sum_k exp(E log mixing_k + E log p(x_n | theta_k))
+        ELBO.params = -KL(q(mixing) || p(mixing)) - sum_k KL(q(theta_k) || p(theta_k))
+
+    Both steps are exact maximisations of ELBO.total <= log p(data), so it never falls, and `EM()`, `OnlineEM()`
+    (stochastic variational inference: a natural-gradient step is the moving average of statistics), tempering, weights
+    and restarts apply as to `Mixture`. All constants are in: values are nats and comparable between priors and models.
+
+    **Comparing numbers of components.** The K! orders of the components are as many optima, of which q covers one:
+    `label_correction` is what the others add, to be added to ELBO.total before comparing different K or with
+    log p(data). With more components than needed and a small concentration, the rest empty themselves: `pruning`.
+
+    **Sticks.** With truncation "free" all K sticks are beta variables and a mass is left for components beyond K (they
+    have the prior as posterior); "fixed" ends with a stick of 1. Sticks are assigned anew in every M-step, the largest
+    component first, which is a maximisation of the ELBO as well.
+
+    Mean-field posteriors are too narrow: q(z) and the parameters are independent in q, so that uncertainty about which
+    component a row is of does not reach the parameters (see `examples/bayesian_mixture.py` for a measurement).
+
+    The family's own penalty or prior (`pseudo_observations`) is not used. Starts are those of `Mixture`.
+
+    Attributes:
+      family: Gaussian, Poisson, Exponential, Bernoulli or Categorical.
+      num_components: K >= 1, for a Dirichlet process the truncation.
+      prior: a `jaxem.priors.Prior`; None for the family's own with its defaults.
+      mixing: "dirichlet" or "dirichlet_process".
+      concentration: > 0, of each component for a Dirichlet, of the process for sticks; None for 1 / K, and 1.
+      truncation: "free" or "fixed", for sticks.
+      init_method: as `Mixture`.
+      init_size: as `Mixture`.
+      total_weight: sum of weights, set by `bind`.
+
+    References:
+      Attias (2000), A variational Bayesian framework for graphical models; Bishop (2006), section 10.2; Blei and Jordan
+      (2006), Variational inference for Dirichlet process mixtures; Kurihara, Welling and Teh (2007), Collapsed
+      variational Dirichlet process mixture models (sorted sticks).
+
+    Examples:
+      >>> import jax, jaxem, numpy as np
+      >>> x = np.random.default_rng(0).poisson(np.repeat([[2.0, 9.0], [8.0, 3.0]], 200, 0))
+      >>> model = jaxem.BayesianMixture(jaxem.families.Poisson(), 5, concentration=1e-3)
+      >>> fit = jaxem.fit(model, x, key=jax.random.key(0), num_restarts=8)
+      >>> fit.model.pruning(fit.params).kept.tolist()
+      [True, True, False, False, False]
+    """
+
+    family: Family
+    num_components: int = static()
+    prior: Prior | None = None
+    mixing: str = static(default="dirichlet")
+    concentration: float | Array | None = None
+    truncation: str = static(default="free")
+    init_method: str = static(default="kmeans")
+    init_size: int = static(default=10_000)
+    total_weight: Array | None = dataclasses.field(default=None, repr=False)
+
+    block_rows: ClassVar[int | None] = BLOCK_ROWS
+
+    def __repr__(self) -> str:
+        return f"BayesianMixture({self.family!r}, {self.num_components}, mixing={self.mixing!r})"
+
+    def validate(self, data: PyTree, params: BayesianMixtureParams | None) -> None:
+        """Checks K against N, names, the concentration, and that the prior is proper and suits the family."""
+        check_components(self.num_components, self.init_method, self.init_size)
+        if self.mixing not in MIXINGS:
+            raise ValueError(f"mixing: expected one of {', '.join(MIXINGS)}; found {self.mixing!r}")
+        if self.truncation not in TRUNCATIONS:
+            raise ValueError(f"truncation: expected one of {', '.join(TRUNCATIONS)}; found {self.truncation!r}")
+        if self.concentration is not None:
+            check_array("concentration", self.concentration, ((),), positive=True)
+        prior = default_prior(self.family) if self.prior is None else self.prior
+        if not isinstance(prior, Prior):
+            raise TypeError(f"prior: expected a jaxem.priors.Prior; found {prior!r}")
+        prior.check_family(self.family)
+        self.family.validate(data)
+        if not self.family.exchangeable:
+            raise ValueError("family: expected one prior for all components; found a pseudo_mean for each")
+        if self.total_weight is None:  # not bound: settings are as the user gave them
+            prior.validate(self.family, data)
+        if num_rows(data) < self.num_components:
+            raise ValueError(
+                f"data: expected at least num_components = {self.num_components} rows; found {num_rows(data)}"
+            )
+
+    def bind(self, data: PyTree, weights: Array) -> "BayesianMixture":
+        """Binds the family and the prior to the data."""
+        family = self.family.bind(data, weights)
+        prior = default_prior(family) if self.prior is None else self.prior
+        default = 1 / self.num_components if self.mixing == "dirichlet" else 1.0
+        return dataclasses.replace(
+            self,
+            family=family,
+            prior=prior.bind(family, data, weights),
+            concentration=jnp.asarray(default if self.concentration is None else self.concentration, float_dtype(data)),
+            total_weight=jnp.sum(weights),
+        )
+
+    @property
+    def _prior(self) -> Any:
+        if self.total_weight is None:
+            raise ValueError("model: not bound to data; use fit.model, or bind(data, weights)")
+        return self.prior
+
+    @property
+    def _fixed(self) -> bool:
+        return self.truncation == "fixed"
+
+    def init(self, key: Array, data: PyTree, weights: Array) -> BayesianMixtureParams:
+        """The posterior of a random partition; the model must be bound."""
+        data, weights, resp = start(self, key, data, weights)
+        plug, stats = self.family.partition_statistics(data, weights, resp)
+        return self._update(plug, MixtureStats(jnp.sum(resp, 0), stats))
+
+    def _update(self, plug: PyTree, stats: MixtureStats) -> BayesianMixtureParams:
+        mixing = MIXINGS[self.mixing].update(stats.count, self.concentration, self._fixed)
+        return BayesianMixtureParams(mixing, self._prior.update(self.family, plug, stats.components))
+
+    def prepare(self, params: BayesianMixtureParams) -> BayesianMixtureParams:
+        """The same params with the plug-in params of the family's kernels."""
+        return dataclasses.replace(params, plug=self._plug(params))
+
+    def _plug(self, params: BayesianMixtureParams) -> tuple[PyTree, Array]:
+        if params.plug is not None:
+            return params.plug
+        plug, offset = self._prior.plug_in(self.family, params.components)
+        return self.family.prepare(plug), offset + params.mixing.expected_log(self._fixed)
+
+    def explain(self, params: BayesianMixtureParams, data: PyTree) -> tuple[Array, Callable[[Array], MixtureStats]]:
+        """log_joint, and the function from resp to statistics, sharing the family's work."""
+        plug, offset = self._plug(params)
+        log_prob, collect = self.family.explain(plug, data)
+        return offset[None] + log_prob, lambda resp: MixtureStats(jnp.sum(resp, 0), collect(resp))
+
+    def log_joint(self, params: BayesianMixtureParams, data: PyTree) -> Array:
+        """(N, K) E log mixing_k + E log p(x_n | theta_k), nats."""
+        plug, offset = self._plug(params)
+        return offset[None] + self.family.log_prob(plug, data)
+
+    def statistics(self, params: BayesianMixtureParams, data: PyTree, resp: Array) -> MixtureStats:
+        """Counts and the family's statistics, taken at the plug-in params."""
+        return MixtureStats(jnp.sum(resp, 0), self.family.statistics(self._plug(params)[0], data, resp))
+
+    def m_step(self, params: BayesianMixtureParams, stats: MixtureStats) -> BayesianMixtureParams:
+        """The posterior given the statistics, which are relative to `params`."""
+        return self._update(self._plug(params)[0], stats)
+
+    def elbo_params(self, params: BayesianMixtureParams) -> Array:
+        """Minus the divergences of the posterior from the prior, nats."""
+        mixing = params.mixing.kl(self.concentration, self._fixed)
+        # With the prepared plug-in, where the posterior holds it: its inverse is computed already.
+        components = params.components
+        if isinstance(self._prior, GaussianPrior):
+            components = dataclasses.replace(components, plug=self._plug(params)[0])
+        return -mixing - self._prior.kl(self.family, components)
+
+    def rebase(self, stats: MixtureStats, old: BayesianMixtureParams, new: BayesianMixtureParams) -> MixtureStats:
+        """The family's statistics as if taken at the new plug-in params."""
+        return MixtureStats(stats.count, self.family.rebase(stats.components, self._plug(old)[0], self._plug(new)[0]))
+
+    def canonical(self, params: BayesianMixtureParams) -> BayesianMixtureParams:
+        """Components by expected mixing, largest first; sticks in their order."""
+        index = params.mixing.rank()
+        return BayesianMixtureParams(
+            params.mixing.order(index), self._prior.order(self.family, params.components, index)
+        )
+
+    def health(self, params: BayesianMixtureParams) -> Health:
+        """The smallest expected count above 1: emptied components are no sign of ill health. There are no spikes."""
+        count = params.mixing.count(self.concentration)
+        smallest = jnp.min(jnp.where(count > 1, count, jnp.inf))
+        return Health(jnp.zeros((), count.dtype), smallest, jnp.zeros((), jnp.int32))
+
+    def notes(self) -> list[str]:
+        """The family's notes."""
+        return self.family.notes()
+
+    def constraints(self) -> BayesianMixtureParams:
+        """Those of the two posteriors."""
+        return BayesianMixtureParams(MIXINGS[self.mixing].constraints(), self._prior.constraints(self.family))
+
+    def step_cost(self, data: PyTree) -> int:
+        """N K D, as a rough size."""
+        return self.num_components * super().step_cost(data)
+
+    def log_prob(self, params: BayesianMixtureParams, data: PyTree) -> Array:
+        """(N,) log posterior predictive density of each row alone, nats, in blocks of rows.
+
+        log sum_k E[mixing_k] p(x_n | data, k), with the mass left beyond the K-th stick given to the prior predictive.
+        """
+        return _log_predictive(self, params, _tree.as_floats(data, float_dtype(params)))
+
+    def expected_mixing(self, params: BayesianMixtureParams) -> Array:
+        """(K,) E mixing; sums to less than 1 where sticks leave a mass."""
+        return params.mixing.mean(self._fixed)[0]
+
+    def pruning(self, params: BayesianMixtureParams, min_count: float = 1.0) -> Pruning:
+        """Which components have an expected count above `min_count`."""
+        count = params.mixing.count(self.concentration)
+        kept = count > min_count
+        return Pruning(count, kept, jnp.sum(jnp.where(kept, 0, count)))
+
+    def expected_num_components(
+        self, params: BayesianMixtureParams, data: PyTree, weights: Array | None = None
+    ) -> Array:
+        """Expected number of components that hold at least one row, under q(z).
+
+        sum_k (1 - prod_n (1 - r_nk)) over the rows of positive weight. O(N K) time, in blocks.
+        """
+        data = _tree.as_floats(data, float_dtype(params))
+        weights = jnp.ones(num_rows(data), float_dtype(params)) if weights is None else jnp.asarray(weights)
+        return _expected_num(self, params, data, weights)
+
+    def label_correction(self, params: BayesianMixtureParams, min_count: float = 1.0) -> Array:
+        """log(K! / (K - K_used)!), nats: what the equivalent orders of the components add to ELBO.total.
+
+        An optimum with K_used components that hold data is one of K! / (K - K_used)! equal ones, and q covers one. The
+        sum stays below log p(data) if their posteriors do not overlap. For a Dirichlet only: sticks are not
+        exchangeable, and other orders have other ELBOs.
+
+        Raises:
+          TypeError: the mixing is a Dirichlet process.
+        """
+        if self.mixing != "dirichlet":
+            raise TypeError(f"label_correction: expected mixing 'dirichlet'; found {self.mixing!r}")
+        used = jnp.sum(self.pruning(params, min_count).kept)
+        terms = jnp.asarray(
+            [math.log(self.num_components - j) for j in range(self.num_components)], float_dtype(params)
+        )
+        return jnp.sum(jnp.where(jnp.arange(self.num_components) < used, terms, 0))
+
+    def plug_in(self, params: BayesianMixtureParams) -> MixtureParams:
+        """A point: params of `Mixture(family, K)` with proportions E mixing (rescaled) and the plug-in components."""
+        mixing = self.expected_mixing(params)
+        return MixtureParams(mixing / jnp.sum(mixing), self._prior.plug_in(self.family, params.components)[0])
+
+    def draw(self, key: Array, params: BayesianMixtureParams) -> MixtureParams:
+        """Params of `Mixture(family, K)` drawn from the posterior q.
+
+        Args:
+          key: random key.
+          params: the posterior.
+
+        Returns:
+          `MixtureParams`; of sticks, the proportions are rescaled to sum to 1.
+        """
+        mixing_key, key = jax.random.split(key)
+        mixing = params.mixing.draw(mixing_key, self._fixed)
+        return MixtureParams(mixing / jnp.sum(mixing), self._prior.draw(key, self.family, params.components))
+
+    def sample(self, key: Array, params: BayesianMixtureParams, num_samples: int) -> tuple[PyTree, Array]:
+        """Rows of one mixture drawn from the posterior.
+
+        Args:
+          key: random key.
+          params: the posterior.
+          num_samples: N.
+
+        Returns:
+          data (N, ...) and the component (N,) of each row. The rows share one draw of the parameters.
+        """
+        draw_key, key = jax.random.split(key)
+        return Mixture(self.family, self.num_components).sample(key, self.draw(draw_key, params), num_samples)
+
+
+@jax.jit
+def _log_predictive(model: BayesianMixture, params: BayesianMixtureParams, data: PyTree) -> Array:
+    mixing, rest = params.mixing.mean(model._fixed)
+    prior, family = model._prior, model.family
+    left = model.mixing == "dirichlet_process" and not model._fixed
+
+    def block(x: PyTree) -> Array:
+        log_prob = jnp.log(mixing)[None] + prior.log_predictive(family, params.components, x)
+        if left:
+            new = prior.log_predictive(family, prior.posterior(family, 1), x)
+            log_prob = jnp.concatenate([log_prob, jnp.log(rest) + new], 1)
+        return jax.nn.logsumexp(log_prob, 1)
+
+    return map_rows(block, data, model._rows(data))
+
+
+@jax.jit
+def _expected_num(model: BayesianMixture, params: BayesianMixtureParams, data: PyTree, weights: Array) -> Array:
+    params = model.prepare(params)
+
+    def block(x: PyTree, w: Array) -> Array:
+        resp = Exact()(model.log_joint(params, x))[1]
+        return jnp.sum(weigh((w > 0).astype(resp.dtype), jnp.log1p(-jnp.minimum(resp, 1))), 0)
+
+    return jnp.sum(-jnp.expm1(sum_rows(block, data, weights, model._rows(data))))
+
+
+def BayesianGMM(  # noqa: N802
+    num_components: int,
+    covariance: str = "full",
+    *,
+    mixing: str = "dirichlet",
+    concentration: float | Array | None = None,
+    truncation: str = "free",
+    strength: float | Array | None = None,
+    mean: Array | None = None,
+    dof: float | Array | None = None,
+    inverse_scale: Any = None,
+    init_method: str = "kmeans",
+    init_size: int = 10_000,
+) -> BayesianMixture:
+    """Variational Bayesian mixture of Gaussians, `BayesianMixture(Gaussian(covariance), K, GaussianPrior(...))`.
+
+    Against scikit-learn's `BayesianGaussianMixture` from the same responsibilities and priors: with full covariances
+    the same posterior. Its diag and spherical forms take E log |precision| from Wishart digammas and its tied form
+    divides counts by K, which are no coordinate updates of their model: from its converged responsibilities our ELBO
+    still rises. scikit-learn's priors are concentration = 1 / K, strength = 1, mean = the data's, dof = D and
+    inverse_scale = np.cov(X.T); ours are the same but for an inverse_scale of the data's variances alone, which is
+    proper for collinear columns, and dof = 1 for diag and spherical.
+
+    Args:
+      num_components: K.
+      covariance: "full", "tied", "diag" or "spherical".
+      mixing: "dirichlet" or "dirichlet_process".
+      concentration: see `BayesianMixture`.
+      truncation: see `BayesianMixture`.
+      strength: see `jaxem.priors.GaussianPrior`, as the next three.
+      mean: (D,).
+      dof: nu_0.
+      inverse_scale: C_0.
+      init_method: see `Mixture`.
+      init_size: see `Mixture`.
+
+    Returns:
+      The model.
+
+    Examples:
+      >>> import jax, jaxem, numpy as np
+      >>> x = np.random.default_rng(0).normal(size=(200, 2)) + 6 * (np.arange(200) < 80)[:, None]
+      >>> model = jaxem.BayesianGMM(5, concentration=1e-3)
+      >>> fit = jaxem.fit(model, x, key=jax.random.key(0), num_restarts=8)
+      >>> fit.model.pruning(fit.params)
+      2 of 5 components used; expected counts 120.0, 80.0, 0.0 (not used), 0.0 (not used), 0.0 (not used)
+    """
+    prior = GaussianPrior(strength, mean, dof, inverse_scale)
+    return BayesianMixture(
+        Gaussian(covariance),
+        num_components,
+        prior,
+        mixing=mixing,
+        concentration=concentration,
+        truncation=truncation,
+        init_method=init_method,
+        init_size=init_size,
+    )

@@ -1,0 +1,278 @@
+"""Normal-Wishart priors on the means and precisions of Gaussian components, for the four shapes of covariance."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.scipy.special import digamma, gammaln, multigammaln
+
+from jaxem import constraints
+from jaxem._numerics import einsum, is_concrete
+from jaxem._pytree import dataclass
+from jaxem.families import Gaussian, GaussianParams
+from jaxem.families._checks import check_array, check_strength
+from jaxem.families._covariance import Penalty
+from jaxem.priors.prior import Prior
+
+LOG_2 = 0.6931471805599453
+
+
+@dataclass
+class GaussianPosterior:
+    """Normal-Wishart posteriors of K components, as the plug-in Gaussians and two strengths.
+
+    Attributes:
+      plug: mean (K, D) and, as its covariances, C / dof: the inverse of the expected precision.
+      strength: (K,) beta; mean_k | precision_k ~ Normal(plug mean, (beta precision_k)^-1).
+      dof: (K,) nu, () for tied covariances.
+    """
+
+    plug: GaussianParams
+    strength: Array
+    dof: Array
+
+    @property
+    def inverse_scale(self) -> Array:
+        """(K, D, D) C, the inverse scale matrices, whatever the shape they are stored in."""
+        return jnp.broadcast_to(self.dof, self.strength.shape)[:, None, None] * self.plug.covariance
+
+
+@dataclass
+class GaussianPrior(Prior):
+    """mean_k | precision_k ~ Normal(mean, (strength precision_k)^-1), and by the shape of the covariance
+
+        full        precision_k ~ Wishart(dof, inverse scale C)                          E = dof C^-1
+        tied        one precision ~ Wishart(dof, C), shared
+        diag        precision_kd ~ Gamma(dof / 2, C_d / 2)
+        spherical   precision_k ~ Gamma(D dof / 2, D c / 2),  c = mean of C's diagonal
+
+    The update with responsibilities r, N_k = sum_n r_nk, xbar_k their means and S_k their scatters (diagonal or its
+    mean for diag and spherical):
+
+        strength_k = strength + N_k,   dof_k = dof + N_k,   mean_k = (strength mean + N_k xbar_k) / strength_k
+        C_k = C + S_k + strength N_k / strength_k (xbar_k - mean)(xbar_k - mean)'
+
+    (tied: dof + sum of N_k, C + the sum of the additions). Predictive densities are Student-t with dof_k + 1 - D
+    degrees of freedom (full, tied), dof_k for each column (diag), D dof_k (spherical). E-steps and updates are taken of
+    residuals whitened by the plug-in covariance, so that float32 keeps tight clusters and large offsets apart.
+
+    Attributes:
+      strength: beta_0 > 0; None for 1.
+      mean: (D,); None for the data's.
+      dof: nu_0 > D - 1 (full, tied) or > 0; None for D (full, tied) or 1.
+      inverse_scale: C_0: (D, D) positive definite for full and tied, (D,) > 0 for diag, a number > 0 for spherical, in
+        units of the data squared; a number or (D,) stands for a diagonal matrix. None for the data's variances (1 for a
+        constant column): one observation's worth of spread as wide as the data.
+
+    References:
+      Bishop (2006), Pattern Recognition and Machine Learning, section 10.2.
+    """
+
+    strength: Any = None  # float | Array | None; arrays once bound
+    mean: Any = None
+    dof: Any = None
+    inverse_scale: Any = None
+
+    @property
+    def families(self) -> tuple[type, ...]:
+        """Gaussian."""
+        return (Gaussian,)
+
+    def validate(self, family: Any, x: Any) -> None:
+        """Checks that every setting has its shape and that the prior is proper."""
+        dim = x.shape[1]
+        joint = family.covariance in ("full", "tied")
+        low = dim - 1 if joint else 0
+        if self.strength is not None:
+            check_array("prior.strength", self.strength, ((),), positive=True)
+        if self.mean is not None:
+            check_array("prior.mean", self.mean, ((dim,),))
+        if self.dof is not None:
+            check_strength("prior.dof", self.dof)
+            if is_concrete(self.dof) and not self.dof > low:
+                raise ValueError(f"prior.dof: expected a number > {low}, for a proper prior; found {self.dof!r}")
+        if self.inverse_scale is None:
+            return
+        shapes: tuple[Any, ...] = ((),) if family.covariance == "spherical" else ((), (dim,))
+        if joint and np.ndim(self.inverse_scale) == 2:
+            check_array("prior.inverse_scale", self.inverse_scale, ((dim, dim),))
+            if is_concrete(self.inverse_scale):
+                matrix = np.asarray(self.inverse_scale, np.float64)
+                if not np.allclose(matrix, matrix.T) or np.linalg.eigvalsh(matrix)[0] <= 0:
+                    raise ValueError(
+                        "prior.inverse_scale: expected a symmetric positive definite matrix; found eigenvalues "
+                        f"{np.linalg.eigvalsh(0.5 * (matrix + matrix.T)).tolist()}"
+                    )
+            return
+        check_array("prior.inverse_scale", self.inverse_scale, shapes, positive=True)
+
+    def bind(self, family: Any, x: Array, weights: Array) -> "GaussianPrior":
+        """Fills in the settings; `family` is bound to the same data."""
+        if family.scale is None:
+            raise ValueError("family: not bound to data; call bind(data, weights) first")
+        dim, dtype = x.shape[1], x.dtype
+        joint = family.covariance in ("full", "tied")
+        strength = jnp.asarray(1.0 if self.strength is None else self.strength, dtype)
+        mean = family.scale.location if self.mean is None else jnp.asarray(self.mean, dtype)
+        dof = jnp.asarray((dim if joint else 1) if self.dof is None else self.dof, dtype)
+        variance = family.scale.penalty.variance
+        scale = variance if self.inverse_scale is None else jnp.asarray(self.inverse_scale, dtype)
+        if family.covariance == "spherical":
+            return GaussianPrior(strength, mean, dof, scale if scale.ndim == 0 else scale[0])
+        scale = scale if scale.ndim == 2 else jnp.broadcast_to(scale, (dim,))
+        if joint:
+            return GaussianPrior(strength, mean, dof, scale if scale.ndim == 2 else jnp.diag(scale))
+        return GaussianPrior(strength, mean, dof, scale)
+
+    def _factor(self, family: Gaussian) -> Array:
+        """A factor F of C_0 = F F', in the shape of one covariance."""
+        joint = family.covariance in ("full", "tied")
+        return jnp.linalg.cholesky(self.inverse_scale) if joint else jnp.sqrt(self.inverse_scale)
+
+    def _whitened(self, family: Gaussian, inverse: Array) -> Array:
+        """C_0 in whitened coordinates, in the shape of second moments (for spherical summed over columns)."""
+        c = self.inverse_scale
+        if family.covariance == "full":
+            return einsum("kde,ef,kgf->kdg", inverse, c, inverse)
+        if family.covariance == "tied":
+            return einsum("de,ef,gf->dg", inverse, c, inverse)
+        if family.covariance == "diag":
+            return c[None] * inverse**2
+        return self.mean.shape[0] * c * inverse**2
+
+    def posterior(self, family: Gaussian, num_components: int) -> GaussianPosterior:
+        """K copies of the prior."""
+        shape, num = family.covariance, num_components
+        factor = self._factor(family) / jnp.sqrt(self.dof)
+        mean = jnp.repeat(self.mean[None], num, 0)
+        scale = factor if shape == "tied" else jnp.repeat(factor[None], num, 0)
+        dof = self.dof if shape == "tied" else jnp.full(num, self.dof)
+        return GaussianPosterior(GaussianParams(mean, scale, shape), jnp.full(num, self.strength), dof)
+
+    def _prior_mean(self, family: Gaussian, plug: GaussianParams) -> Array:
+        """(K, D) the prior's mean in whitened coordinates."""
+        return family._shape.unwhiten(family._inverse(plug), self.mean[None] - plug.mean)
+
+    def update(self, family: Gaussian, plug: GaussianParams, stats: Any) -> GaussianPosterior:
+        """The prior's pseudo-observations added to the whitened statistics; see the class."""
+        shape, inverse = family._shape, family._inverse(plug)
+        num, dim = plug.mean.shape
+        y = self._prior_mean(family, plug)
+        resp = jnp.full((num, 1), self.strength)
+        second = stats.sum_yy + shape.second(resp, y[:, :, None]) + self._whitened(family, inverse)
+        strength = stats.count + self.strength
+        shift = (stats.sum_y + self.strength * y) / strength[:, None]
+        tied = family.covariance == "tied"
+        dof = self.dof + (jnp.sum(stats.count) if tied else stats.count)
+        # The family's update divides the scatter by the counts (here beta_k) and a penalty's: make that dof_k.
+        rest = self.dof - (num if tied else 1) * self.strength
+        none = Penalty(jnp.zeros_like(plug.mean[0]), jnp.zeros(dim, bool), rest)
+        scale = shape.update(plug.scale, inverse, second, shift, strength, none)
+        mean = plug.mean + shape.unwhiten(plug.scale, shift)
+        return GaussianPosterior(GaussianParams(mean, scale, family.covariance), strength, dof)
+
+    def _wishart(self, family: Gaussian, dof: Array, log_det: Array, dim: int) -> tuple[Array, Array]:
+        """Log-normaliser of each component's precisions, summed over columns, and E log |precision|, for log |C|."""
+        if family.covariance in ("full", "tied"):
+            log_c = log_det
+            steps = jnp.arange(dim, dtype=dof.dtype)
+            psi = jnp.sum(digamma(0.5 * (dof[..., None] - jnp.broadcast_to(steps, (*dof.shape, dim)))), -1)
+            normaliser = 0.5 * dof * (dim * LOG_2 - log_c) + multigammaln(0.5 * dof, dim)
+            return normaliser, psi + dim * LOG_2 - log_c
+        if family.covariance == "diag":
+            normaliser = 0.5 * dof * (dim * LOG_2 - log_det) + dim * gammaln(0.5 * dof)
+            return normaliser, dim * (digamma(0.5 * dof) + LOG_2) - log_det
+        n = dim * dof
+        log_c = log_det / dim + jnp.log(jnp.asarray(dim, dof.dtype))
+        return 0.5 * n * (LOG_2 - log_c) + gammaln(0.5 * n), dim * (digamma(0.5 * n) + LOG_2 - log_c)
+
+    def _log_det(self, family: Gaussian, scale: Array, dof: Array, dim: int) -> Array:
+        """Log |C| = log |C / dof| + D log dof, of each component."""
+        return 2 * family._shape.log_det(scale, dim) + dim * jnp.log(dof)
+
+    def plug_in(self, family: Gaussian, posterior: GaussianPosterior) -> tuple[GaussianParams, Array]:
+        """The plug-in Gaussians, and (E log |precision| - log |E precision| - D / strength) / 2."""
+        dim, dof = posterior.plug.mean.shape[1], posterior.dof
+        _, expected = self._wishart(family, dof, jnp.zeros_like(dof), dim)
+        gap = expected - dim * jnp.log(dof)  # log |C| cancels
+        return posterior.plug, 0.5 * (jnp.broadcast_to(gap, posterior.strength.shape) - dim / posterior.strength)
+
+    def kl(self, family: Gaussian, posterior: GaussianPosterior) -> Array:
+        """That of the precisions, one if tied, and the expected one of the means given them."""
+        plug, strength, dof = posterior.plug, posterior.strength, posterior.dof
+        dim, inverse = plug.mean.shape[1], family._inverse(plug)
+        start = self.posterior(family, 1)
+        prior_det = self._log_det(family, start.plug.scale, self.dof, dim).reshape(())
+        own, expected = self._wishart(family, dof, self._log_det(family, plug.scale, dof, dim), dim)
+        prior, _ = self._wishart(family, self.dof, prior_det, dim)
+        whitened = self._whitened(family, inverse)
+        if family.covariance in ("full", "tied"):
+            trace = jnp.trace(whitened, axis1=-2, axis2=-1)
+        else:
+            trace = jnp.sum(whitened, -1) if family.covariance == "diag" else whitened
+        precision = 0.5 * (trace - dof * dim + (dof - self.dof) * expected) - own + prior
+        ratio = self.strength / strength
+        distance = jnp.sum(self._prior_mean(family, plug) ** 2, 1)
+        mean = 0.5 * (dim * (ratio - 1 - jnp.log(ratio)) + self.strength * distance)
+        return jnp.sum(precision) + jnp.sum(mean)
+
+    def log_predictive(self, family: Gaussian, posterior: GaussianPosterior, x: Array) -> Array:
+        """Student-t densities."""
+        plug, strength = posterior.plug, posterior.strength
+        dim, dof = plug.mean.shape[1], jnp.broadcast_to(posterior.dof, strength.shape)
+        y = family._residuals(plug, x)  # (K, D, n)
+        log_det = jnp.broadcast_to(family._shape.log_det(plug.scale, dim), strength.shape)
+        widen = (strength + 1) / strength
+        if family.covariance == "diag":
+            terms = -0.5 * (dof + 1)[:, None] * jnp.sum(jnp.log1p(y**2 / (dof * widen)[:, None, None]), 1)
+            constant = dim * (gammaln(0.5 * (dof + 1)) - gammaln(0.5 * dof) - 0.5 * jnp.log(dof * widen * jnp.pi))
+        else:
+            free = dim * dof if family.covariance == "spherical" else dof + 1 - dim
+            widen = widen if family.covariance == "spherical" else widen * dof / free
+            terms = -0.5 * (free + dim)[:, None] * jnp.log1p(jnp.sum(y**2, 1) / (free * widen)[:, None])
+            constant = gammaln(0.5 * (free + dim)) - gammaln(0.5 * free) - 0.5 * dim * jnp.log(free * widen * jnp.pi)
+        return (terms + (constant - log_det)[:, None]).T
+
+    def draw(self, key: Array, family: Gaussian, posterior: GaussianPosterior) -> GaussianParams:
+        """Means and covariances."""
+        plug, strength = posterior.plug, posterior.strength
+        (num, dim), dtype = plug.mean.shape, plug.mean.dtype
+        dof = jnp.broadcast_to(posterior.dof, (num,))
+        gamma_key, below_key, mean_key = jax.random.split(key, 3)
+        shared = 1 if family.covariance == "tied" else num
+        if family.covariance in ("full", "tied"):
+            # Bartlett: precision = F^-T A A' F^-1 with C = F F', A lower triangular; so covariance = (F A^-T)(F A^-T)'.
+            half = 0.5 * (dof[:shared, None] - jnp.arange(dim, dtype=dtype)[None])
+            diagonal = jnp.sqrt(2 * jax.random.gamma(gamma_key, half, dtype=dtype))
+            below = jnp.tril(jax.random.normal(below_key, (shared, dim, dim), dtype), -1)
+            a = below + diagonal[:, :, None] * jnp.eye(dim, dtype=dtype)[None]
+            root = jnp.sqrt(dof[:shared])[:, None, None] * plug.scale.reshape(shared, dim, dim)
+            upper = jnp.linalg.solve(a, jnp.broadcast_to(jnp.eye(dim, dtype=dtype)[None], a.shape)).swapaxes(1, 2)
+            factor = einsum("kde,kef->kdf", root, upper)
+            covariance = einsum("kde,kfe->kdf", factor, factor)
+            scale = jnp.linalg.cholesky(covariance)
+            noise = einsum("kde,ke->kd", jnp.broadcast_to(scale, (num, dim, dim)), self._noise(mean_key, plug))
+            scale = scale[0] if family.covariance == "tied" else scale
+        else:
+            spherical = family.covariance == "spherical"
+            half = 0.5 * (dim * dof if spherical else jnp.broadcast_to(dof[:, None], (num, dim)))
+            # precision / E precision ~ Gamma(half, half)
+            scale = plug.scale / jnp.sqrt(jax.random.gamma(gamma_key, half, dtype=dtype) / half)
+            noise = (scale[:, None] if spherical else scale) * self._noise(mean_key, plug)
+        mean = plug.mean + noise / jnp.sqrt(strength)[:, None]
+        return GaussianParams(mean, scale, family.covariance)
+
+    def _noise(self, key: Array, plug: GaussianParams) -> Array:
+        return jax.random.normal(key, plug.mean.shape, plug.mean.dtype)
+
+    def order(self, family: Gaussian, posterior: GaussianPosterior, index: Array) -> GaussianPosterior:
+        """Components in another order; what is tied stays."""
+        dof = posterior.dof if family.covariance == "tied" else posterior.dof[index]
+        return GaussianPosterior(family.order(posterior.plug, index), posterior.strength[index], dof)
+
+    def constraints(self, family: Gaussian) -> GaussianPosterior:
+        """Those of the plug-in Gaussians, positive strengths, and dof above its bound."""
+        low = self.mean.shape[0] - 1 if family.covariance in ("full", "tied") else 0
+        return GaussianPosterior(family.constraints(), constraints.Positive(), constraints.Above(low))  # type: ignore[arg-type]

@@ -1,0 +1,110 @@
+"""Gamma priors on rates: Poisson counts and exponential times."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.scipy.special import digamma, gammaln
+
+from jaxem import constraints
+from jaxem._numerics import einsum
+from jaxem._pytree import dataclass
+from jaxem.expfam import Gamma
+from jaxem.families import Exponential, ExponentialParams, Poisson, PoissonParams
+from jaxem.families._checks import check_array
+from jaxem.priors.prior import Prior
+
+
+@dataclass
+class GammaPosterior:
+    """Independent gamma distributions of the rates of K components.
+
+    Attributes:
+      shape: (K, D) > 0.
+      rate: (K, D) > 0; the mean is shape / rate.
+    """
+
+    shape: Array
+    rate: Array
+
+
+@dataclass
+class GammaPrior(Prior):
+    """rate_kd ~ Gamma(shape_d, rate_d), with density rate^shape t^(shape - 1) exp(-rate t) / Gamma(shape).
+
+    Poisson counts:    shape + sum_n r_nk x_nd,   rate + N_k;              predictive negative binomial
+    Exponential times: shape + N_k,               rate + sum_n r_nk x_nd;  predictive Lomax
+
+    Attributes:
+      shape: > 0, a number or (D,); None for 1.
+      rate: > 0, a number or (D,); None for the value that puts the prior mean of the rates at the data's: shape / m
+        for counts, shape * m for times, with m the column's mean (1 for a column of zeros).
+    """
+
+    shape: Any = None  # float | Array | None; arrays once bound
+    rate: Any = None
+
+    @property
+    def families(self) -> tuple[type, ...]:
+        """Poisson and Exponential."""
+        return (Poisson, Exponential)
+
+    def validate(self, family: Any, x: Any) -> None:
+        """Checks that shape and rate are positive, one number or one for each column."""
+        for name, value in (("prior.shape", self.shape), ("prior.rate", self.rate)):
+            if value is not None:
+                check_array(name, value, ((), (x.shape[1],)), positive=True)
+
+    def bind(self, family: Any, x: Array, weights: Array) -> "GammaPrior":
+        """Fills in shape and rate, (D,) each."""
+        mean = einsum("n,nd->d", weights, x) / jnp.sum(weights)
+        mean = jnp.where(mean > 0, mean, 1)
+        shape = jnp.broadcast_to(jnp.asarray(1.0 if self.shape is None else self.shape, x.dtype), mean.shape)
+        default = shape / mean if isinstance(family, Poisson) else shape * mean
+        rate = default if self.rate is None else jnp.broadcast_to(jnp.asarray(self.rate, x.dtype), mean.shape)
+        return GammaPrior(shape, rate)
+
+    def posterior(self, family: Any, num_components: int) -> GammaPosterior:
+        """K copies of the prior."""
+        rows = lambda a: jnp.repeat(a[None], num_components, 0)
+        return GammaPosterior(rows(self.shape), rows(self.rate))
+
+    def update(self, family: Any, plug: Any, stats: Any) -> GammaPosterior:
+        """Counts and sums added to shape and rate."""
+        prior, count = self.posterior(family, stats.count.shape[0]), stats.count[:, None]
+        if isinstance(family, Poisson):
+            return GammaPosterior(prior.shape + stats.total, prior.rate + count)
+        return GammaPosterior(prior.shape + count, prior.rate + stats.total)
+
+    def plug_in(self, family: Any, posterior: GammaPosterior) -> tuple[Any, Array]:
+        """Rates exp(E log rate) for counts, E rate for times; and what is missing."""
+        shape, rate = posterior.shape, posterior.rate
+        if isinstance(family, Poisson):
+            plug = jnp.exp(digamma(shape)) / rate
+            return PoissonParams(plug), jnp.sum(plug - shape / rate, 1)
+        return ExponentialParams(shape / rate), jnp.sum(digamma(shape) - jnp.log(shape), 1)
+
+    def kl(self, family: Any, posterior: GammaPosterior) -> Array:
+        """That of K D pairs of gamma distributions."""
+        prior = self.posterior(family, posterior.shape.shape[0])
+        gamma = Gamma()
+        return jnp.sum(gamma.kl(gamma.natural(posterior.shape, posterior.rate), gamma.natural(prior.shape, prior.rate)))
+
+    def log_predictive(self, family: Any, posterior: GammaPosterior, x: Array) -> Array:
+        """Negative binomial or Lomax, in O(N K D) memory of the rows given."""
+        x, shape, rate = x[:, None], posterior.shape[None], posterior.rate[None]
+        if not isinstance(family, Poisson):
+            return jnp.sum(jnp.log(shape / rate) - (shape + 1) * jnp.log1p(x / rate), -1)
+        # log Gamma(x + a) / (Gamma(a) x!) + a log(b / (b + 1)) - x log(b + 1)
+        coefficient = gammaln(x + shape) - gammaln(shape) - gammaln(x + 1)
+        return jnp.sum(coefficient - shape * jnp.log1p(1 / rate) - x * jnp.log1p(rate), -1)
+
+    def draw(self, key: Array, family: Any, posterior: GammaPosterior) -> Any:
+        """Rates."""
+        rate = jax.random.gamma(key, posterior.shape, dtype=posterior.shape.dtype) / posterior.rate
+        return PoissonParams(rate) if isinstance(family, Poisson) else ExponentialParams(rate)
+
+    def constraints(self, family: Any) -> GammaPosterior:
+        """Positive numbers."""
+        return GammaPosterior(constraints.Positive(), constraints.Positive())  # type: ignore[arg-type]
