@@ -9,7 +9,6 @@ from scipy.special import gammaln, logsumexp, multigammaln
 
 import jaxem
 from jaxem import families, priors
-from jaxem.models.mixture import MixtureStats
 from jaxem.testing import CHECKS, check_model
 
 KEY = jax.random.key(0)
@@ -33,14 +32,9 @@ def planted(seed=0):
 PLANTED = planted()
 
 
-def posterior(model, x, resp, weights=None):
+def posterior(model, x, resp):
     """The bound model, and its posterior given responsibilities."""
-    x = jnp.asarray(x)
-    weights = jnp.ones(x.shape[0]) if weights is None else weights
-    model = model.bind(x, weights)
-    resp = jnp.asarray(resp) * weights[:, None]
-    plug, stats = model.family.partition_statistics(x, weights, resp)
-    return model, model._update(plug, MixtureStats(resp.sum(0), stats))
+    return model.bind(jnp.asarray(x), jnp.ones(len(x))), model.from_responsibilities(x, resp)
 
 
 def elbo(model, params, x):
@@ -329,6 +323,11 @@ def test_gaussians_keep_the_contract(model, blobs):
 def test_other_families_keep_the_contract(name):
     family, x = PLANTED[name]
     assert list(check_model(jaxem.BayesianMixture(family, 2), x, key=KEY, num_starts=3)) == list(CHECKS)
+
+
+def test_responsibilities_of_another_shape_are_named(blobs):
+    with pytest.raises(ValueError, match=r"resp: expected shape \(120, 2\); found \(120, 3\)"):
+        jaxem.BayesianGMM(2).from_responsibilities(blobs, np.ones((120, 3)))
 
 
 def test_hostile_data():

@@ -42,6 +42,7 @@ def test_safe_log_and_divide_have_finite_derivatives():
 CASES = {
     "real": (constraints.Real(), np.array([[-1.5, 2.0]])),
     "positive": (constraints.Positive(), np.array([0.1, 30.0])),
+    "above": (constraints.Above(2.0), np.array([2.1, 30.0])),
     "unit": (constraints.UnitInterval(), np.array([0.1, 0.99])),
     "simplex": (constraints.Simplex(), np.array([[0.2, 0.5, 0.3], [0.9, 0.05, 0.05]])),
     "cholesky": (constraints.Cholesky(), np.linalg.cholesky(np.array([[[2.0, 0.3], [0.3, 0.5]]]))),

@@ -180,6 +180,28 @@ class BayesianMixture(DiscreteLatent):
         plug, stats = self.family.partition_statistics(data, weights, resp)
         return self._update(plug, MixtureStats(jnp.sum(resp, 0), stats))
 
+    def from_responsibilities(self, data: PyTree, resp: Array, weights: Array | None = None) -> BayesianMixtureParams:
+        """The posterior given responsibilities, to start a fit from.
+
+        Args:
+          data: observations.
+          resp: (N, K) responsibilities, without the weights.
+          weights: (N,) or None for ones.
+
+        Returns:
+          Params. The model need not be bound.
+
+        Raises:
+          ValueError: resp has another shape.
+        """
+        dtype = float_dtype(data)
+        data = _tree.as_floats(data, dtype)
+        num = num_rows(data)
+        if np.shape(resp) != (num, self.num_components):
+            raise ValueError(f"resp: expected shape ({num}, {self.num_components}); found {np.shape(resp)}")
+        weights = jnp.ones(num, dtype) if weights is None else jnp.asarray(weights, dtype)
+        return _from_responsibilities(self, data, jnp.asarray(resp, dtype), weights)
+
     def _update(self, plug: PyTree, stats: MixtureStats) -> BayesianMixtureParams:
         mixing = MIXINGS[self.mixing].update(stats.count, self.concentration, self._fixed)
         return BayesianMixtureParams(mixing, self._prior.update(self.family, plug, stats.components))
@@ -329,6 +351,13 @@ class BayesianMixture(DiscreteLatent):
         """
         draw_key, key = jax.random.split(key)
         return Mixture(self.family, self.num_components).sample(key, self.draw(draw_key, params), num_samples)
+
+
+@jax.jit
+def _from_responsibilities(model: BayesianMixture, data: PyTree, resp: Array, weights: Array) -> BayesianMixtureParams:
+    model, resp = model.bind(data, weights), resp * weights[:, None]
+    plug, stats = model.family.partition_statistics(data, weights, resp)
+    return model._update(plug, MixtureStats(jnp.sum(resp, 0), stats))
 
 
 @jax.jit
