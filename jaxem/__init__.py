@@ -3,12 +3,14 @@
 from jaxem import expfam, families, priors
 from jaxem._pytree import dataclass, static
 from jaxem.algorithms import EM, CoordinateAscent, GeneralizedEM, OnlineEM, OnlineState, StochasticEM
+from jaxem.diagnostics import importance, pareto_k
 from jaxem.elbo import ELBO, Decomposition, decompose, free_energy
 from jaxem.families import Family, Gaussian
 from jaxem.fit import Screen, fit
 from jaxem.inference import aic, bic, icl
 from jaxem.model import DiscreteLatent, ELBOModel, EStep, LatentModel
 from jaxem.models.bayesian_mixture import BayesianGMM, BayesianMixture
+from jaxem.models.empirical_bayes import EmpiricalBayes
 from jaxem.models.enumerated import Enumerated
 from jaxem.models.kmeans import KMeans
 from jaxem.models.mean_field import Factor, MeanField
@@ -31,6 +33,7 @@ __all__ = [
     "ELBOModel",
     "EM",
     "EStep",
+    "EmpiricalBayes",
     "Enumerated",
     "Exact",
     "Factor",
@@ -75,6 +78,8 @@ __all__ = [
     "fit",
     "free_energy",
     "icl",
+    "importance",
+    "pareto_k",
     "partly_labelled",
     "priors",
     "run",

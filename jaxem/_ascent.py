@@ -15,6 +15,14 @@ from jaxem._tree import PyTree, float_dtype
 MAX_HALVINGS = 16
 
 
+def check_optimizer(optimizer: Any, num_steps: Any) -> None:
+    """Raises TypeError or ValueError unless these are an optax optimiser, or None, and a number of updates >= 1."""
+    if optimizer is not None and not hasattr(optimizer, "update"):
+        raise TypeError(f"optimizer: expected an optax GradientTransformation; found {optimizer!r}")
+    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
+        raise ValueError(f"num_steps: expected an integer >= 1; found {num_steps!r}")
+
+
 def ascend(
     objective: Callable[[PyTree], Array],
     params: PyTree,

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxem._numerics import einsum
 from jaxem._tree import PyTree
 
 
@@ -108,6 +109,19 @@ class Cholesky:
     def constrain(self, free: Array, like: Array) -> Array:
         """The inverse; entries above the diagonal are ignored."""
         return jnp.tril(free, -1) + _on_diagonal(jnp.exp(jnp.diagonal(free, axis1=-2, axis2=-1)))
+
+
+class PositiveDefinite:
+    """Symmetric positive definite (..., D, D); the coordinates are those of its Cholesky factor."""
+
+    def unconstrain(self, value: Array) -> Array:
+        """Coordinates of the lower Cholesky factor."""
+        return Cholesky().unconstrain(jnp.linalg.cholesky(value))
+
+    def constrain(self, free: Array, like: Array) -> Array:
+        """Factor @ factor'."""
+        factor = Cholesky().constrain(free, like)
+        return einsum("...ij,...kj->...ik", factor, factor)
 
 
 class Fixed:

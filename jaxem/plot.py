@@ -108,7 +108,7 @@ def components(
     covariance. Means and centroids are crosses. O(N K) for the labels.
 
     Args:
-      fit: a fit of a Gaussian mixture (params.components has mean and covariance) or of `KMeans`.
+      fit: a fit of a Gaussian mixture (params.components has mean and covariance), Bayesian or not, or of `KMeans`.
       data: (N, D), usually those of the fit.
       columns: two different columns, on the horizontal and vertical axis.
       levels: sizes of the ellipses in standard deviations; empty for none.
@@ -145,7 +145,9 @@ def components(
     label = np.asarray(fit.model.predict(fit.params, x))
     ax.scatter(x[:, columns[0]], x[:, columns[1]], s=14, c=palette[label], alpha=0.6, linewidths=0)
     if gaussian:
-        used = np.asarray(fit.params.mixing) > 0  # unused and dead components come last
+        # Unused and dead components come last; of a Bayesian mixture those with at most one row.
+        pruned = fit.model.pruning(fit.params).kept if hasattr(fit.model, "pruning") else fit.params.mixing
+        used = np.asarray(pruned) > 0
         mean, covariance = mean[used], np.asarray(parts.covariance, np.float64)[used][:, columns][:, :, columns]
         for m, cov, colour in zip(mean[:, columns], covariance, palette, strict=False):
             for level in levels:

@@ -61,6 +61,19 @@ def test_online_at_toy_size(benchmark_main, tmp_path, capsys):
     assert set(kmeans["equal_time"]) == {"2"}
 
 
+def test_bayesian_at_toy_size(benchmark_main, tmp_path, capsys):
+    before = settings()
+    path = tmp_path / "report.json"
+    benchmark_main("bayesian")(["--sizes", "toy", "--repeats", "1", "--json", str(path)])
+    assert settings() == before
+    report = json.loads(path.read_text())
+    assert report["agree"], capsys.readouterr().out
+    assert len(report["cases"]) == 4
+    stochastic = report["cases"][-1]["contenders"]
+    starts = [stochastic[name]["shortfall_percent"][0] for name in ("jaxem", "NumPy", "coordinate ascent")]
+    assert starts == pytest.approx([starts[0]] * 3, rel=1e-6)  # the same ELBO, from two implementations
+
+
 def test_unknown_size_is_refused(benchmark_main, capsys):
     with pytest.raises(SystemExit):
         benchmark_main("kmeans")(["--sizes", "huge"])

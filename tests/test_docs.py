@@ -22,7 +22,7 @@ def test_the_readme_runs():
                 exec(block, scope)
                 fits.append(scope["fit"])
     names = [type(fit.model).__name__ for fit in fits]
-    assert {"Mixture", "KMeans", "ZeroInflatedPoisson", "UnknownNormal"} <= set(names)
+    assert {"Mixture", "KMeans", "BayesianMixture", "ZeroInflatedPoisson", "UnknownNormal"} <= set(names)
     assert all(fit.status == jaxem.Status.CONVERGED for fit in fits)
 
 

@@ -147,3 +147,16 @@ def test_examples_are_short_and_say_what_they_show(path):
     docstring = ast.get_docstring(ast.parse(text))
     assert f"python examples/{path.name}" in docstring
     assert "Prints:" in docstring
+
+
+def test_bayesian_mixture(example):
+    text, output = example("bayesian_mixture.py")
+    assert "restarts  4: 4 CONVERGED" in text
+    assert "2 of 6 components used; expected counts 174.8, 97.2, 0.0 (not used)" in text
+    rows = re.findall(r"^ (\d) +(-[\d.]+) +(-[\d.]+) +(\d)$", text, re.MULTILINE)
+    assert [(row[0], row[3]) for row in rows] == [("1", "1"), ("2", "2"), ("3", "2")]
+    assert max(rows, key=lambda row: float(row[2]))[0] == "2"
+    far, near = (float(ratio) for ratio in re.findall(r"^ +[63]\.0 .* ([\d.]+)$", text, re.MULTILINE))
+    assert 0.6 < far < 1.4
+    assert near < 0.9 * far
+    assert pictures(output) == ["bayesian_mixture.png"]

@@ -219,3 +219,67 @@ def _statistics(family, top, size):
         mean, tau = jnp.linalg.solve(top.precision, top.weighted_mean) + size, top.precision * up
         return type(top)(tau, top.log_det + 3 * size, tau @ mean, mean @ tau @ mean)
     return top  # discrete: nothing lies near
+
+
+@pytest.mark.parametrize(("family", "params", "other"), ALL, ids=IDS)
+def test_draws_have_the_means_and_the_density(family, params, other):
+    """Averages over a plate of draws: E[t(x)] and E[-log p(x)], within five standard errors; plates are independent."""
+    num = 20_000
+    natural = family.natural(*params)
+    plate = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (num, *leaf.shape)), natural)
+    draws = family.draw(jax.random.key(1), plate)
+    assert isinstance(draws, family.Statistics)
+    for found, mean in zip(draws, family.means(natural), strict=True):
+        error = np.std(found, 0) / np.sqrt(num)
+        np.testing.assert_array_less(np.abs(np.mean(found, 0) - mean), 5 * error + 1e-12)
+    surprise = -np.asarray(family.expected_log_prob(plate, draws))
+    assert surprise.mean() == pytest.approx(
+        float(family.entropy(natural)), abs=5 * surprise.std() / np.sqrt(num) + 1e-9
+    )
+    one = family.draw(jax.random.key(1), natural)
+    for leaf, point in zip(one, natural, strict=True):
+        assert leaf.shape == point.shape
+    narrow = family.draw(jax.random.key(1), jax.tree.map(lambda leaf: leaf.astype(jnp.float32), plate))
+    assert all(leaf.dtype == jnp.float32 for leaf in narrow)
+    close(expfam.Delta(family).draw(jax.random.key(1), natural), family.at_mode(natural), rtol=0)
+
+
+@pytest.mark.parametrize(("family", "params", "other"), ALL, ids=IDS)
+def test_the_statistics_of_a_draw_are_of_one_point(family, params, other):
+    """Each draw lies on the manifold t(x): what one statistic says of x, the others say too."""
+    name = type(family).__name__
+    plate = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (50, *leaf.shape)), family.natural(*params))
+    t = jax.tree.map(np.asarray, family.draw(jax.random.key(2), plate))
+    if name in ("Normal", "MultivariateNormal"):
+        np.testing.assert_allclose(t.xx, t.x**2 if name == "Normal" else t.x[:, :, None] * t.x[:, None, :], rtol=1e-12)
+    elif name == "Gamma":
+        np.testing.assert_allclose(np.exp(t.log), t.x, rtol=1e-12)
+    elif name == "InverseGamma":
+        np.testing.assert_allclose(np.exp(-t.log), t.inverse, rtol=1e-12)
+    elif name in ("Beta", "Dirichlet"):
+        total = np.exp(t.log) + np.exp(t.log1m) if name == "Beta" else np.exp(t.log).sum(1)
+        np.testing.assert_allclose(total, 1, rtol=1e-12)
+    elif name in ("Bernoulli", "Categorical"):
+        assert set(np.unique(t[0])) == {0, 1}
+        assert name == "Bernoulli" or np.all(t.one_hot.sum(1) == 1)
+    elif name == "Wishart":
+        np.testing.assert_allclose(np.linalg.slogdet(t.x)[1], t.log_det, rtol=1e-9)
+    elif name == "NormalGamma":
+        np.testing.assert_allclose(np.exp(t.log_precision), t.precision, rtol=1e-12)
+        np.testing.assert_allclose(t.weighted_square, t.weighted_mean**2 / t.precision, rtol=1e-12)
+    else:
+        np.testing.assert_allclose(np.linalg.slogdet(t.precision)[1], t.log_det, rtol=1e-8, atol=1e-8)
+        mean = np.linalg.solve(t.precision, t.weighted_mean[:, :, None])[:, :, 0]
+        np.testing.assert_allclose(np.sum(mean * t.weighted_mean, 1), t.weighted_square, rtol=1e-8)
+
+
+def test_impossible_states_are_never_drawn_and_tiny_shapes_keep_their_logarithm():
+    logits = expfam.Categorical().natural(jnp.broadcast_to(jnp.array([0.0, 0.4, 0.6])[None], (500, 3)))
+    draws = expfam.Categorical().draw(jax.random.key(0), logits)
+    assert float(draws.one_hot[:, 0].sum()) == 0
+    assert np.all(np.isfinite(expfam.Categorical().expected_log_prob(logits, draws)))
+    small = jnp.full((200, 3), 1e-4)
+    assert np.all(np.isfinite(expfam.Dirichlet().draw(jax.random.key(0), expfam.Dirichlet().natural(small)).log))
+    pair = expfam.Beta().draw(jax.random.key(0), expfam.Beta().natural(small, small))
+    assert np.all(np.isfinite(pair.log))
+    assert np.all(np.isfinite(pair.log1m))

@@ -202,6 +202,102 @@ def test_a_run_in_float32(draws):
     assert float(narrow.elbo.total) == pytest.approx(float(wide.elbo.total), rel=1e-5)
 
 
+@jaxem.dataclass
+class Logistic(MeanField):
+    """y ~ Bernoulli(sigmoid(x w)), w ~ N(0, I / alpha), alpha ~ Gamma(1, 1); E log sigmoid by quadrature."""
+
+    def factors(self):
+        return {"w": Factor(expfam.MultivariateNormal(), dim=3, conjugate=False), "alpha": Factor(GAMMA)}
+
+    def expected_log_lik(self, means, x):
+        w, rows = means["w"], x[:, :3]
+        variance = ((rows @ (w.xx - w.x[:, None] * w.x[None])) * rows).sum(1)
+        score = (rows @ w.x)[:, None] + jnp.sqrt(variance)[:, None] * jnp.asarray(NODES)[None]
+        return jax.nn.log_sigmoid((2 * x[:, 3:] - 1) * score) @ jnp.asarray(SHARES)
+
+    def expected_log_prior(self, means):
+        w, alpha = means["w"], means["alpha"]
+        log_w = 0.5 * (3 * (alpha.log - LOG_2PI) - alpha.x * jnp.trace(w.xx))
+        return log_w + GAMMA.expected_log_prob(GAMMA.natural(1.0, 1.0), alpha)
+
+
+NODES, SHARES = np.polynomial.hermite_e.hermegauss(20)
+SHARES = SHARES / SHARES.sum()
+
+
+def test_mixed_steps_reach_scipys_optimum():
+    from scipy.optimize import minimize
+    from scipy.special import digamma, gammaln
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(80, 3))
+    y = (rng.random(80) < 1 / (1 + np.exp(-x @ [1.0, -2.0, 0.0]))) * 1.0
+    fit = jaxem.fit(Logistic(), np.c_[x, y], key=KEY, stop=TIGHT)
+    assert fit.status == Status.CONVERGED
+    assert np.all(np.diff(np.asarray(fit.trace)[: int(fit.num_steps) + 1]) >= -1e-10)
+
+    def loss(t):
+        factor = np.zeros((3, 3))
+        factor[np.tril_indices(3)] = t[3:9]
+        mean, covariance, (a, b) = t[:3], factor @ factor.T, np.exp(t[9:])
+        spread = np.sqrt(np.einsum("nd,de,ne->n", x, covariance, x))
+        score = (2 * y - 1)[:, None] * ((x @ mean)[:, None] + spread[:, None] * NODES)
+        lik, log_alpha = -(np.logaddexp(0, -score) @ SHARES).sum(), digamma(a) - np.log(b)
+        prior = 0.5 * (3 * (log_alpha - LOG_2PI) - a / b * (mean @ mean + np.trace(covariance))) - a / b
+        entropy = 0.5 * (3 * (1 + LOG_2PI) + np.linalg.slogdet(covariance)[1])
+        return -(lik + prior + entropy + a - np.log(b) + gammaln(a) + (1 - a) * digamma(a))
+
+    best = minimize(loss, np.r_[np.zeros(3), np.eye(3)[np.tril_indices(3)], 0, 0], options={"gtol": 1e-7})
+    assert float(fit.elbo.total) == pytest.approx(-best.fun, abs=1e-7)
+    np.testing.assert_allclose(fit.model.means(fit.params)["w"].x, best.x[:3], atol=1e-4)
+
+
+def test_a_mixed_model_compiles_under_another_optimizer_and_never_falls(draws):
+    import optax
+
+    data = np.c_[np.random.default_rng(1).normal(size=(30, 3)), np.arange(30) % 2]
+    algorithm = jaxem.CoordinateAscent(optimizer=optax.adam(0.5), num_steps=3)
+    fit = jaxem.fit(Logistic(), data, key=KEY, algorithm=algorithm, max_steps=20)
+    trace = np.asarray(fit.trace)[: int(fit.num_steps) + 1]
+    assert np.all(np.diff(trace) >= -1e-9)
+    assert trace[-1] > trace[0]
+
+
+@jaxem.dataclass
+class Groups(MeanField):
+    """y_nk ~ N(theta_k, 1), theta_k ~ N(0, 1 / alpha), alpha a hyperparameter: no prior on it."""
+
+    conjugate: bool = jaxem.static(default=True)
+
+    def factors(self):
+        alpha = Factor(Delta(GAMMA), conjugate=self.conjugate)
+        return {"theta": Factor(NORMAL, (6,)), "alpha": alpha}
+
+    def expected_log_lik(self, means, x):
+        theta = means["theta"]
+        return -0.5 * (LOG_2PI + x**2 - 2 * x * theta.x[None] + theta.xx[None]).sum(1)
+
+    def expected_log_prior(self, means):
+        theta, alpha = means["theta"], means["alpha"]
+        return 0.5 * jnp.sum(alpha.log - LOG_2PI - alpha.x * theta.xx)
+
+
+def test_a_hyperparameter_is_the_maximum_of_the_evidence():
+    """Empirical Bayes by a point factor: in closed form, and by gradients where it is declared not conjugate."""
+    from scipy.optimize import minimize_scalar
+    from scipy.stats import norm
+
+    means = np.array([2.0, -1.5, 0.5, 3.0, -2.5, 1.0])
+    x = means + np.random.default_rng(0).normal(size=(5, 6))
+    # sum_k log N(mean of y_k; 0, 1 / alpha + 1 / 5) is the evidence up to a constant.
+    evidence = lambda log_alpha: -norm.logpdf(x.mean(0), 0, np.sqrt(np.exp(-log_alpha) + 0.2)).sum()
+    best = np.exp(minimize_scalar(evidence, bounds=(-5, 5), method="bounded", options={"xatol": 1e-10}).x)
+    for conjugate in (True, False):
+        fit = jaxem.fit(Groups(conjugate), x, key=KEY, stop=TIGHT, max_steps=500)
+        assert fit.status == Status.CONVERGED
+        assert float(fit.model.means(fit.params)["alpha"].x) == pytest.approx(best, rel=1e-4)
+
+
 class Broken:
     """One broken model each."""
 
@@ -228,6 +324,10 @@ class Broken:
         def expected_log_lik(self, means, x):
             return super().expected_log_lik(means, x) + means["y"].x * means["z"].one_hot[:, 0] - means["y"].xx
 
+    class LocalGradient(Clusters):
+        def factors(self):
+            return {name: f._replace(conjugate=not f.local) for name, f in super().factors().items()}
+
     class Summed(UnknownNormal):
         def expected_log_lik(self, means, x):
             return super().expected_log_lik(means, x).sum()
@@ -245,6 +345,11 @@ class Broken:
         (Broken.Improper, {}, "improper for factor 'tau'"),
         (Broken.Coupled, {"num": 2}, "elements of the plate of factor 'mean' are coupled"),
         (Broken.TwoLocals, {"num": 2}, "local factors 'y' and 'z' are coupled"),
+        (
+            Broken.LocalGradient,
+            {"num": 2},
+            "expected a conjugate factor where it is local; found conjugate=False of 'z'",
+        ),
         (Broken.Summed, {}, r"expected_log_lik: expected shape \(8,\), one for each row; found \(\)"),
         (Broken.Vector, {"num": 2}, r"expected_log_prior: expected a scalar; found shape \(2,\)"),
     ],

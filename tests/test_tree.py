@@ -46,6 +46,7 @@ CASES = {
     "unit": (constraints.UnitInterval(), np.array([0.1, 0.99])),
     "simplex": (constraints.Simplex(), np.array([[0.2, 0.5, 0.3], [0.9, 0.05, 0.05]])),
     "cholesky": (constraints.Cholesky(), np.linalg.cholesky(np.array([[[2.0, 0.3], [0.3, 0.5]]]))),
+    "definite": (constraints.PositiveDefinite(), np.array([[[2.0, 0.3], [0.3, 0.5]]])),
     "fixed": (constraints.Fixed(), np.array(3)),
 }
 

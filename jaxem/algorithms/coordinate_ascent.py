@@ -8,8 +8,9 @@ import numpy as np
 from jax import Array
 
 from jaxem import _tree
+from jaxem._ascent import ascend, check_optimizer
 from jaxem._numerics import is_concrete
-from jaxem._pytree import dataclass
+from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree
 from jaxem.algorithms.algorithm import Algorithm, EMState, accept
 from jaxem.elbo import ELBO
@@ -28,7 +29,11 @@ class CoordinateAscent(Algorithm):
     Attributes:
       damping: rho in (0, 1]; eta <- (1 - rho) eta + rho eta*, a natural-gradient step of size rho. 1 is coordinate
         ascent; a smaller one is slower, and the ELBO still never falls: its slope along that segment is
-        (1 - t) (eta* - eta)' F (eta* - eta) >= 0 with F the Fisher information on the way.
+        (1 - t) (eta* - eta)' F (eta* - eta) >= 0 with F the Fisher information on the way. For conjugate factors.
+      optimizer: an optax `GradientTransformation` for the factors that are not conjugate, after the others in each
+        sweep and in unconstrained coordinates; None for `optax.lbfgs()`. A result that lowers the ELBO is halved back
+        and at last not taken, as in `GeneralizedEM`.
+      num_steps: its updates in one sweep.
 
     Examples:
       See `jaxem.MeanField`.
@@ -39,35 +44,60 @@ class CoordinateAscent(Algorithm):
     """
 
     damping: float | Array = 1.0
+    optimizer: Any = static(default=None)
+    num_steps: int = static(default=5)
 
     def validate(self, model: Any, num_rows: int) -> None:
-        """Raises TypeError for a model that is no mean-field one, ValueError for a damping outside (0, 1]."""
+        """Raises TypeError for a model that is no mean-field one, and for settings out of range."""
         if not (isinstance(model, LatentModel) and model.sequential):
             raise TypeError(
                 f"algorithm: CoordinateAscent does not suit {type(model).__name__}; it is for mean-field models"
             )
         if is_concrete(self.damping) and not (np.ndim(self.damping) == 0 and 0 < self.damping <= 1):
             raise ValueError(f"damping: expected a number in (0, 1]; found {self.damping!r}")
+        check_optimizer(self.optimizer, self.num_steps)
 
     def step(self, model: Any, state: EMState, data: PyTree, weights: Array) -> EMState:
         """Scores the candidate, accepts it or ends the restart, and sweeps on."""
-        names = list(state.candidate)
+        factors = model.factors()
+        names = [name for name in state.candidate if factors[name].conjugate]
+
+        def score(params: PyTree) -> ELBO:
+            found = model.elbo_data(params, data, weights)
+            return ELBO(found, model.elbo_params(params).astype(found.dtype))
 
         def update(carry: tuple[PyTree, ELBO], index: Array) -> tuple[tuple[PyTree, ELBO], None]:
-            params, score = carry
+            params, scored = carry
             found = model.e_step(params, data, weights)
             total = ELBO(found.elbo_data, model.elbo_params(params).astype(found.elbo_data.dtype))
             best = model.m_step(params, found.stats)
             moved = {
-                name: _tree.where(index == j, self._damped(params[name], best[name]), params[name])
-                for j, name in enumerate(names)
+                name: _tree.where(index == names.index(name), self._damped(natural, best[name]), natural)
+                if name in names
+                else natural
+                for name, natural in params.items()
             }
-            return (moved, _tree.where(index == 0, total, score)), None
+            return (moved, _tree.where(index == 0, total, scored)), None
 
-        zero = jnp.zeros((), state.elbo.data.dtype)
-        start = (state.candidate, ELBO(zero, zero))
-        (candidate, elbo), _ = jax.lax.scan(update, start, jnp.arange(len(names), dtype=jnp.int32))
+        if names:
+            zero = jnp.zeros((), state.elbo.data.dtype)
+            start = (state.candidate, ELBO(zero, zero))
+            (candidate, elbo), _ = jax.lax.scan(update, start, jnp.arange(len(names), dtype=jnp.int32))
+        else:
+            candidate, elbo = state.candidate, score(state.candidate)
+        for name in state.candidate:
+            if name not in names:
+                candidate = self._climb(name, factors[name], candidate, score, jnp.sum(weights))
         return accept(model, state, elbo, candidate, weights)
 
     def _damped(self, old: PyTree, new: PyTree) -> PyTree:
         return jax.tree.map(lambda a, b: a + jnp.asarray(self.damping, a.dtype) * (b - a), old, new)
+
+    def _climb(self, name: str, factor: Any, params: PyTree, score: Any, total: Array) -> PyTree:
+        """Params with the parameters of one factor raised by the optimiser, or as they were."""
+        family = factor.family
+        objective = lambda own: score({**params, name: family.natural(**own)}).total
+        own = family.conventional(params[name])
+        raised = ascend(objective, own, family.constraints(factor.dim), self.optimizer, self.num_steps, total)
+        same = jnp.all(jnp.stack([jnp.all(a == b) for a, b in zip(raised.values(), own.values(), strict=True)]))
+        return {**params, name: _tree.where(same, params[name], family.natural(**raised))}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxem import _tree
-from jaxem._ascent import ascend
+from jaxem._ascent import ascend, check_optimizer
 from jaxem._numerics import weigh
 from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree
@@ -82,10 +82,7 @@ class GeneralizedEM(Algorithm):
         if not hasattr(model, "log_joint"):
             raise TypeError(f"algorithm: GeneralizedEM needs a model with a log_joint; found {type(model).__name__}")
         model.constraints()
-        if self.optimizer is not None and not hasattr(self.optimizer, "update"):
-            raise TypeError(f"optimizer: expected an optax GradientTransformation; found {self.optimizer!r}")
-        if isinstance(self.num_steps, bool) or not isinstance(self.num_steps, int) or self.num_steps < 1:
-            raise ValueError(f"num_steps: expected an integer >= 1; found {self.num_steps!r}")
+        check_optimizer(self.optimizer, self.num_steps)
 
     def settled(self, model: Any, step: Array) -> Array:
         """Whether a stop rule may be trusted from `step` on."""

@@ -40,6 +40,10 @@ class ExponentialFamily(ABC):
         """Conventional parameters, by the names that `natural` takes."""
 
     @abstractmethod
+    def constraints(self, dim: int = 1) -> dict[str, Any]:
+        """The domains of the conventional parameters, as `jaxem.constraints` objects; `dim` is D."""
+
+    @abstractmethod
     def log_normaliser(self, natural: Any) -> Array:
         """A(eta), one for each plate element."""
 
@@ -58,6 +62,10 @@ class ExponentialFamily(ABC):
     @abstractmethod
     def at_mode(self, natural: Any) -> Any:
         """t(x) at the mode of the density of x; NaN or infinite where there is none."""
+
+    @abstractmethod
+    def draw(self, key: Array, natural: Any) -> Any:
+        """t(x) of one draw for each plate element, in the dtype of `natural`."""
 
     @abstractmethod
     def distribution(self, natural: Any) -> Any:
@@ -86,7 +94,7 @@ class ExponentialFamily(ABC):
         return difference + self.inner(gap, self.means(natural))
 
     def expected_log_prob(self, natural: Any, means: Any) -> Array:
-        """E[log p(x | natural)] under any distribution with these means of t(x), nats."""
+        """E[log p(x | natural)] under any distribution with these means of t(x), nats; at t(x), log p(x | natural)."""
         return self.inner(natural, means) - self.log_normaliser(natural) + self.log_base(natural)
 
 
@@ -139,6 +147,10 @@ class Delta(ExponentialFamily):
         """Those of the other family."""
         return self.family.conventional(natural)
 
+    def constraints(self, dim: int = 1) -> dict[str, Any]:
+        """Those of the other family."""
+        return self.family.constraints(dim)
+
     def log_normaliser(self, natural: Any) -> Array:
         """That of the other family."""
         return self.family.log_normaliser(natural)
@@ -158,6 +170,10 @@ class Delta(ExponentialFamily):
 
     def at_mode(self, natural: Any) -> Any:
         """That of the other family."""
+        return self.family.at_mode(natural)
+
+    def draw(self, key: Array, natural: Any) -> Any:
+        """t(x) at the mode, whatever the key."""
         return self.family.at_mode(natural)
 
     def means(self, natural: Any) -> Any:

@@ -2,10 +2,12 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import multigammaln
 
+from jaxem import constraints
 from jaxem._numerics import einsum
 from jaxem.expfam.family import LOG_2PI, ExponentialFamily, as_floats
 
@@ -51,6 +53,10 @@ class MultivariateNormal(ExponentialFamily):
         precision = -2 * _symmetric(natural.xx)
         return {"mean": jnp.linalg.solve(precision, natural.x[..., None])[..., 0], "precision": precision}
 
+    def constraints(self, dim: int = 1) -> dict[str, Any]:
+        """The domains of the conventional parameters."""
+        return {"mean": constraints.Real(), "precision": constraints.PositiveDefinite()}
+
     def log_normaliser(self, natural: MultivariateNormalStatistics) -> Array:
         """A = mean' precision mean / 2 - log |precision| / 2."""
         precision = -2 * _symmetric(natural.xx)
@@ -74,6 +80,13 @@ class MultivariateNormal(ExponentialFamily):
         mean = self.conventional(natural)["mean"]
         return MultivariateNormalStatistics(mean, mean[..., :, None] * mean[..., None, :])
 
+    def draw(self, key: Array, natural: MultivariateNormalStatistics) -> MultivariateNormalStatistics:
+        """Statistics of a draw."""
+        params = self.conventional(natural)
+        noise = jax.random.normal(key, natural.x.shape, natural.x.dtype)
+        x = params["mean"] + _solve_transposed(jnp.linalg.cholesky(params["precision"]), noise[..., None])[..., 0]
+        return MultivariateNormalStatistics(x, x[..., :, None] * x[..., None, :])
+
     def distribution(self, natural: MultivariateNormalStatistics) -> Any:
         """A `distrax.MultivariateNormalFullCovariance`."""
         import distrax
@@ -94,6 +107,29 @@ def _wishart_log_normaliser(inverse_scale: Array, dof: Array) -> Array:
     return 0.5 * dof * (dim * jnp.log(2.0).astype(dof.dtype) - _log_det(inverse_scale)) + multigammaln(0.5 * dof, dim)
 
 
+def _wishart_root(key: Array, inverse_scale: Array, dof: Array) -> tuple[Array, Array]:
+    """B with B B' a draw of the precision matrix, and its log determinant: Bartlett's decomposition.
+
+    With inverse_scale = F F' and A lower triangular, A_ij normal and A_ii^2 chi-squared with dof - i (from i = 0)
+    degrees of freedom, B = F^-T A.
+    """
+    dim, dtype = inverse_scale.shape[-1], inverse_scale.dtype
+    diagonal_key, below_key = jax.random.split(key)
+    steps = jnp.arange(dim, dtype=dtype).reshape((1,) * dof.ndim + (dim,))
+    square = jnp.log(2.0).astype(dtype) + jax.random.loggamma(diagonal_key, 0.5 * (dof[..., None] - steps), dtype=dtype)
+    factor = jnp.linalg.cholesky(inverse_scale)
+    log_det = jnp.sum(square - 2 * jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)), -1)
+    below = jnp.tril(jax.random.normal(below_key, inverse_scale.shape, dtype), -1)
+    eye = jnp.broadcast_to(jnp.eye(dim, dtype=bool), below.shape)
+    lower = jnp.where(eye, jnp.exp(0.5 * square)[..., None], below)
+    return _solve_transposed(factor, lower), log_det
+
+
+def _solve_transposed(factor: Array, right: Array) -> Array:
+    """Factor^-T right, for lower triangular factors."""
+    return jax.lax.linalg.triangular_solve(factor, right, left_side=True, lower=True, transpose_a=True)
+
+
 class Wishart(ExponentialFamily):
     """Wishart distribution with mean dof * inverse_scale^-1, inverse_scale (..., D, D), dof > D - 1."""
 
@@ -107,6 +143,10 @@ class Wishart(ExponentialFamily):
     def conventional(self, natural: WishartStatistics) -> dict[str, Array]:
         """Inverse scale matrix and degrees of freedom."""
         return {"inverse_scale": -2 * _symmetric(natural.x), "dof": 2 * natural.log_det + natural.x.shape[-1] + 1}
+
+    def constraints(self, dim: int = 1) -> dict[str, Any]:
+        """The domains of the conventional parameters."""
+        return {"inverse_scale": constraints.PositiveDefinite(), "dof": constraints.Above(dim - 1)}
 
     def log_normaliser(self, natural: WishartStatistics) -> Array:
         """A = dof (D log 2 - log |inverse_scale|) / 2 + log Gamma_D(dof / 2)."""
@@ -126,6 +166,11 @@ class Wishart(ExponentialFamily):
         """Statistics of the mode (dof - D - 1) inverse_scale^-1, for dof > D + 1."""
         mode = natural.log_det[..., None, None] * jnp.linalg.inv(-_symmetric(natural.x))
         return WishartStatistics(mode, _log_det(mode))
+
+    def draw(self, key: Array, natural: WishartStatistics) -> WishartStatistics:
+        """Statistics of a draw, by Bartlett's decomposition."""
+        root, log_det = _wishart_root(key, **self.conventional(natural))
+        return WishartStatistics(einsum("...de,...fe->...df", root, root), log_det)
 
     def distribution(self, natural: WishartStatistics) -> Any:
         """A TensorFlow Probability `WishartTriL`."""
@@ -170,6 +215,15 @@ class NormalWishart(ExponentialFamily):
         dof = 2 * natural.log_det + location.shape[-1]
         return {"location": location, "strength": strength, "inverse_scale": inverse_scale, "dof": dof}
 
+    def constraints(self, dim: int = 1) -> dict[str, Any]:
+        """The domains of the conventional parameters."""
+        return {
+            "location": constraints.Real(),
+            "strength": constraints.Positive(),
+            "inverse_scale": constraints.PositiveDefinite(),
+            "dof": constraints.Above(dim - 1),
+        }
+
     def log_normaliser(self, natural: NormalWishartStatistics) -> Array:
         """A = that of the Wishart - D log(strength) / 2."""
         params = self.conventional(natural)
@@ -201,6 +255,19 @@ class NormalWishart(ExponentialFamily):
         )
         weighted = einsum("...de,...e->...d", precision, mean)
         return NormalWishartStatistics(precision, _log_det(precision), weighted, jnp.sum(weighted * mean, -1))
+
+    def draw(self, key: Array, natural: NormalWishartStatistics) -> NormalWishartStatistics:
+        """Statistics of a draw of (mean, precision matrix)."""
+        params = self.conventional(natural)
+        wishart_key, key = jax.random.split(key)
+        root, log_det = _wishart_root(wishart_key, params["inverse_scale"], params["dof"])
+        noise = jax.random.normal(key, natural.weighted_mean.shape, natural.weighted_mean.dtype)
+        # With precision = B B': B' mean, of which both statistics of the mean are made.
+        standardised = einsum("...de,...d->...e", root, params["location"])
+        standardised = standardised + noise / jnp.sqrt(params["strength"])[..., None]
+        weighted = einsum("...de,...e->...d", root, standardised)
+        precision = einsum("...de,...fe->...df", root, root)
+        return NormalWishartStatistics(precision, log_det, weighted, jnp.sum(standardised**2, -1))
 
     def distribution(self, natural: NormalWishartStatistics) -> Any:
         """Raises TypeError: no distrax distribution has this form; see `conventional`."""

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import betaln, gammaln
 
+from jaxem import constraints
 from jaxem.expfam.family import LOG_2PI, ExponentialFamily, as_floats
 
 
@@ -37,6 +38,10 @@ class Normal(ExponentialFamily):
         """Mean and precision."""
         return {"mean": -0.5 * natural.x / natural.xx, "precision": -2 * natural.xx}
 
+    def constraints(self, dim: int = 1) -> dict[str, Any]:
+        """The domains of the conventional parameters."""
+        return {"mean": constraints.Real(), "precision": constraints.Positive()}
+
     def log_normaliser(self, natural: NormalStatistics) -> Array:
         """A = precision mean^2 / 2 - log(precision) / 2."""
         return -0.25 * natural.x**2 / natural.xx - 0.5 * jnp.log(-2 * natural.xx)
@@ -58,6 +63,12 @@ class Normal(ExponentialFamily):
         """Statistics of the mean."""
         mean = self.conventional(natural)["mean"]
         return NormalStatistics(mean, mean**2)
+
+    def draw(self, key: Array, natural: NormalStatistics) -> NormalStatistics:
+        """Statistics of a draw."""
+        params = self.conventional(natural)
+        x = params["mean"] + jax.random.normal(key, natural.x.shape, natural.x.dtype) / jnp.sqrt(params["precision"])
+        return NormalStatistics(x, x**2)
 
     def distribution(self, natural: NormalStatistics) -> Any:
         """A `distrax.Normal`."""
@@ -92,6 +103,10 @@ class Gamma(ExponentialFamily):
         """Shape and rate."""
         return {"shape": natural.log + 1, "rate": -natural.x}
 
+    def constraints(self, dim: int = 1) -> dict[str, Any]:
+        """The domains of the conventional parameters."""
+        return {"shape": constraints.Positive(), "rate": constraints.Positive()}
+
     def log_normaliser(self, natural: GammaStatistics) -> Array:
         """A = log Gamma(shape) - shape log rate."""
         shape = natural.log + 1
@@ -110,6 +125,11 @@ class Gamma(ExponentialFamily):
         """Statistics of the mode (shape - 1) / rate, for shape > 1."""
         mode = -natural.log / natural.x
         return GammaStatistics(mode, jnp.log(mode))
+
+    def draw(self, key: Array, natural: GammaStatistics) -> GammaStatistics:
+        """Statistics of a draw; its logarithm is finite where a small shape makes x underflow."""
+        log = jax.random.loggamma(key, natural.log + 1, dtype=natural.log.dtype) - jnp.log(-natural.x)
+        return GammaStatistics(jnp.exp(log), log)
 
     def distribution(self, natural: GammaStatistics) -> Any:
         """A `distrax.Gamma`."""
@@ -140,6 +160,10 @@ class InverseGamma(ExponentialFamily):
         """Shape and scale."""
         return {"shape": -natural.log - 1, "scale": -natural.inverse}
 
+    def constraints(self, dim: int = 1) -> dict[str, Any]:
+        """The domains of the conventional parameters."""
+        return {"shape": constraints.Positive(), "scale": constraints.Positive()}
+
     def log_normaliser(self, natural: InverseGammaStatistics) -> Array:
         """A = log Gamma(shape) - shape log scale."""
         shape = -natural.log - 1
@@ -158,6 +182,11 @@ class InverseGamma(ExponentialFamily):
         """Statistics of the mode scale / (shape + 1)."""
         mode = natural.inverse / natural.log
         return InverseGammaStatistics(1 / mode, jnp.log(mode))
+
+    def draw(self, key: Array, natural: InverseGammaStatistics) -> InverseGammaStatistics:
+        """Statistics of a draw."""
+        log = jnp.log(-natural.inverse) - jax.random.loggamma(key, -natural.log - 1, dtype=natural.log.dtype)
+        return InverseGammaStatistics(jnp.exp(-log), log)
 
     def distribution(self, natural: InverseGammaStatistics) -> Any:
         """The reciprocal of a `distrax.Gamma`, as a TensorFlow Probability `InverseGamma`."""
@@ -188,6 +217,10 @@ class Beta(ExponentialFamily):
         """The counts a and b."""
         return {"a": natural.log + 1, "b": natural.log1m + 1}
 
+    def constraints(self, dim: int = 1) -> dict[str, Any]:
+        """The domains of the conventional parameters."""
+        return {"a": constraints.Positive(), "b": constraints.Positive()}
+
     def log_normaliser(self, natural: BetaStatistics) -> Array:
         """A = log B(a, b)."""
         return betaln(natural.log + 1, natural.log1m + 1)
@@ -205,6 +238,13 @@ class Beta(ExponentialFamily):
         """Statistics of the mode (a - 1) / (a + b - 2), for a, b > 1."""
         mode = natural.log / (natural.log + natural.log1m)
         return BetaStatistics(jnp.log(mode), jnp.log1p(-mode))
+
+    def draw(self, key: Array, natural: BetaStatistics) -> BetaStatistics:
+        """Statistics of a draw, exact near 0 and 1."""
+        first, second = jax.random.split(key)
+        a = jax.random.loggamma(first, natural.log + 1, dtype=natural.log.dtype)
+        b = jax.random.loggamma(second, natural.log1m + 1, dtype=natural.log.dtype)
+        return BetaStatistics(-jax.nn.softplus(b - a), -jax.nn.softplus(a - b))
 
     def distribution(self, natural: BetaStatistics) -> Any:
         """A `distrax.Beta`."""
@@ -234,6 +274,10 @@ class Bernoulli(ExponentialFamily):
         """The probability."""
         return {"prob": jax.nn.sigmoid(natural.x)}
 
+    def constraints(self, dim: int = 1) -> dict[str, Any]:
+        """The domains of the conventional parameters."""
+        return {"prob": constraints.UnitInterval()}
+
     def log_normaliser(self, natural: BernoulliStatistics) -> Array:
         """A = log(1 + exp(log-odds))."""
         return jax.nn.softplus(natural.x)
@@ -249,6 +293,11 @@ class Bernoulli(ExponentialFamily):
     def at_mode(self, natural: Any) -> Any:
         """The more probable value, 0 in a tie."""
         return BernoulliStatistics((natural.x > 0).astype(natural.x.dtype))
+
+    def draw(self, key: Array, natural: BernoulliStatistics) -> BernoulliStatistics:
+        """A draw: whether logistic noise is below the log-odds."""
+        noise = jax.random.logistic(key, natural.x.shape, natural.x.dtype)
+        return BernoulliStatistics((noise < natural.x).astype(natural.x.dtype))
 
     def distribution(self, natural: BernoulliStatistics) -> Any:
         """A `distrax.Bernoulli`."""
@@ -285,6 +334,15 @@ class NormalGamma(ExponentialFamily):
         rate = -natural.precision - 0.5 * strength * location**2
         return {"location": location, "strength": strength, "shape": natural.log_precision + 0.5, "rate": rate}
 
+    def constraints(self, dim: int = 1) -> dict[str, Any]:
+        """The domains of the conventional parameters."""
+        return {
+            "location": constraints.Real(),
+            "strength": constraints.Positive(),
+            "shape": constraints.Positive(),
+            "rate": constraints.Positive(),
+        }
+
     def log_normaliser(self, natural: NormalGammaStatistics) -> Array:
         """A = log Gamma(shape) - shape log rate - log(strength) / 2."""
         params = self.conventional(natural)
@@ -310,6 +368,16 @@ class NormalGamma(ExponentialFamily):
         params = self.conventional(natural)
         precision, mean = natural.log_precision / params["rate"], params["location"]
         return NormalGammaStatistics(precision, jnp.log(precision), precision * mean, precision * mean**2)
+
+    def draw(self, key: Array, natural: NormalGammaStatistics) -> NormalGammaStatistics:
+        """Statistics of a draw of (mean, precision)."""
+        params = self.conventional(natural)
+        gamma_key, key = jax.random.split(key)
+        noise = jax.random.normal(key, natural.precision.shape, natural.precision.dtype) / jnp.sqrt(params["strength"])
+        log = jax.random.loggamma(gamma_key, params["shape"], dtype=noise.dtype) - jnp.log(params["rate"])
+        root = jnp.exp(0.5 * log)
+        standardised = root * params["location"] + noise  # sqrt(precision) * mean
+        return NormalGammaStatistics(jnp.exp(log), log, root * standardised, standardised**2)
 
     def distribution(self, natural: NormalGammaStatistics) -> Any:
         """Raises TypeError: no distrax distribution has this form; see `conventional`."""

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import gammaln, logsumexp
 
+from jaxem import constraints
 from jaxem.expfam.family import ExponentialFamily, as_floats
 
 
@@ -30,6 +31,10 @@ class Dirichlet(ExponentialFamily):
         """The concentration."""
         return {"concentration": natural.log + 1}
 
+    def constraints(self, dim: int = 1) -> dict[str, Any]:
+        """The domains of the conventional parameters."""
+        return {"concentration": constraints.Positive()}
+
     def log_normaliser(self, natural: DirichletStatistics) -> Array:
         """A = sum log Gamma(concentration) - log Gamma(sum concentration)."""
         concentration = natural.log + 1
@@ -46,6 +51,11 @@ class Dirichlet(ExponentialFamily):
     def at_mode(self, natural: Any) -> Any:
         """Statistics of the mode (concentration - 1) / sum, for concentrations > 1."""
         return DirichletStatistics(jnp.log(natural.log / jnp.sum(natural.log, -1, keepdims=True)))
+
+    def draw(self, key: Array, natural: DirichletStatistics) -> DirichletStatistics:
+        """Statistics of a draw; finite where small concentrations make proportions underflow."""
+        logs = jax.random.loggamma(key, natural.log + 1, dtype=natural.log.dtype)
+        return DirichletStatistics(jax.nn.log_softmax(logs, -1))
 
     def distribution(self, natural: DirichletStatistics) -> Any:
         """A `distrax.Dirichlet`."""
@@ -74,6 +84,10 @@ class Categorical(ExponentialFamily):
         """The probabilities."""
         return {"prob": jax.nn.softmax(natural.one_hot, -1)}
 
+    def constraints(self, dim: int = 1) -> dict[str, Any]:
+        """The domains of the conventional parameters."""
+        return {"prob": constraints.Simplex()}
+
     def log_normaliser(self, natural: CategoricalStatistics) -> Array:
         """A = log sum exp(logits)."""
         return logsumexp(natural.one_hot, -1)
@@ -91,6 +105,12 @@ class Categorical(ExponentialFamily):
         """One-hot of the most probable state, ties to the lowest index."""
         logits = natural.one_hot
         return CategoricalStatistics(jax.nn.one_hot(jnp.argmax(logits, -1), logits.shape[-1], dtype=logits.dtype))
+
+    def draw(self, key: Array, natural: CategoricalStatistics) -> CategoricalStatistics:
+        """One-hot of a draw."""
+        logits = natural.one_hot
+        state = jax.random.categorical(key, logits, -1)
+        return CategoricalStatistics(jax.nn.one_hot(state, logits.shape[-1], dtype=logits.dtype))
 
     def distribution(self, natural: CategoricalStatistics) -> Any:
         """A `distrax.Categorical`."""

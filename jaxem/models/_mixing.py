@@ -2,13 +2,13 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import betaln, digamma, gammaln
 
 from jaxem import constraints
 from jaxem._pytree import dataclass
+from jaxem.expfam import Beta, Dirichlet
 
 
 @dataclass
@@ -44,9 +44,25 @@ class DirichletMixing:
         """(K,) expected counts behind the posterior."""
         return self.concentration - prior
 
+    def prior(self, concentration: Array) -> "DirichletMixing":
+        """The prior itself, in the form of a posterior."""
+        return DirichletMixing(jnp.full_like(self.concentration, concentration))
+
+    def draw_logs(self, key: Array, fixed: bool) -> Any:
+        """What is drawn, in logarithms that do not underflow: log proportions (K,)."""
+        return Dirichlet().draw(key, Dirichlet().natural(self.concentration))
+
+    def log_mixing(self, logs: Any, fixed: bool) -> Array:
+        """(K,) log proportions of what `draw_logs` returns."""
+        return logs.log
+
+    def log_prob(self, logs: Any, fixed: bool) -> Array:
+        """Log density of the proportions that `draw_logs` returns, nats."""
+        return Dirichlet().expected_log_prob(Dirichlet().natural(self.concentration), logs)
+
     def draw(self, key: Array, fixed: bool) -> Array:
         """(K,) proportions."""
-        return jax.random.dirichlet(key, self.concentration, dtype=self.concentration.dtype)
+        return jnp.exp(self.log_mixing(self.draw_logs(key, fixed), fixed))
 
     def rank(self) -> Array:
         """(K,) the order in which components are shown: by expected mixing, largest first."""
@@ -131,10 +147,29 @@ class StickMixing:
         """(K,) expected counts behind the posterior."""
         return self.taken - 1
 
+    def prior(self, concentration: Array) -> "StickMixing":
+        """The prior itself in the form of a posterior, with the same sticks for the components."""
+        return StickMixing(jnp.ones_like(self.taken), jnp.full_like(self.left, concentration), self.position)
+
+    def draw_logs(self, key: Array, fixed: bool) -> Any:
+        """What is drawn, in logarithms that do not underflow: log v and log(1 - v) of each component's stick, (K,).
+
+        The sticks, not the proportions: those of late sticks are differences of numbers near 1.
+        """
+        return Beta().draw(key, Beta().natural(self.taken, self.left))
+
+    def log_mixing(self, logs: Any, fixed: bool) -> Array:
+        """(K,) log proportions of what `draw_logs` returns."""
+        return jnp.where(self._last() & fixed, 0, logs.log) + self._before(logs.log1m)
+
+    def log_prob(self, logs: Any, fixed: bool) -> Array:
+        """Log density of the sticks that `draw_logs` returns, nats; a last stick that is fixed has none."""
+        each = Beta().expected_log_prob(Beta().natural(self.taken, self.left), logs)
+        return jnp.sum(jnp.where(self._last() & fixed, 0, each))
+
     def draw(self, key: Array, fixed: bool) -> Array:
         """(K,) proportions; they sum to less than 1 where a mass is left."""
-        stick = jax.random.beta(key, self.taken, self.left, dtype=self.taken.dtype)
-        return jnp.where(self._last() & fixed, 1, stick) * jnp.exp(self._before(jnp.log1p(-stick)))
+        return jnp.exp(self.log_mixing(self.draw_logs(key, fixed), fixed))
 
     def rank(self) -> Array:
         """(K,) the order in which components are shown: that of their sticks."""

@@ -39,13 +39,15 @@ def _check_params(model: Any, params: PyTree) -> None:
 
 
 def _standard(factors: dict[str, Any], num: int, key: Array, size: float) -> dict[str, Any]:
-    """Mean parameters of standard factors, moved at random: the functions are polynomials, defined anywhere."""
+    """Mean parameters of standard factors, the conjugate ones moved at random: polynomials are defined anywhere."""
     means = {}
     for name, f in factors.items():
         plate = (num, *f.plate) if f.local else f.plate
         family = f.family.family if isinstance(f.family, Delta) else f.family
         means[name] = family.means(family.standard(f.dim, plate, jnp.float64))
-    return _moved(means, key, size)
+    # Functions of a factor that is not conjugate need its means in their domain.
+    moved = _moved(means, key, size)
+    return {name: moved[name] if f.conjugate else means[name] for name, f in factors.items()}
 
 
 def _moved(tree: PyTree, key: Array, size: float) -> PyTree:
@@ -102,6 +104,12 @@ def _check_factor(name: str, factors: dict[str, Any], gradient: Any, point: Any,
     """The gradient in one factor's means must not depend on them, and not be zero everywhere."""
     if all(not np.any(leaf) for leaf in jax.tree.leaves(own)):
         raise ValueError(f"factors: {name!r} is never used by expected_log_lik or expected_log_prior")
+    if not factors[name].conjugate:
+        if factors[name].local:
+            raise ValueError(
+                f"factors: expected a conjugate factor where it is local; found conjugate=False of {name!r}"
+            )
+        return
     key = jax.random.key(1)
     if not _differs(gradient({**point, name: _moved(point[name], key, 0.1)})[name], own):
         return
@@ -118,7 +126,7 @@ def _check_factor(name: str, factors: dict[str, Any], gradient: Any, point: Any,
             )
     raise ValueError(
         f"expected_log_lik, expected_log_prior: not linear in the mean parameters of factor {name!r}, so its update is "
-        "no gradient; write the expectation in terms of its statistics"
+        "no gradient; write the expectation in terms of its statistics, or declare it with conjugate=False"
     )
 
 
@@ -135,10 +143,11 @@ def _check_locals(factors: dict[str, Any], gradient: Any, point: Any, own: Any) 
 
 def _check_prior(model: Any, factors: dict[str, Any]) -> None:
     """Given proper values of the others, the prior alone must be a distribution; but for point estimates."""
-    proper = _standard({n: f for n, f in factors.items() if not f.local}, 0, jax.random.key(0), 0.0)
-    for name, eta in _prior_gradient(model, proper).items():
+    point = _standard({n: f for n, f in factors.items() if not f.local}, 0, jax.random.key(0), 0.0)
+    for name, eta in _prior_gradient(model, point).items():
         family = factors[name].family
-        if not isinstance(family, Delta) and not np.all(family.valid(eta)):
+        proper = isinstance(family, Delta) or not factors[name].conjugate or np.all(family.valid(eta))
+        if not proper:
             raise ValueError(
                 f"expected_log_prior: improper for factor {name!r}: its natural parameters {tuple(map(str, eta))} are "
                 f"outside the domain of {family!r}"

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem import _tree
+from jaxem import _tree, constraints
 from jaxem._numerics import is_concrete, weigh
 from jaxem._pytree import dataclass, static
 from jaxem._tree import BLOCK_ROWS, PyTree, float_dtype, map_rows, num_rows, sum_rows
@@ -267,7 +267,14 @@ class BayesianMixture(DiscreteLatent):
 
     def constraints(self) -> BayesianMixtureParams:
         """Those of the two posteriors."""
-        return BayesianMixtureParams(MIXINGS[self.mixing].constraints(), self._prior.constraints(self.family))
+        prior = default_prior(self.family) if self.prior is None else self.prior
+        return BayesianMixtureParams(MIXINGS[self.mixing].constraints(), prior.constraints(self.family))
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Settings that `EmpiricalBayes` can estimate, each with its constraint."""
+        prior = default_prior(self.family) if self.prior is None else self.prior
+        found = {f"prior.{name}": c for name, c in prior.hyperparameters(self.family).items()}
+        return {"concentration": constraints.Positive(), **found}
 
     def step_cost(self, data: PyTree) -> int:
         """N K D, as a rough size."""

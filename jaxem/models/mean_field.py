@@ -23,12 +23,15 @@ class Factor(NamedTuple):
       plate: shape of independent copies, such as (K,).
       dim: D or K of a vector-valued family.
       local: whether each observation has one of its own (its leaves then have a leading axis N); else it is global.
+      conjugate: whether the two functions are linear in its means, so that its update is in closed form; where not,
+        a global factor climbs by gradients (`CoordinateAscent(optimizer)`).
     """
 
     family: ExponentialFamily
     plate: tuple[int, ...] = ()
     dim: int = 1
     local: bool = False
+    conjugate: bool = True
 
 
 class MeanField(LatentModel):
@@ -41,7 +44,7 @@ class MeanField(LatentModel):
         expected_log_prior(means)     -> ()      E_q[log p(globals)], nats
 
     `means` maps names to the factors' mean parameters, E_q[t(z_j)], named tuples such as (x, xx) of a Normal; those of
-    local factors have a leading axis n. Both functions must be linear in the means of each factor. Then
+    local factors have a leading axis n. Both functions must be linear in the means of each factor; then
 
         log q_j* = E_{i != j}[log p(x, z)] + const    <=>    eta_j* = d E_q[log p] / d means_j
 
@@ -53,6 +56,11 @@ class MeanField(LatentModel):
     Local factors are solved exactly inside the E-step; the params are natural parameters of the global ones. An
     E-step's statistics are d(sum expected_log_lik) / d means, additive over data, so weights and chunks apply. `fit`
     climbs with `CoordinateAscent()`.
+
+    A global factor that is not conjugate is declared with `conjugate=False`: the functions may depend on its means in
+    any differentiable way (they determine q, so that E_q[log p] may be a quadrature or a known bound), and its
+    parameters climb the same ELBO by an optax optimiser while the others keep their closed forms. `Delta(family)` with
+    `conjugate=False` is a point that maximises the ELBO: a hyperparameter of empirical Bayes.
 
     What `fit` refuses, by name of the factor: a function that is not linear in a factor's means, that couples elements
     of one plate or two local factors (their parallel updates could lower the ELBO), a factor never used, an improper
@@ -134,20 +142,31 @@ class MeanField(LatentModel):
         """Solves the local factors; statistics are gradients of the expected log-likelihood in the global means."""
         if not isinstance(rule, Exact | None):
             raise TypeError(f"rule: a MeanField model has an exact E-step only; found {rule!r}")
-        means, named = self.means(params), self._named(local=True)
+        means = self.means(params)
 
         def block(x: PyTree, w: Array) -> EStep:
-            local = self._local(jax.lax.stop_gradient(means), x)
-            found = {name: named[name].family.means(natural) for name, natural in local.items()}
-            value = lambda m: jnp.sum(weigh(w, self.expected_log_lik({**m, **found}, x)))
-            total, gradient = jax.value_and_grad(value)(means)
-            for name, natural in local.items():
-                entropy = named[name].family.entropy(natural)
-                total = total + jnp.sum(weigh(w, entropy.reshape(w.shape[0], -1)))
+            total, gradient = jax.value_and_grad(self._value)(means, x, w)
             return EStep(gradient, total)
 
         weights = jnp.ones(num_rows(data), float_dtype(data)) if weights is None else weights
         return sum_rows(block, data, weights, BLOCK_ROWS)
+
+    def _value(self, means: dict[str, Any], x: PyTree, w: Array) -> Array:
+        """ELBO.data of rows. Local factors are at their optimum, so that they carry no derivative."""
+        named = self._named(local=True)
+        local = self._local(jax.lax.stop_gradient(means), x)
+        found = {name: named[name].family.means(natural) for name, natural in local.items()}
+        total = jnp.sum(weigh(w, self.expected_log_lik({**means, **found}, x)))
+        for name, natural in local.items():
+            entropy = named[name].family.entropy(natural)
+            total = total + jnp.sum(weigh(w, entropy.reshape(w.shape[0], -1)))
+        return total
+
+    def elbo_data(self, params: PyTree, data: PyTree, weights: Array | None = None, key: Array | None = None) -> Array:
+        """ELBO.data with local factors solved, nats; differentiable in params."""
+        weights = jnp.ones(num_rows(data), float_dtype(data)) if weights is None else weights
+        means = self.means(params)
+        return sum_rows(lambda x, w: self._value(means, x, w), data, weights, BLOCK_ROWS)
 
     def m_step(self, params: PyTree, stats: PyTree) -> PyTree:
         """eta_j* of every global factor, each given the others as they are in `params`."""

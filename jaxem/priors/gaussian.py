@@ -34,6 +34,16 @@ class GaussianPosterior:
     dof: Array
 
     @property
+    def mean(self) -> Array:
+        """(K, D) expected means."""
+        return self.plug.mean
+
+    @property
+    def covariance(self) -> Array:
+        """(K, D, D) inverses of the expected precisions."""
+        return self.plug.covariance
+
+    @property
     def inverse_scale(self) -> Array:
         """(K, D, D) C, the inverse scale matrices, whatever the shape they are stored in."""
         return jnp.broadcast_to(self.dof, self.strength.shape)[:, None, None] * self.plug.covariance
@@ -267,12 +277,45 @@ class GaussianPrior(Prior):
     def _noise(self, key: Array, plug: GaussianParams) -> Array:
         return jax.random.normal(key, plug.mean.shape, plug.mean.dtype)
 
+    def log_prob(self, family: Gaussian, posterior: GaussianPosterior, params: GaussianParams) -> Array:
+        """(K,) log density of means and precisions: matrices, or one number for each column (diag) or all (spherical).
+
+        A tied precision is one variable, of which each component has a K-th. In coordinates whitened by `params`.
+        """
+        plug, strength, dof = posterior.plug, posterior.strength, posterior.dof
+        num, dim = plug.mean.shape
+        shape, inverse = family._shape, family._inverse(params)
+        log_precision = -2 * shape.log_det(params.scale, dim)  # log |precision|
+        normaliser, _ = self._wishart(family, dof, self._log_det(family, plug.scale, dof, dim), dim)
+        if family.covariance in ("full", "tied"):
+            trace = jnp.sum(einsum("...de,...ef->...df", inverse, plug.scale) ** 2, (-2, -1))
+            power = 0.5 * (dof - dim - 1)
+        elif family.covariance == "diag":
+            trace, power = jnp.sum((inverse * plug.scale) ** 2, 1), 0.5 * dof - 1
+        else:
+            # One precision whose log determinant is D times its logarithm.
+            trace, power = dim * (inverse * plug.scale) ** 2, 0.5 * dof - 1 / dim
+        precision = power * log_precision - 0.5 * dof * trace - normaliser
+        if family.covariance == "tied":
+            precision = precision / num
+        distance = jnp.sum(shape.unwhiten(inverse, params.mean - plug.mean) ** 2, 1)
+        mean = dim * jnp.log(strength / (2 * jnp.pi)) + log_precision - strength * distance
+        return precision + 0.5 * mean
+
     def order(self, family: Gaussian, posterior: GaussianPosterior, index: Array) -> GaussianPosterior:
         """Components in another order; what is tied stays."""
         dof = posterior.dof if family.covariance == "tied" else posterior.dof[index]
         return GaussianPosterior(family.order(posterior.plug, index), posterior.strength[index], dof)
 
+    def hyperparameters(self, family: Gaussian) -> dict[str, Any]:
+        """Strength and mean; of diag and spherical covariances dof and inverse_scale as well."""
+        found: dict[str, Any] = {"strength": constraints.Positive(), "mean": constraints.Real()}
+        if family.covariance in ("diag", "spherical"):
+            found |= {"dof": constraints.Positive(), "inverse_scale": constraints.Positive()}
+        return found
+
     def constraints(self, family: Gaussian) -> GaussianPosterior:
         """Those of the plug-in Gaussians, positive strengths, and dof above its bound."""
-        low = self.mean.shape[0] - 1 if family.covariance in ("full", "tied") else 0
+        joint = self.mean is not None and family.covariance in ("full", "tied")
+        low = self.mean.shape[0] - 1 if joint else 0  # before `bind` the number of columns is not known
         return GaussianPosterior(family.constraints(), constraints.Positive(), constraints.Above(low))  # type: ignore[arg-type]

@@ -60,8 +60,21 @@ class Prior(ABC):
         """Params of the family drawn from q(theta)."""
 
     @abstractmethod
+    def log_prob(self, family: Any, posterior: Any, params: PyTree) -> Array:
+        """(K,) log density of `params`, as `draw` returns them, under a posterior of this prior's form, nats.
+
+        Of the prior itself with `posterior(family, K)`. All constants are in; the density is with respect to the
+        variables that the class names (precisions, not covariances), the same for prior and posterior, so that their
+        ratio is that of any other choice. What components share is shared out equally between them.
+        """
+
+    @abstractmethod
     def constraints(self, family: Any) -> Any:
         """A constraint at each leaf of a posterior."""
+
+    def hyperparameters(self, family: Any) -> dict[str, Any]:
+        """Settings that may be estimated, by name, each with its constraint; see `EmpiricalBayes`."""
+        return {}
 
     def order(self, family: Any, posterior: Any, index: Array) -> Any:
         """The posterior with the components in another order; every leaf has a leading axis K by default."""

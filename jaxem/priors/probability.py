@@ -139,6 +139,22 @@ class DirichletPrior(Prior):
         logs = jax.random.loggamma(key, a, dtype=a.dtype)
         return self._params(family, jnp.exp(logs - items.spread(items.log_total(logs))))
 
+    def log_prob(self, family: Any, posterior: DirichletPosterior, params: Any) -> Array:
+        """(K,) log density of the probabilities; one that has underflowed counts as the smallest normal number."""
+        items, a = self._items(family), posterior.concentration
+        if isinstance(family, Bernoulli):
+            probs = jnp.stack([1 - params.prob, params.prob], 2).reshape(a.shape)
+            # 1 - prob is known to half the spacing of floats below 1.
+            floor = jnp.asarray([0.25 * jnp.finfo(a.dtype).eps, jnp.finfo(a.dtype).tiny], a.dtype)
+            logs = jnp.log(jnp.maximum(probs, jnp.tile(floor, a.shape[1] // 2)[None]))
+        else:
+            logs = jnp.log(jnp.maximum(jnp.concatenate(params.probs, 1), jnp.finfo(a.dtype).tiny))
+        return jnp.sum((a - 1) * logs - gammaln(a), 1) + jnp.sum(gammaln(items.total(a)), 1)
+
+    def hyperparameters(self, family: Any) -> dict[str, Any]:
+        """The concentrations."""
+        return {"concentration": constraints.Positive()}
+
     def constraints(self, family: Any) -> DirichletPosterior:
         """Positive numbers."""
         return DirichletPosterior(constraints.Positive())  # type: ignore[arg-type]

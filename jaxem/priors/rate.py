@@ -5,14 +5,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.scipy.special import digamma, gammaln
+from jax.scipy.special import gammaln
 
 from jaxem import constraints
 from jaxem._numerics import einsum
 from jaxem._pytree import dataclass
 from jaxem.expfam import Gamma
+from jaxem.expfam.scalar import GammaStatistics
 from jaxem.families import Exponential, ExponentialParams, Poisson, PoissonParams
 from jaxem.families._checks import check_array
+from jaxem.families._special import bend, log_minus_digamma, log_peak
 from jaxem.priors.prior import Prior
 
 
@@ -79,31 +81,41 @@ class GammaPrior(Prior):
 
     def plug_in(self, family: Any, posterior: GammaPosterior) -> tuple[Any, Array]:
         """Rates exp(E log rate) for counts, E rate for times; and what is missing."""
-        shape, rate = posterior.shape, posterior.rate
+        mean, gap = posterior.shape / posterior.rate, log_minus_digamma(posterior.shape)  # log E rate - E log rate
         if isinstance(family, Poisson):
-            plug = jnp.exp(digamma(shape)) / rate
-            return PoissonParams(plug), jnp.sum(plug - shape / rate, 1)
-        return ExponentialParams(shape / rate), jnp.sum(digamma(shape) - jnp.log(shape), 1)
+            return PoissonParams(mean * jnp.exp(-gap)), jnp.sum(mean * jnp.expm1(-gap), 1)
+        return ExponentialParams(mean), -jnp.sum(gap, 1)
 
     def kl(self, family: Any, posterior: GammaPosterior) -> Array:
-        """That of K D pairs of gamma distributions."""
-        prior = self.posterior(family, posterior.shape.shape[0])
-        gamma = Gamma()
-        return jnp.sum(gamma.kl(gamma.natural(posterior.shape, posterior.rate), gamma.natural(prior.shape, prior.rate)))
+        """That of K D pairs of gamma distributions, in a form that keeps its digits for any shape."""
+        a, a0 = posterior.shape, self.shape[None]
+        ratio = (a / posterior.rate) / (a0 / self.rate[None])
+        return jnp.sum(log_peak(a) - log_peak(a0) - (a - a0) * log_minus_digamma(a) + a0 * bend(ratio - 1))
 
     def log_predictive(self, family: Any, posterior: GammaPosterior, x: Array) -> Array:
         """Negative binomial or Lomax, in O(N K D) memory of the rows given."""
         x, shape, rate = x[:, None], posterior.shape[None], posterior.rate[None]
         if not isinstance(family, Poisson):
             return jnp.sum(jnp.log(shape / rate) - (shape + 1) * jnp.log1p(x / rate), -1)
-        # log Gamma(x + a) / (Gamma(a) x!) + a log(b / (b + 1)) - x log(b + 1)
-        coefficient = gammaln(x + shape) - gammaln(shape) - gammaln(x + 1)
-        return jnp.sum(coefficient - shape * jnp.log1p(1 / rate) - x * jnp.log1p(rate), -1)
+        # log Gamma(x + a) / (Gamma(a) x!) + a log(b / (b + 1)) - x log(b + 1), with Gamma by its peak
+        peaks = log_peak(shape) - log_peak(x + shape) - gammaln(x + 1) - x
+        rest = shape * (jnp.log1p(x / shape) - jnp.log1p(1 / rate)) + x * jnp.log((x + shape) / (1 + rate))
+        return jnp.sum(peaks + rest, -1)
 
     def draw(self, key: Array, family: Any, posterior: GammaPosterior) -> Any:
         """Rates."""
         rate = jax.random.gamma(key, posterior.shape, dtype=posterior.shape.dtype) / posterior.rate
         return PoissonParams(rate) if isinstance(family, Poisson) else ExponentialParams(rate)
+
+    def log_prob(self, family: Any, posterior: GammaPosterior, params: Any) -> Array:
+        """(K,) log density of the rates; a rate that has underflowed counts as the smallest normal number."""
+        rate = jnp.maximum(params.rate, jnp.finfo(params.rate.dtype).tiny)
+        natural = Gamma().natural(posterior.shape, posterior.rate)
+        return jnp.sum(Gamma().expected_log_prob(natural, GammaStatistics(rate, jnp.log(rate))), 1)
+
+    def hyperparameters(self, family: Any) -> dict[str, Any]:
+        """Shape and rate."""
+        return {"shape": constraints.Positive(), "rate": constraints.Positive()}
 
     def constraints(self, family: Any) -> GammaPosterior:
         """Positive numbers."""

@@ -1,0 +1,171 @@
+"""Empirical Bayes: the settings of a prior estimated by maximising the same ELBO."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxem._ascent import ascend, check_optimizer
+from jaxem._pytree import dataclass, static
+from jaxem._tree import PyTree
+from jaxem.constraints import Constraint
+from jaxem.model import EStep, Health, LatentModel
+from jaxem.rules import Rule
+from jaxem.stopping import StopRule
+
+
+@dataclass
+class EmpiricalBayesParams:
+    """Params of the model inside, and the settings that are estimated.
+
+    Attributes:
+      inner: the posterior, params of the model.
+      settings: name -> array.
+    """
+
+    inner: PyTree
+    settings: dict[str, Array]
+
+
+def _get(model: Any, path: str) -> Any:
+    for name in path.split("."):
+        model = getattr(model, name)
+    return model
+
+
+def _replace(model: Any, path: str, value: Any) -> Any:
+    name, _, rest = path.partition(".")
+    inner = _replace(getattr(model, name), rest, value) if rest else value
+    return dataclasses.replace(model, **{name: inner})
+
+
+@dataclass
+class EmpiricalBayes(LatentModel):
+    """A model with a prior whose settings alpha are estimated too, by maximising the bound on the evidence
+
+        ELBO(q, alpha) <= log of the integral of p(data, z | theta) p(theta | alpha) dz dtheta.
+
+    An M-step updates the posterior and then raises ELBO.params in alpha by a few steps of an optax optimiser in
+    unconstrained coordinates, halved back where they would lower it. Neither lowers the ELBO, so it never falls, and
+    the fit is one fit: restarts, statuses, weights and chunks as usual. alpha starts at the model's own settings.
+
+    A setting may have no finite optimum: of equal proportions the bound rises in `concentration` without end, by less
+    and less, and a prior of as many settings as there are parameters shrinks onto them. Watch `fit.params.settings`.
+
+    Of a `MeanField` model estimate settings by factors `Delta(family)` instead, whose updates are in closed form.
+
+    Attributes:
+      model: a model with `hyperparameters()`, as `BayesianMixture`.
+      names: which settings, of the keys of `model.hyperparameters()`: ("concentration",), ("prior.rate", ...).
+      optimizer: an optax `GradientTransformation`; None for `optax.lbfgs()`.
+      num_steps: its updates in one M-step.
+
+    References:
+      Beal and Ghahramani (2003), The variational Bayesian EM algorithm for incomplete data; Bishop (2006), section 3.5.
+
+    Examples:
+      >>> import jax, jaxem, numpy as np
+      >>> rng = np.random.default_rng(0)
+      >>> x = rng.poisson(rng.gamma(3.0, 2.0, (4, 20))[rng.integers(4, size=300)])
+      >>> model = EmpiricalBayes(jaxem.BayesianMixture(jaxem.families.Poisson(), 4), ("prior.shape", "prior.rate"))
+      >>> fit = jaxem.fit(model, x, key=jax.random.key(0), num_restarts=4)
+      >>> inside, posterior = fit.model.inside(fit.params)  # a BayesianMixture with the estimated prior
+      >>> inside.prior.shape.shape
+      (20,)
+    """
+
+    model: Any
+    names: tuple[str, ...] = static()
+    optimizer: Any = static(default=None)
+    num_steps: int = static(default=5)
+
+    def inside(self, params: EmpiricalBayesParams) -> tuple[Any, PyTree]:
+        """The bound model with the estimated settings, and its params; for predictions."""
+        model = self.model
+        for name, value in params.settings.items():
+            model = _replace(model, name, value)
+        return model, params.inner
+
+    def _constraints(self) -> dict[str, Constraint]:
+        known = self.model.hyperparameters()
+        return {name: known[name] for name in self.names}
+
+    def validate(self, data: PyTree, params: EmpiricalBayesParams | None) -> None:
+        """Checks that the model has such settings, and the model itself."""
+        if not hasattr(self.model, "hyperparameters"):
+            raise TypeError(f"model: expected one with hyperparameters(), as BayesianMixture; found {self.model!r}")
+        if not isinstance(self.names, tuple) or not self.names:
+            raise TypeError(f"names: expected a tuple of at least one name; found {self.names!r}")
+        known = self.model.hyperparameters()
+        for name in self.names:
+            if name not in known:
+                raise ValueError(f"names: expected some of {', '.join(known)}; found {name!r}")
+        check_optimizer(self.optimizer, self.num_steps)
+        self.model.validate(data, None if params is None else params.inner)
+
+    def bind(self, data: PyTree, weights: Array) -> "EmpiricalBayes":
+        """The model inside, bound."""
+        return dataclasses.replace(self, model=self.model.bind(data, weights))
+
+    def init(self, key: Array, data: PyTree, weights: Array) -> EmpiricalBayesParams:
+        """A start of the model inside, with its own settings."""
+        settings = {name: jnp.asarray(_get(self.model, name)) for name in self.names}
+        return EmpiricalBayesParams(self.model.init(key, data, weights), settings)
+
+    def e_step(self, params: PyTree, data: PyTree, weights: Array | None = None, rule: Rule | None = None) -> EStep:
+        """That of the model inside, which the settings do not enter."""
+        model, inner = self.inside(params)
+        return model.e_step(inner, data, weights, rule)
+
+    def m_step(self, params: EmpiricalBayesParams, stats: PyTree) -> EmpiricalBayesParams:
+        """The posterior's update, then that of the settings."""
+        model, inner = self.inside(params)
+        found = model.m_step(inner, stats)
+        objective = lambda settings: self.elbo_params(EmpiricalBayesParams(found, settings))
+        one = jnp.ones((), next(iter(params.settings.values())).dtype)
+        raised = ascend(objective, params.settings, self._constraints(), self.optimizer, self.num_steps, one)
+        return EmpiricalBayesParams(found, raised)
+
+    def prepare(self, params: EmpiricalBayesParams) -> EmpiricalBayesParams:
+        """Prepared params of the model inside."""
+        model, inner = self.inside(params)
+        return EmpiricalBayesParams(model.prepare(inner), params.settings)
+
+    def rebase(self, stats: PyTree, old: EmpiricalBayesParams, new: EmpiricalBayesParams) -> PyTree:
+        """That of the model inside."""
+        return self.model.rebase(stats, old.inner, new.inner)
+
+    def elbo_params(self, params: EmpiricalBayesParams) -> Array:
+        """That of the model inside with the estimated settings, nats."""
+        model, inner = self.inside(params)
+        return model.elbo_params(inner)
+
+    def constraints(self) -> EmpiricalBayesParams:
+        """Those of the model and of the settings."""
+        return EmpiricalBayesParams(self.model.constraints(), self._constraints())  # type: ignore[arg-type]
+
+    def canonical(self, params: EmpiricalBayesParams) -> EmpiricalBayesParams:
+        """The model's own order."""
+        return EmpiricalBayesParams(self.model.canonical(params.inner), params.settings)
+
+    def health(self, params: EmpiricalBayesParams) -> Health:
+        """That of the model inside."""
+        model, inner = self.inside(params)
+        return model.health(inner)
+
+    def notes(self) -> list[str]:
+        """Those of the model inside."""
+        return self.model.notes()
+
+    def default_rule(self) -> Rule:
+        """That of the model inside."""
+        return self.model.default_rule()
+
+    def default_stop(self) -> StopRule:
+        """That of the model inside."""
+        return self.model.default_stop()
+
+    def step_cost(self, data: PyTree) -> int:
+        """That of the model inside."""
+        return self.model.step_cost(data)
