@@ -63,6 +63,19 @@ def test_published_normal_gamma(draws, reference):
     assert float(four.elbo.total) == pytest.approx(expected["after_four_updates"]["elbo"], abs=1e-10)
 
 
+def test_sweeps_are_in_the_models_order_not_the_alphabets(draws):
+    class Reversed(UnknownNormal):
+        def factors(self):
+            return dict(reversed(super().factors().items()))
+
+    one = jaxem.fit(UnknownNormal(), draws, key=KEY, max_steps=1)
+    other = jaxem.fit(jaxem.dataclass(Reversed)(), draws, key=KEY, max_steps=1)
+    # From q(mu) = N(0, 1): tau first sees E[mu^2] = 1.
+    rate = 1e-6 + 0.5 * np.sum(draws**2 + 1)
+    assert float(GAMMA.conventional(other.params["tau"])["rate"]) == pytest.approx(rate, rel=1e-9)
+    assert float(GAMMA.conventional(one.params["tau"])["rate"]) < 0.999 * rate
+
+
 def test_a_second_fit_compiles_nothing(draws):
     """A new key and new numbers of the prior: neither the loop nor the probing of the model."""
     import sys

@@ -60,7 +60,9 @@ class CoordinateAscent(Algorithm):
     def step(self, model: Any, state: EMState, data: PyTree, weights: Array) -> EMState:
         """Scores the candidate, accepts it or ends the restart, and sweeps on."""
         factors = model.factors()
-        names = [name for name in state.candidate if factors[name].conjugate]
+        # In the model's order: that of the params is alphabetical under jit.
+        order = [name for name in factors if not factors[name].local]
+        names = [name for name in order if factors[name].conjugate]
 
         def score(params: PyTree) -> ELBO:
             found = model.elbo_data(params, data, weights)
@@ -85,7 +87,7 @@ class CoordinateAscent(Algorithm):
             (candidate, elbo), _ = jax.lax.scan(update, start, jnp.arange(len(names), dtype=jnp.int32))
         else:
             candidate, elbo = state.candidate, score(state.candidate)
-        for name in state.candidate:
+        for name in order:
             if name not in names:
                 candidate = self._climb(name, factors[name], candidate, score, jnp.sum(weights))
         return accept(model, state, elbo, candidate, weights)

@@ -26,11 +26,6 @@ def _positive_definite(matrix: Array) -> Array:
     return jnp.all(jnp.isfinite(jnp.linalg.cholesky(matrix)), (-2, -1))
 
 
-def _quadratic(matrix: Array, vector: Array) -> Array:
-    """Vector' matrix^-1 vector."""
-    return jnp.sum(vector * jnp.linalg.solve(matrix, vector[..., None])[..., 0], -1)
-
-
 class MultivariateNormalStatistics(NamedTuple):
     """Statistics x (..., D) and x x' (..., D, D)."""
 
@@ -59,8 +54,29 @@ class MultivariateNormal(ExponentialFamily):
 
     def log_normaliser(self, natural: MultivariateNormalStatistics) -> Array:
         """A = mean' precision mean / 2 - log |precision| / 2."""
-        precision = -2 * _symmetric(natural.xx)
-        return 0.5 * (_quadratic(precision, natural.x) - _log_det(precision))
+        inverse, half_log_det = self._factor(natural)
+        return 0.5 * jnp.sum(einsum("...de,...e->...d", inverse, natural.x) ** 2, -1) - half_log_det
+
+    def _factor(self, natural: MultivariateNormalStatistics) -> tuple[Array, Array]:
+        """Inverse L^-1 of the precision's Cholesky factor, and log det L: one chain of small decompositions for all.
+
+        Independent batches of them may wait for each other without end on jaxlib 0.10's CPU threads.
+        """
+        factor = jnp.linalg.cholesky(-2 * _symmetric(natural.xx))
+        eye = jnp.broadcast_to(jnp.eye(factor.shape[-1], dtype=factor.dtype), factor.shape)
+        inverse = jax.lax.linalg.triangular_solve(factor, eye, left_side=True, lower=True)
+        return inverse, jnp.sum(jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)), -1)
+
+    def means(self, natural: MultivariateNormalStatistics) -> MultivariateNormalStatistics:
+        """Mean, and covariance + mean mean'."""
+        inverse, _ = self._factor(natural)
+        covariance = einsum("...ed,...ef->...df", inverse, inverse)
+        mean = einsum("...de,...e->...d", covariance, natural.x)
+        return MultivariateNormalStatistics(mean, covariance + mean[..., :, None] * mean[..., None, :])
+
+    def entropy(self, natural: MultivariateNormalStatistics) -> Array:
+        """D (1 + log(2 pi)) / 2 - log |precision| / 2, nats."""
+        return 0.5 * natural.x.shape[-1] * (1 + LOG_2PI) - self._factor(natural)[1]
 
     def valid(self, natural: MultivariateNormalStatistics) -> Array:
         """Whether the precision is positive definite."""
