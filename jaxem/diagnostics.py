@@ -311,7 +311,7 @@ def _mean_field_gap(model: MeanField, params: PyTree, data: PyTree, weights: Arr
 
 def _mixture_gap(model: BayesianMixture, params: Any, data: PyTree, weights: Array) -> Callable[[Array], Array]:
     """Log p - log q of a draw of proportions and components, labels summed out, less the ELBO."""
-    family, prior, fixed = model.family, model._prior, model._fixed
+    family, prior = model.family, model._prior
     params = model.prepare(params)
     mixing, components, size = params.mixing, params.components, model._rows(data)
     start, mixing_start = prior.posterior(family, model.num_components), mixing.prior(model.concentration)
@@ -320,11 +320,11 @@ def _mixture_gap(model: BayesianMixture, params: Any, data: PyTree, weights: Arr
 
     def gap(key: Array) -> Array:
         mixing_key, key = jax.random.split(key)
-        logs = mixing.draw_logs(mixing_key, fixed)
+        logs = mixing.draw_logs(mixing_key)
         draw = prior.draw(key, family, components)
-        total = mixing_start.log_prob(logs, fixed) - mixing.log_prob(logs, fixed) - divergence
+        total = mixing_start.log_prob(logs) - mixing.log_prob(logs) - divergence
         total = total + jnp.sum(prior.log_prob(family, start, draw) - prior.log_prob(family, components, draw))
-        log_mixing, draw = mixing.log_mixing(logs, fixed), family.prepare(draw)
+        log_mixing, draw = mixing.log_mixing(logs), family.prepare(draw)
 
         def block(rows: tuple[PyTree, Array], w: Array) -> Array:
             x, expected = rows

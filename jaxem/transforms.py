@@ -17,7 +17,7 @@ from jaxem.rules import Rule
 from jaxem.stopping import StopRule
 
 
-class _Wrapper(LatentModel):
+class Wrapper(LatentModel):
     """A model around another, `self.model`, which answers all that the wrapper does not."""
 
     model: Any
@@ -89,7 +89,7 @@ class _Wrapper(LatentModel):
 
 
 @dataclass
-class Chunked(_Wrapper):
+class Chunked(Wrapper):
     """A model whose E-step scans over chunks of rows; see `chunked`."""
 
     model: Any
@@ -155,7 +155,7 @@ def chunked(model: ELBOModel, size: int) -> Chunked:
 
 
 @dataclass
-class PartlyLabelled(_Wrapper, DiscreteLatent):
+class PartlyLabelled(Wrapper, DiscreteLatent):
     """A discrete model whose states are known, or restricted, for some rows; see `partly_labelled`."""
 
     model: Any

@@ -9,6 +9,7 @@ from scipy.special import gammaln, logsumexp, multigammaln
 
 import jaxem
 from jaxem import families, priors
+from jaxem.models._mixing import StickMixing
 from jaxem.testing import CHECKS, check_model
 
 KEY = jax.random.key(0)
@@ -207,17 +208,17 @@ def test_other_covariances_end_above_scikit_learns_responsibilities(shape, iris)
 def test_sticks():
     count, alpha = jnp.array([3.0, 0.0, 10.0, 5.0]), jnp.asarray(0.7)
     for fixed in (False, True):
-        sticks = jaxem.models.bayesian_mixture.MIXINGS["dirichlet_process"].update(count, alpha, fixed)
+        sticks = StickMixing.update(count, alpha, fixed)
         assert sticks.position.tolist() == [2, 3, 0, 1]
         np.testing.assert_allclose(sticks.left, alpha + jnp.array([0.0, 0.0, 8.0, 3.0]))
         # At its own posterior, E log p(z, v) + entropy is the log-normaliser: the marginal of the counts.
-        value = jnp.sum(count * sticks.expected_log(fixed)) - sticks.kl(alpha, fixed)
+        value = jnp.sum(count * sticks.expected_log()) - sticks.kl(alpha)
         own = betaln(sticks.taken, sticks.left) - betaln(1.0, alpha)
         np.testing.assert_allclose(value, jnp.sum(own if not fixed else own.at[1].set(0)), rtol=1e-12)
-        mean, rest = sticks.mean(fixed)
+        mean, rest = sticks.mean()
         assert float(mean.sum() + rest) == pytest.approx(1, rel=1e-12)
         assert (float(rest) == 0) == fixed
-        draws = jax.vmap(lambda key, s=sticks, f=fixed: s.draw(key, f))(jax.random.split(KEY, 20000))
+        draws = jax.vmap(sticks.draw)(jax.random.split(KEY, 20000))
         np.testing.assert_allclose(draws.mean(0), mean, atol=4e-3)
 
 
@@ -323,7 +324,17 @@ def test_another_family_keeps_the_contract():
     assert list(check_model(jaxem.BayesianMixture(family, 2), x, key=KEY, num_starts=3)) == list(CHECKS)
 
 
+def test_a_tiny_concentration_keeps_its_digits_in_single_precision(blobs):
+    model = jaxem.BayesianGMM(3, concentration=1e-9)
+    fit = jaxem.fit(model, blobs.astype(np.float32), key=KEY)
+    wide = jaxem.fit(model, blobs, key=KEY)
+    assert float(fit.elbo.total) == pytest.approx(float(wide.elbo.total), abs=0.01)
+    assert np.isfinite(float(jaxem.importance(fit, blobs, key=KEY, num_draws=50).log_evidence))
+
+
 def test_responsibilities_of_another_shape_are_named(blobs):
+    with pytest.raises(ValueError, match=r"weights: expected shape \(120,\)"):
+        jaxem.BayesianGMM(2).from_responsibilities(blobs, np.ones((120, 2)), np.ones(3))
     with pytest.raises(ValueError, match=r"resp: expected shape \(120, 2\); found \(120, 3\)"):
         jaxem.BayesianGMM(2).from_responsibilities(blobs, np.ones((120, 3)))
 

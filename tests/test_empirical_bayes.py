@@ -79,6 +79,11 @@ def test_a_gaussian_prior(iris):
     np.testing.assert_allclose(inside.prior.mean, weighted, rtol=1e-3)
 
 
+def test_what_it_does_not_answer_is_the_model_insides(fits):
+    with pytest.raises(AttributeError, match="EmpiricalBayes has no log_prob; ask the model inside"):
+        fits[0].model.log_prob(fits[0].params, 0)
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [

@@ -117,11 +117,8 @@ class StochasticEM(Algorithm):
 
     def init(self, params: PyTree, num_restarts: int, dtype: Any) -> StochasticEMState:
         """The states of all restarts before their chains; every leaf of params has a leading axis R."""
-        xp = namespace(params)
-        low = xp.full(num_restarts, -xp.inf, dtype)
-        zero = xp.zeros(num_restarts, xp.int32)
-        running = zero + xp.int32(Status.RUNNING)
-        return StochasticEMState(params, params, ELBO(low, low), zero, running, xp.arange(num_restarts, dtype=xp.int32))
+        state, xp = super().init(params, num_restarts, dtype), namespace(params)
+        return StochasticEMState(**vars(state), restart=xp.arange(num_restarts, dtype=xp.int32))
 
     def step(self, model: LatentModel, state: StochasticEMState, data: PyTree, weights: Array) -> StochasticEMState:
         """First the start is scored and the chain runs from it; then the params of its average are scored."""

@@ -123,21 +123,36 @@ def _wishart_log_normaliser(inverse_scale: Array, dof: Array) -> Array:
     return 0.5 * dof * (dim * jnp.log(2.0).astype(dof.dtype) - _log_det(inverse_scale)) + multigammaln(0.5 * dof, dim)
 
 
+def bartlett(key: Array, dof: Array, dim: int) -> tuple[Array, Array]:
+    """Bartlett's A of a standard Wishart draw A A', and the logarithms of its squared diagonal.
+
+    A is lower triangular, A_ij normal and A_ii^2 chi-squared with dof - i (from i = 0) degrees of freedom.
+
+    Args:
+      key: random key.
+      dof: (...,) degrees of freedom > dim - 1.
+      dim: D.
+
+    Returns:
+      A (..., D, D) and log A_ii^2 (..., D).
+    """
+    diagonal_key, below_key = jax.random.split(key)
+    steps = jnp.arange(dim, dtype=dof.dtype).reshape((1,) * dof.ndim + (dim,))
+    half = 0.5 * (dof[..., None] - steps)
+    log_square = jnp.log(2.0).astype(dof.dtype) + jax.random.loggamma(diagonal_key, half, dtype=dof.dtype)
+    below = jnp.tril(jax.random.normal(below_key, (*dof.shape, dim, dim), dof.dtype), -1)
+    eye = jnp.broadcast_to(jnp.eye(dim, dtype=bool), below.shape)
+    return jnp.where(eye, jnp.exp(0.5 * log_square)[..., None], below), log_square
+
+
 def _wishart_root(key: Array, inverse_scale: Array, dof: Array) -> tuple[Array, Array]:
     """B with B B' a draw of the precision matrix, and its log determinant: Bartlett's decomposition.
 
-    With inverse_scale = F F' and A lower triangular, A_ij normal and A_ii^2 chi-squared with dof - i (from i = 0)
-    degrees of freedom, B = F^-T A.
+    With inverse_scale = F F', B = F^-T A.
     """
-    dim, dtype = inverse_scale.shape[-1], inverse_scale.dtype
-    diagonal_key, below_key = jax.random.split(key)
-    steps = jnp.arange(dim, dtype=dtype).reshape((1,) * dof.ndim + (dim,))
-    square = jnp.log(2.0).astype(dtype) + jax.random.loggamma(diagonal_key, 0.5 * (dof[..., None] - steps), dtype=dtype)
+    lower, log_square = bartlett(key, dof, inverse_scale.shape[-1])
     factor = jnp.linalg.cholesky(inverse_scale)
-    log_det = jnp.sum(square - 2 * jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)), -1)
-    below = jnp.tril(jax.random.normal(below_key, inverse_scale.shape, dtype), -1)
-    eye = jnp.broadcast_to(jnp.eye(dim, dtype=bool), below.shape)
-    lower = jnp.where(eye, jnp.exp(0.5 * square)[..., None], below)
+    log_det = jnp.sum(log_square - 2 * jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)), -1)
     return _solve_transposed(factor, lower), log_det
 
 

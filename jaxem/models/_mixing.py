@@ -1,14 +1,17 @@
-"""Priors of a mixture's proportions and their posteriors: a Dirichlet, and a truncated Dirichlet process."""
+"""Priors of a mixture's proportions and their posteriors: a Dirichlet, and a truncated Dirichlet process.
+
+Written out, not through `jaxem.expfam`: its natural parameters, concentration - 1, lose a small concentration's digits.
+"""
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import betaln, digamma, gammaln
 
 from jaxem import constraints
-from jaxem._pytree import dataclass
-from jaxem.expfam import Beta, Dirichlet
+from jaxem._pytree import dataclass, static
 
 
 @dataclass
@@ -22,23 +25,25 @@ class DirichletMixing:
     concentration: Array
 
     @staticmethod
-    def update(count: Array, concentration: Array, fixed: bool) -> "DirichletMixing":
+    def update(count: Array, concentration: Array) -> "DirichletMixing":
         """The posterior given expected counts (K,)."""
         return DirichletMixing(concentration + count)
 
-    def expected_log(self, fixed: bool) -> Array:
+    def expected_log(self) -> Array:
         """(K,) E log mixing."""
         return digamma(self.concentration) - digamma(jnp.sum(self.concentration))
 
-    def mean(self, fixed: bool) -> tuple[Array, Array]:
+    def mean(self) -> tuple[Array, Array]:
         """E mixing (K,), and the mass left to components beyond K: 0."""
         return self.concentration / jnp.sum(self.concentration), jnp.zeros((), self.concentration.dtype)
 
-    def kl(self, prior: Array, fixed: bool) -> Array:
+    def kl(self, prior: Array) -> Array:
         """KL from Dirichlet(prior, ..., prior), nats."""
-        a, num = self.concentration, self.concentration.shape[0]
-        own = jnp.sum(gammaln(a)) - gammaln(jnp.sum(a))
-        return jnp.sum((a - prior) * self.expected_log(fixed)) - own + num * gammaln(prior) - gammaln(num * prior)
+        a, b = self.concentration, jnp.full_like(self.concentration, prior)
+        return jnp.sum((a - b) * self.expected_log()) - self._log_normaliser(a) + self._log_normaliser(b)
+
+    def _log_normaliser(self, concentration: Array) -> Array:
+        return jnp.sum(gammaln(concentration)) - gammaln(jnp.sum(concentration))
 
     def count(self, prior: Array) -> Array:
         """(K,) expected counts behind the posterior."""
@@ -48,21 +53,21 @@ class DirichletMixing:
         """The prior itself, in the form of a posterior."""
         return DirichletMixing(jnp.full_like(self.concentration, concentration))
 
-    def draw_logs(self, key: Array, fixed: bool) -> Any:
+    def draw_logs(self, key: Array) -> Any:
         """What is drawn, in logarithms that do not underflow: log proportions (K,)."""
-        return Dirichlet().draw(key, Dirichlet().natural(self.concentration))
+        return jax.nn.log_softmax(jax.random.loggamma(key, self.concentration, dtype=self.concentration.dtype))
 
-    def log_mixing(self, logs: Any, fixed: bool) -> Array:
+    def log_mixing(self, logs: Any) -> Array:
         """(K,) log proportions of what `draw_logs` returns."""
-        return logs.log
+        return logs
 
-    def log_prob(self, logs: Any, fixed: bool) -> Array:
+    def log_prob(self, logs: Any) -> Array:
         """Log density of the proportions that `draw_logs` returns, nats."""
-        return Dirichlet().expected_log_prob(Dirichlet().natural(self.concentration), logs)
+        return jnp.sum((self.concentration - 1) * logs) - self._log_normaliser(self.concentration)
 
-    def draw(self, key: Array, fixed: bool) -> Array:
+    def draw(self, key: Array) -> Array:
         """(K,) proportions."""
-        return jnp.exp(self.log_mixing(self.draw_logs(key, fixed), fixed))
+        return jnp.exp(self.log_mixing(self.draw_logs(key)))
 
     def rank(self) -> Array:
         """(K,) the order in which components are shown: by expected mixing, largest first."""
@@ -94,11 +99,13 @@ class StickMixing:
       taken: (K,) 1 + expected count, by component.
       left: (K,) concentration + the expected counts of the sticks after it, by component.
       position: (K,) int32, the stick of each component.
+      fixed: whether the last stick takes all that is left.
     """
 
     taken: Array
     left: Array
     position: Array
+    fixed: bool = static(default=False)
 
     @staticmethod
     def update(count: Array, concentration: Array, fixed: bool) -> "StickMixing":
@@ -107,33 +114,31 @@ class StickMixing:
         ordered = count[index]
         after = jnp.flip(_sum_before(jnp.flip(ordered)))
         position = jnp.argsort(index, stable=True).astype(jnp.int32)
-        return StickMixing(1 + count, (concentration + after)[position], position)
+        return StickMixing(1 + count, (concentration + after)[position], position, fixed)
 
     def _before(self, values: Array) -> Array:
         """(K,) sums of `values` over the sticks before that of each component."""
         index = jnp.argsort(self.position, stable=True)
         return _sum_before(values[index])[self.position]
 
-    def _last(self) -> Array:
-        return self.position == self.position.shape[0] - 1
+    def _taken_whole(self) -> Array:
+        """(K,) whether the stick is the last of a fixed truncation, which takes all that is left."""
+        return (self.position == self.position.shape[0] - 1) & self.fixed
 
-    def expected_log(self, fixed: bool) -> Array:
+    def expected_log(self) -> Array:
         """(K,) E log mixing; with a fixed truncation the last stick takes all that is left."""
         total = digamma(self.taken + self.left)
         taken, left = digamma(self.taken) - total, digamma(self.left) - total
-        if fixed:
-            taken = jnp.where(self._last(), 0, taken)
-        return taken + self._before(left)
+        return jnp.where(self._taken_whole(), 0, taken) + self._before(left)
 
-    def mean(self, fixed: bool) -> tuple[Array, Array]:
+    def mean(self) -> tuple[Array, Array]:
         """E mixing (K,), and the mass left to components beyond K: 0 with a fixed truncation."""
         total = self.taken + self.left
         taken, left = self.taken / total, jnp.log(self.left / total)
-        if fixed:
-            return jnp.where(self._last(), 1, taken) * jnp.exp(self._before(left)), jnp.zeros((), total.dtype)
-        return taken * jnp.exp(self._before(left)), jnp.exp(jnp.sum(left))
+        rest = jnp.zeros((), total.dtype) if self.fixed else jnp.exp(jnp.sum(left))
+        return jnp.where(self._taken_whole(), 1, taken) * jnp.exp(self._before(left)), rest
 
-    def kl(self, prior: Array, fixed: bool) -> Array:
+    def kl(self, prior: Array) -> Array:
         """KL from Beta(1, prior) of every stick, nats; a last stick that is fixed has none."""
         total = digamma(self.taken + self.left)
         taken, left = digamma(self.taken) - total, digamma(self.left) - total
@@ -141,7 +146,7 @@ class StickMixing:
         each = (
             betaln(one, prior) - betaln(self.taken, self.left) + (self.taken - 1) * taken + (self.left - prior) * left
         )
-        return jnp.sum(jnp.where(self._last() & fixed, 0, each))
+        return jnp.sum(jnp.where(self._taken_whole(), 0, each))
 
     def count(self, prior: Array) -> Array:
         """(K,) expected counts behind the posterior."""
@@ -149,27 +154,34 @@ class StickMixing:
 
     def prior(self, concentration: Array) -> "StickMixing":
         """The prior itself in the form of a posterior, with the same sticks for the components."""
-        return StickMixing(jnp.ones_like(self.taken), jnp.full_like(self.left, concentration), self.position)
+        return StickMixing(
+            jnp.ones_like(self.taken), jnp.full_like(self.left, concentration), self.position, self.fixed
+        )
 
-    def draw_logs(self, key: Array, fixed: bool) -> Any:
+    def draw_logs(self, key: Array) -> Any:
         """What is drawn, in logarithms that do not underflow: log v and log(1 - v) of each component's stick, (K,).
 
         The sticks, not the proportions: those of late sticks are differences of numbers near 1.
         """
-        return Beta().draw(key, Beta().natural(self.taken, self.left))
+        keys = jax.random.split(key)
+        taken, left = (
+            jax.random.loggamma(k, a, dtype=a.dtype) for k, a in zip(keys, (self.taken, self.left), strict=True)
+        )
+        total = jnp.logaddexp(taken, left)
+        return taken - total, left - total
 
-    def log_mixing(self, logs: Any, fixed: bool) -> Array:
+    def log_mixing(self, logs: Any) -> Array:
         """(K,) log proportions of what `draw_logs` returns."""
-        return jnp.where(self._last() & fixed, 0, logs.log) + self._before(logs.log1m)
+        return jnp.where(self._taken_whole(), 0, logs[0]) + self._before(logs[1])
 
-    def log_prob(self, logs: Any, fixed: bool) -> Array:
+    def log_prob(self, logs: Any) -> Array:
         """Log density of the sticks that `draw_logs` returns, nats; a last stick that is fixed has none."""
-        each = Beta().expected_log_prob(Beta().natural(self.taken, self.left), logs)
-        return jnp.sum(jnp.where(self._last() & fixed, 0, each))
+        each = (self.taken - 1) * logs[0] + (self.left - 1) * logs[1] - betaln(self.taken, self.left)
+        return jnp.sum(jnp.where(self._taken_whole(), 0, each))
 
-    def draw(self, key: Array, fixed: bool) -> Array:
+    def draw(self, key: Array) -> Array:
         """(K,) proportions; they sum to less than 1 where a mass is left."""
-        return jnp.exp(self.log_mixing(self.draw_logs(key, fixed), fixed))
+        return jnp.exp(self.log_mixing(self.draw_logs(key)))
 
     def rank(self) -> Array:
         """(K,) the order in which components are shown: that of their sticks."""
@@ -177,13 +189,10 @@ class StickMixing:
 
     def order(self, index: Array) -> "StickMixing":
         """Components in another order, each with its stick."""
-        return StickMixing(self.taken[index], self.left[index], self.position[index])
+        return StickMixing(self.taken[index], self.left[index], self.position[index], self.fixed)
 
     @staticmethod
-    def constraints() -> "StickMixing":
+    def constraints(fixed: bool) -> "StickMixing":
         """Positive numbers; positions are not moved."""
         positive: Any = constraints.Positive()
-        return StickMixing(positive, positive, constraints.Fixed())  # type: ignore[arg-type]
-
-
-MIXINGS: dict[str, Any] = {"dirichlet": DirichletMixing, "dirichlet_process": StickMixing}
+        return StickMixing(positive, positive, constraints.Fixed(), fixed)  # type: ignore[arg-type]

@@ -10,18 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem import _tree, constraints
+from jaxem import _inputs, _tree, constraints
 from jaxem._numerics import is_concrete, weigh
 from jaxem._pytree import dataclass, static
 from jaxem._tree import BLOCK_ROWS, PyTree, float_dtype, map_rows, num_rows, sum_rows
 from jaxem.families import Family, Gaussian
 from jaxem.families._checks import check_array
 from jaxem.model import DiscreteLatent, Health
-from jaxem.models._mixing import MIXINGS
+from jaxem.models._mixing import DirichletMixing, StickMixing
 from jaxem.models.mixture import Mixture, MixtureParams, MixtureStats, check_components, start
 from jaxem.priors import GaussianPrior, Prior, default_prior
 from jaxem.rules import Exact
 
+MIXINGS = ("dirichlet", "dirichlet_process")
 TRUNCATIONS = ("free", "fixed")
 
 
@@ -194,27 +195,32 @@ class BayesianMixture(DiscreteLatent):
         Raises:
           ValueError: resp has another shape.
         """
-        dtype = float_dtype(data)
-        data = _tree.as_floats(data, dtype)
-        num = num_rows(data)
+        data = _inputs.as_data(data)
+        num, dtype = num_rows(data), float_dtype(data)
         if np.shape(resp) != (num, self.num_components):
             raise ValueError(f"resp: expected shape ({num}, {self.num_components}); found {np.shape(resp)}")
-        weights = jnp.ones(num, dtype) if weights is None else jnp.asarray(weights, dtype)
+        weights = _inputs.as_weights(weights, num, dtype)
         return _from_responsibilities(self, data, jnp.asarray(resp, dtype), weights)
 
     def _update(self, plug: PyTree, stats: MixtureStats) -> BayesianMixtureParams:
-        mixing = MIXINGS[self.mixing].update(stats.count, self.concentration, self._fixed)
+        mixing: Any
+        if self.mixing == "dirichlet":
+            mixing = DirichletMixing.update(stats.count, self.concentration)  # type: ignore[arg-type]
+        else:
+            mixing = StickMixing.update(stats.count, self.concentration, self._fixed)  # type: ignore[arg-type]
         return BayesianMixtureParams(mixing, self._prior.update(self.family, plug, stats.components))
 
     def prepare(self, params: BayesianMixtureParams) -> BayesianMixtureParams:
         """The same params with the plug-in params of the family's kernels."""
-        return dataclasses.replace(params, plug=self._plug(params))
+        if params.plug is not None:
+            return params
+        components = self._prior.prepare(self.family, params.components)
+        plug, offset = self._prior.plug_in(self.family, components)
+        plug = self.family.prepare(plug), offset + params.mixing.expected_log()
+        return BayesianMixtureParams(params.mixing, components, plug)
 
     def _plug(self, params: BayesianMixtureParams) -> tuple[PyTree, Array]:
-        if params.plug is not None:
-            return params.plug
-        plug, offset = self._prior.plug_in(self.family, params.components)
-        return self.family.prepare(plug), offset + params.mixing.expected_log(self._fixed)
+        return self.prepare(params).plug
 
     def explain(self, params: BayesianMixtureParams, data: PyTree) -> tuple[Array, Callable[[Array], MixtureStats]]:
         """log_joint, and the function from resp to statistics, sharing the family's work."""
@@ -237,12 +243,7 @@ class BayesianMixture(DiscreteLatent):
 
     def elbo_params(self, params: BayesianMixtureParams) -> Array:
         """Minus the divergences of the posterior from the prior, nats."""
-        mixing = params.mixing.kl(self.concentration, self._fixed)
-        # With the prepared plug-in, where the posterior holds it: its inverse is computed already.
-        components = params.components
-        if isinstance(self._prior, GaussianPrior):
-            components = dataclasses.replace(components, plug=self._plug(params)[0])
-        return -mixing - self._prior.kl(self.family, components)
+        return -params.mixing.kl(self.concentration) - self._prior.kl(self.family, params.components)
 
     def rebase(self, stats: MixtureStats, old: BayesianMixtureParams, new: BayesianMixtureParams) -> MixtureStats:
         """The family's statistics as if taken at the new plug-in params."""
@@ -268,7 +269,9 @@ class BayesianMixture(DiscreteLatent):
     def constraints(self) -> BayesianMixtureParams:
         """Those of the two posteriors."""
         prior = default_prior(self.family) if self.prior is None else self.prior
-        return BayesianMixtureParams(MIXINGS[self.mixing].constraints(), prior.constraints(self.family))
+        dirichlet = self.mixing == "dirichlet"
+        mixing = DirichletMixing.constraints() if dirichlet else StickMixing.constraints(self._fixed)
+        return BayesianMixtureParams(mixing, prior.constraints(self.family))
 
     def hyperparameters(self) -> dict[str, Any]:
         """Settings that `EmpiricalBayes` can estimate, each with its constraint."""
@@ -289,7 +292,7 @@ class BayesianMixture(DiscreteLatent):
 
     def expected_mixing(self, params: BayesianMixtureParams) -> Array:
         """(K,) E mixing; sums to less than 1 where sticks leave a mass."""
-        return params.mixing.mean(self._fixed)[0]
+        return params.mixing.mean()[0]
 
     def pruning(self, params: BayesianMixtureParams, min_count: float = 1.0) -> Pruning:
         """Which components have an expected count above `min_count`."""
@@ -305,7 +308,7 @@ class BayesianMixture(DiscreteLatent):
         sum_k (1 - prod_n (1 - r_nk)) over the rows of positive weight. O(N K) time, in blocks.
         """
         data = _tree.as_floats(data, float_dtype(params))
-        weights = jnp.ones(num_rows(data), float_dtype(params)) if weights is None else jnp.asarray(weights)
+        weights = _inputs.as_weights(weights, num_rows(data), float_dtype(params))
         return _expected_num(self, params, data, weights)
 
     def label_correction(self, params: BayesianMixtureParams, min_count: float = 1.0) -> Array:
@@ -342,7 +345,7 @@ class BayesianMixture(DiscreteLatent):
           `MixtureParams`; of sticks, the proportions are rescaled to sum to 1.
         """
         mixing_key, key = jax.random.split(key)
-        mixing = params.mixing.draw(mixing_key, self._fixed)
+        mixing = params.mixing.draw(mixing_key)
         return MixtureParams(mixing / jnp.sum(mixing), self._prior.draw(key, self.family, params.components))
 
     def sample(self, key: Array, params: BayesianMixtureParams, num_samples: int) -> tuple[PyTree, Array]:
@@ -369,7 +372,7 @@ def _from_responsibilities(model: BayesianMixture, data: PyTree, resp: Array, we
 
 @jax.jit
 def _log_predictive(model: BayesianMixture, params: BayesianMixtureParams, data: PyTree) -> Array:
-    mixing, rest = params.mixing.mean(model._fixed)
+    mixing, rest = params.mixing.mean()
     prior, family = model._prior, model.family
     left = model.mixing == "dirichlet_process" and not model._fixed
 

@@ -10,9 +10,9 @@ from jaxem._ascent import ascend, check_optimizer
 from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree
 from jaxem.constraints import Constraint
-from jaxem.model import EStep, Health, LatentModel
+from jaxem.model import EStep, Health
 from jaxem.rules import Rule
-from jaxem.stopping import StopRule
+from jaxem.transforms import Wrapper
 
 
 @dataclass
@@ -41,7 +41,7 @@ def _replace(model: Any, path: str, value: Any) -> Any:
 
 
 @dataclass
-class EmpiricalBayes(LatentModel):
+class EmpiricalBayes(Wrapper):
     """A model with a prior whose settings alpha are estimated too, by maximising the bound on the evidence
 
         ELBO(q, alpha) <= log of the integral of p(data, z | theta) p(theta | alpha) dz dtheta.
@@ -95,6 +95,8 @@ class EmpiricalBayes(LatentModel):
         """Checks that the model has such settings, and the model itself."""
         if not hasattr(self.model, "hyperparameters"):
             raise TypeError(f"model: expected one with hyperparameters(), as BayesianMixture; found {self.model!r}")
+        if self.model.sequential or not self.model.closed_form:
+            raise TypeError(f"model: expected one with a closed m_step; found {self.model!r}; use Delta factors there")
         if not isinstance(self.names, tuple) or not self.names:
             raise TypeError(f"names: expected a tuple of at least one name; found {self.names!r}")
         known = self.model.hyperparameters()
@@ -103,10 +105,6 @@ class EmpiricalBayes(LatentModel):
                 raise ValueError(f"names: expected some of {', '.join(known)}; found {name!r}")
         check_optimizer(self.optimizer, self.num_steps)
         self.model.validate(data, None if params is None else params.inner)
-
-    def bind(self, data: PyTree, weights: Array) -> "EmpiricalBayes":
-        """The model inside, bound."""
-        return dataclasses.replace(self, model=self.model.bind(data, weights))
 
     def init(self, key: Array, data: PyTree, weights: Array) -> EmpiricalBayesParams:
         """A start of the model inside, with its own settings."""
@@ -154,18 +152,11 @@ class EmpiricalBayes(LatentModel):
         model, inner = self.inside(params)
         return model.health(inner)
 
-    def notes(self) -> list[str]:
-        """Those of the model inside."""
-        return self.model.notes()
-
-    def default_rule(self) -> Rule:
+    def coincident(self, params: EmpiricalBayesParams) -> Array:
         """That of the model inside."""
-        return self.model.default_rule()
+        return self.model.coincident(params.inner)
 
-    def default_stop(self) -> StopRule:
-        """That of the model inside."""
-        return self.model.default_stop()
-
-    def step_cost(self, data: PyTree) -> int:
-        """That of the model inside."""
-        return self.model.step_cost(data)
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"EmpiricalBayes has no {name}; ask the model inside: model, params = fit.model.inside(fit.params)"
+        )

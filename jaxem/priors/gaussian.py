@@ -1,5 +1,6 @@
 """Normal-Wishart priors on the means and precisions of Gaussian components, for the four shapes of covariance."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from jax.scipy.special import digamma, gammaln, multigammaln
 from jaxem import constraints
 from jaxem._numerics import einsum, is_concrete
 from jaxem._pytree import dataclass
+from jaxem.expfam.matrix import bartlett
 from jaxem.families import Gaussian, GaussianParams
 from jaxem.families._checks import check_array, check_strength
 from jaxem.families._covariance import Penalty
@@ -183,6 +185,10 @@ class GaussianPrior(Prior):
         mean = plug.mean + shape.unwhiten(plug.scale, shift)
         return GaussianPosterior(GaussianParams(mean, scale, family.covariance), strength, dof)
 
+    def prepare(self, family: Gaussian, posterior: GaussianPosterior) -> GaussianPosterior:
+        """The inverse factors of the plug-in Gaussians."""
+        return dataclasses.replace(posterior, plug=family.prepare(posterior.plug))
+
     def _wishart(self, family: Gaussian, dof: Array, log_det: Array, dim: int) -> tuple[Array, Array]:
         """Log-normaliser of each component's precisions, summed over columns, and E log |precision|, for log |C|."""
         if family.covariance in ("full", "tied"):
@@ -250,17 +256,14 @@ class GaussianPrior(Prior):
         plug, strength = posterior.plug, posterior.strength
         (num, dim), dtype = plug.mean.shape, plug.mean.dtype
         dof = jnp.broadcast_to(posterior.dof, (num,))
-        gamma_key, below_key, mean_key = jax.random.split(key, 3)
+        gamma_key, mean_key = jax.random.split(key)
         shared = 1 if family.covariance == "tied" else num
         if family.covariance in ("full", "tied"):
-            # Bartlett: precision = F^-T A A' F^-1 with C = F F', A lower triangular; so covariance = (F A^-T)(F A^-T)'.
-            half = 0.5 * (dof[:shared, None] - jnp.arange(dim, dtype=dtype)[None])
-            diagonal = jnp.sqrt(2 * jax.random.gamma(gamma_key, half, dtype=dtype))
-            below = jnp.tril(jax.random.normal(below_key, (shared, dim, dim), dtype), -1)
-            a = below + diagonal[:, :, None] * jnp.eye(dim, dtype=dtype)[None]
+            # Precision = F^-T A A' F^-1 with C = F F', A as Bartlett's; so covariance = (F A^-T)(F A^-T)'.
+            lower, _ = bartlett(gamma_key, dof[:shared], dim)
             root = jnp.sqrt(dof[:shared])[:, None, None] * plug.scale.reshape(shared, dim, dim)
-            upper = jnp.linalg.solve(a, jnp.broadcast_to(jnp.eye(dim, dtype=dtype)[None], a.shape)).swapaxes(1, 2)
-            factor = einsum("kde,kef->kdf", root, upper)
+            factor = jax.lax.linalg.triangular_solve(lower, root.swapaxes(1, 2), left_side=True, lower=True)
+            factor = factor.swapaxes(1, 2)
             covariance = einsum("kde,kfe->kdf", factor, factor)
             scale = jnp.linalg.cholesky(covariance)
             noise = einsum("kde,ke->kd", jnp.broadcast_to(scale, (num, dim, dim)), self._noise(mean_key, plug))

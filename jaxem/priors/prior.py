@@ -39,6 +39,10 @@ class Prior(ABC):
     def update(self, family: Any, plug: PyTree, stats: PyTree) -> Any:
         """The posterior given the family's statistics, taken at the plug-in params `plug`."""
 
+    def prepare(self, family: Any, posterior: Any) -> Any:
+        """The same posterior with what plug_in and kl derive from it filled in, once per step; itself by default."""
+        return posterior
+
     @abstractmethod
     def plug_in(self, family: Any, posterior: Any) -> tuple[PyTree, Array]:
         """Plug-in params of the family and the offsets (K,)."""
