@@ -45,8 +45,7 @@ class MultivariateNormal(ExponentialFamily):
 
     def conventional(self, natural: MultivariateNormalStatistics) -> dict[str, Array]:
         """Mean and precision matrix."""
-        precision = -2 * _symmetric(natural.xx)
-        return {"mean": jnp.linalg.solve(precision, natural.x[..., None])[..., 0], "precision": precision}
+        return {"mean": self.means(natural).x, "precision": -2 * _symmetric(natural.xx)}
 
     def constraints(self, dim: int = 1) -> dict[str, Any]:
         """The domains of the conventional parameters."""
@@ -98,9 +97,10 @@ class MultivariateNormal(ExponentialFamily):
 
     def draw(self, key: Array, natural: MultivariateNormalStatistics) -> MultivariateNormalStatistics:
         """Statistics of a draw."""
-        params = self.conventional(natural)
-        noise = jax.random.normal(key, natural.x.shape, natural.x.dtype)
-        x = params["mean"] + _solve_transposed(jnp.linalg.cholesky(params["precision"]), noise[..., None])[..., 0]
+        inverse, _ = self._factor(natural)
+        standardised = einsum("...de,...e->...d", inverse, natural.x)  # L' mean
+        standardised = standardised + jax.random.normal(key, natural.x.shape, natural.x.dtype)
+        x = einsum("...ed,...e->...d", inverse, standardised)
         return MultivariateNormalStatistics(x, x[..., :, None] * x[..., None, :])
 
     def distribution(self, natural: MultivariateNormalStatistics) -> Any:

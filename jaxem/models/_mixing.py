@@ -167,8 +167,7 @@ class StickMixing:
         taken, left = (
             jax.random.loggamma(k, a, dtype=a.dtype) for k, a in zip(keys, (self.taken, self.left), strict=True)
         )
-        total = jnp.logaddexp(taken, left)
-        return taken - total, left - total
+        return -jax.nn.softplus(left - taken), -jax.nn.softplus(taken - left)
 
     def log_mixing(self, logs: Any) -> Array:
         """(K,) log proportions of what `draw_logs` returns."""

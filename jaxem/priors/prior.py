@@ -92,7 +92,17 @@ class Prior(ABC):
 
 
 def default_prior(family: Any) -> Prior:
-    """The conjugate prior of a family with all settings taken from the data; TypeError where there is none."""
+    """The conjugate prior of a family with all settings taken from the data.
+
+    Args:
+      family: an observation family.
+
+    Returns:
+      `GaussianPrior()`, `GammaPrior()` or `DirichletPrior()`.
+
+    Raises:
+      TypeError: the family has no conjugate prior here.
+    """
     from jaxem.priors.gaussian import GaussianPrior
     from jaxem.priors.probability import DirichletPrior
     from jaxem.priors.rate import GammaPrior
