@@ -1,4 +1,4 @@
-"""Variational autoencoders: an encoder amortises the E-step, and gradients climb the same ELBO."""
+"""The model behind `VAE`: an encoder amortises the E-step, and gradients climb the same ELBO."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,17 +13,16 @@ from jaxem._normal import DiagonalNormal
 from jaxem._pytree import dataclass, static
 from jaxem._tree import BLOCK_ROWS, PyTree, as_floats, float_dtype, num_rows, sum_rows
 from jaxem.estimators import SGVBA, SGVBB, Estimator
-from jaxem.likelihoods import Bernoulli, FromDecoder, Likelihood
+from jaxem.likelihoods import Likelihood
 from jaxem.model import ELBOModel, Health
 from jaxem.models import _vae_checks, _vae_latents
 from jaxem.models._vae_latents import Evidence, MixturePrior, as_posterior, observed
 from jaxem.models.mixture import Mixture
-from jaxem.networks import Network, as_network
+from jaxem.networks import Network
 
 # Standard normal draws that a mixture prior starts from, and the smallest weight of the KL: the objective is evaluated
 # as beta times the ELBO of log p(x | z) / beta.
 PRIOR_DRAWS, MIN_BETA = 1000, 1e-6
-BERNOULLI = Bernoulli()
 
 
 @dataclass
@@ -110,8 +109,6 @@ class VariationalAutoencoder(ELBOModel):
             spec["baseline"] = constraints.Fixed()
         return spec
 
-    # The objective.
-
     def elbo_data(self, params: PyTree, data: PyTree, weights: Array | None = None, key: Array | None = None) -> Array:
         """Sum of weights * the estimator's values at beta = 1, nats; raises ValueError without a key."""
         if key is None:
@@ -185,8 +182,6 @@ class VariationalAutoencoder(ELBOModel):
         normal = self.prior is None and isinstance(self.estimator, SGVBB)
         return SGVBB(num_samples) if normal else SGVBA(num_samples)
 
-    # Its parts.
-
     def latent_prior(self, params: PyTree) -> Any:
         """The distribution of z."""
         if self.prior is None:
@@ -222,8 +217,6 @@ class VariationalAutoencoder(ELBOModel):
 
         return jax.lax.scan(refine, q, jax.random.split(key, self.num_refinements))[0]
 
-    # Health and order.
-
     def health(self, params: PyTree) -> Health:
         """That of a mixture prior, and how much of a shared noise variance is the floor's."""
         health = super().health(params) if self.prior is None else self.prior.health(params["prior"])
@@ -237,8 +230,6 @@ class VariationalAutoencoder(ELBOModel):
     def coincident(self, params: PyTree) -> Array:
         """Whether two components of a mixture prior are the same."""
         return super().coincident(params) if self.prior is None else self.prior.coincident(params["prior"])
-
-    # Uses.
 
     def encode(self, params: PyTree, data: PyTree, *, key: Array | None = None) -> Any:
         """Q(z | x) of each datum, a `DiagonalNormal` (N, Q) or what the encoder returns; `.mean()` are the codes.
