@@ -1,10 +1,12 @@
 """jaxem: latent-variable models fitted by climbing one ELBO, from many restarts, in compiled JAX programs."""
 
 from jaxem import expfam, families, priors
+from jaxem._normal import DiagonalNormal
 from jaxem._pytree import dataclass, static
 from jaxem.algorithms import EM, CoordinateAscent, GeneralizedEM, OnlineEM, OnlineState, StochasticEM
 from jaxem.diagnostics import importance, pareto_k
 from jaxem.elbo import ELBO, Decomposition, decompose, free_energy
+from jaxem.estimators import IWAE, SGVBA, SGVBB, Estimator, ScoreFunction, StickingTheLanding
 from jaxem.families import Family, Gaussian
 from jaxem.fit import Screen, fit
 from jaxem.inference import aic, bic, icl
@@ -28,6 +30,7 @@ __all__ = [
     "BayesianMixture",
     "CoordinateAscent",
     "Decomposition",
+    "DiagonalNormal",
     "DiscreteLatent",
     "ELBO",
     "ELBOModel",
@@ -35,6 +38,7 @@ __all__ = [
     "EStep",
     "EmpiricalBayes",
     "Enumerated",
+    "Estimator",
     "Exact",
     "Factor",
     "Family",
@@ -44,6 +48,7 @@ __all__ = [
     "Gaussian",
     "GeneralizedEM",
     "Hard",
+    "IWAE",
     "KMeans",
     "LatentModel",
     "MeanField",
@@ -54,10 +59,14 @@ __all__ = [
     "Restarts",
     "ReverseKL",
     "Rule",
+    "SGVBA",
+    "SGVBB",
     "Sampled",
+    "ScoreFunction",
     "Screen",
     "Status",
     "Step",
+    "StickingTheLanding",
     "StochasticEM",
     "Stop",
     "StopAitken",
