@@ -123,7 +123,7 @@ class Poisson(Likelihood):
 
         log p(x | z) = sum_d { x_d output_d - exp(output_d) - log x_d! }
 
-    Evaluated about the largest value that a count can have, log Poisson(x | x), so that large counts keep their digits.
+    Evaluated as log Poisson(x | x) + x {g - (exp(g) - 1)}, g = output - log x, so that large counts keep their digits.
 
     Examples:
       >>> Poisson().log_prob((), jnp.zeros((1, 1)), jnp.array([[2.0]])).round(4).tolist()
@@ -138,8 +138,8 @@ class Poisson(Likelihood):
     def log_prob(self, params: PyTree, outputs: Array, x: Array) -> Array:
         """(n,) log p(x_n | z_n), nats."""
         seen = x > 0
-        ratio = jnp.where(seen, x * (outputs - jnp.log(jnp.where(seen, x, 1))), 0)
-        return jnp.sum(log_peak(x) + (ratio + (x - jnp.exp(outputs))), 1)
+        gap = outputs - jnp.log(jnp.where(seen, x, 1))
+        return jnp.sum(log_peak(x) + jnp.where(seen, x * (gap - jnp.expm1(gap)), -jnp.exp(outputs)), 1)
 
     def mean(self, params: PyTree, outputs: Array) -> Array:
         """(n, D) rates."""

@@ -57,7 +57,7 @@ def _check_numbers(name: str, value: Any, dims: tuple[int, ...]) -> None:
 
 @jax.jit  # for its cache: a second fit does not trace again
 def _trace(model: Any, data: PyTree) -> None:
-    """Runs both networks' starts and outputs in shapes alone."""
+    """Runs both networks' starts and outputs, and the objective, in shapes alone."""
     num, dim, dtype = jax.tree.leaves(data)[0].shape[0], model.latent_dim, float_dtype(data)
     key = jax.random.key(0)
     params = model.encoder.init(key, jax.tree.map(lambda a: a[:1], data))
@@ -66,6 +66,9 @@ def _trace(model: Any, data: PyTree) -> None:
     z = jnp.zeros((num, dim), dtype)
     outputs = model.decoder.apply(model.decoder.init(key, z[:1]), z)
     _check_decoder(outputs, model.likelihood, num, observed(data).shape[1])
+    if model.prior is None:  # the start of a mixture takes longer to trace
+        weights = jnp.ones(num, dtype)
+        model.training_elbo(model.init(key, data, weights), data, weights, key, jnp.zeros((), jnp.int32))
 
 
 def _check_encoder(outputs: Any, num: int, dim: int, num_refinements: int) -> None:
