@@ -34,6 +34,7 @@ LEVELS = {
     "fit": 4,
     "transforms": 3,
     "run": 5,
+    "amortisation": 5,
     "diagnostics": 5,
     "inference": 5,
     "plot": 5,

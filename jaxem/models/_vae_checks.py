@@ -86,7 +86,9 @@ def _check_encoder(outputs: Any, num: int, dim: int, num_refinements: int) -> No
     if isinstance(outputs, (tuple, list)) and len(outputs) == 2:
         shapes = [jnp.shape(a) for a in outputs]
         if shapes != [(num, dim)] * 2:
-            raise ValueError(f"encoder: expected a pair of shapes ({num}, {dim}), mean and log-variance; found {shapes}")
+            raise ValueError(
+                f"encoder: expected a pair of shapes ({num}, {dim}), mean and log-variance; found {shapes}"
+            )
         return
     if not isinstance(outputs, Array):
         raise TypeError(f"encoder: expected outputs {expected}, or a distribution; found a {type(outputs).__name__}")
@@ -99,7 +101,9 @@ def _check_decoder(outputs: Any, likelihood: Likelihood, num: int, columns: int)
     name = type(likelihood).__name__
     if isinstance(likelihood, FromDecoder):
         if not is_distribution:
-            raise TypeError(f"decoder: expected a distribution, as likelihood is None; found a {type(outputs).__name__}")
+            raise TypeError(
+                f"decoder: expected a distribution, as likelihood is None; found a {type(outputs).__name__}"
+            )
         return
     if is_distribution:
         raise TypeError(f"decoder: expected outputs for {name}; found a distribution: give likelihood=None")

@@ -294,7 +294,9 @@ class VariationalAutoencoder(ELBOModel):
         q = self.encode(params, data)
         if self.prior is not None or not isinstance(q, DiagonalNormal):
             found = "a mixture prior" if self.prior is not None else type(q).__name__
-            raise TypeError(f"kl_per_dimension: expected a standard normal prior and a diagonal normal q; found {found}")
+            raise TypeError(
+                f"kl_per_dimension: expected a standard normal prior and a diagonal normal q; found {found}"
+            )
         return jnp.mean(q.kl_per_dimension(self.latent_prior(params)), 0)
 
     def _ready(self, params: PyTree, data: PyTree) -> PyTree:
