@@ -13,6 +13,7 @@ from jaxem._normal import DiagonalNormal
 from jaxem._numerics import is_concrete
 from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree, map_rows, num_rows
+from jaxem.estimators import StickingTheLanding
 from jaxem.models import _vae_latents
 from jaxem.models.variational_autoencoder import VariationalAutoencoder
 
@@ -137,8 +138,9 @@ def _climb(model: Any, params: PyTree, x: PyTree, q: Any, key: Array, rate: Arra
     noise, judge = jax.random.split(key)
     optimizer, looks = optax.scale_by_adam(), min(LOOKS, num_steps)
     length = -(-num_steps // looks)
-    loss = lambda q, key: -jnp.sum(model._estimate(params, x, q, key, model.plain_estimator(DRAWS)))
-    score = lambda q: model._estimate(params, x, q, judge, model.plain_estimator(JUDGED))
+    # Its noise falls as q nears the posterior.
+    loss = lambda q, key: -jnp.sum(model._estimate(params, x, q, key, StickingTheLanding(DRAWS)))
+    score = lambda q: model._estimate(params, x, q, judge, model.plain_estimator(JUDGED, q))
 
     def update(carry: tuple[Any, Any], step: Array) -> tuple[tuple[Any, Any], None]:
         q, state = carry

@@ -38,6 +38,8 @@ LEVELS = {
     "diagnostics": 5,
     "inference": 5,
     "plot": 5,
+    "_plot_latent": 5,
+    "_plot_style": 5,
     "testing": 5,
 }
 

@@ -121,7 +121,7 @@ def _evidence(model: Any, params: PyTree, data: PyTree, q: Any, key: Array, num_
                 log_q, log_prior = q.log_prob(z), prior.log_prob(z)
             return log_lik(z) + (log_prior - log_q)
 
-        def chunk(carry: tuple[Array, ...], number: Array) -> tuple[tuple[Array, ...], None]:
+        def chunk(carry: Any, number: Array) -> tuple[Any, None]:
             with standard_promotion():
                 z = q.sample(seed=jax.random.fold_in(noise, number), sample_shape=(draws,))
             used = number * draws + jnp.arange(draws, dtype=jnp.int32) < num_samples
@@ -155,11 +155,12 @@ def elbo(model: Any, params: PyTree, data: PyTree, key: Array, num_samples: int)
 
 @partial(jax.jit, static_argnums=4)
 def _elbo(model: Any, params: PyTree, data: PyTree, key: Array, num_samples: int) -> Array:
-    estimator = model.plain_estimator(num_samples)
 
     def block(part: tuple[PyTree, Array]) -> Array:
         x, index = part
-        return model.values(params, x, jax.random.fold_in(key, index[0]), None, estimator)
+        noise, refine = jax.random.split(jax.random.fold_in(key, index[0]))
+        q = model._posterior(params, x, refine)
+        return model._estimate(params, x, q, noise, model.plain_estimator(num_samples, q))
 
     index = jnp.arange(num_rows(data), dtype=jnp.int32)
     return map_rows(block, (data, index), max(1, min(ROWS, CHUNK // num_samples)))

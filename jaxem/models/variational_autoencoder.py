@@ -143,9 +143,7 @@ class VariationalAutoencoder(ELBOModel):
         blocks = block if num <= BLOCK_ROWS else jax.checkpoint(block, prevent_cse=False)
         return sum_rows(blocks, (data, jnp.arange(num, dtype=jnp.int32)), weights, BLOCK_ROWS)
 
-    def values(
-        self, params: PyTree, data: PyTree, key: Array, beta: Array | None = None, estimator: Estimator | None = None
-    ) -> Array:
+    def values(self, params: PyTree, data: PyTree, key: Array, beta: Array | None = None) -> Array:
         """(n,) the estimator's value for each datum, nats; traceable, with the gradient that the estimator states.
 
         Args:
@@ -153,14 +151,12 @@ class VariationalAutoencoder(ELBOModel):
           data: n rows in the dtype of the params, all at once.
           key: of the noise.
           beta: weight of the KL; None for 1.
-          estimator: another one than the model's.
 
         Returns:
           (n,) nats.
         """
-        baseline = params.get("baseline")
-        estimator = self.estimator if estimator is None else estimator
-        if baseline is not None and getattr(estimator, "baseline", None) is not None:
+        estimator, baseline = self.estimator, params.get("baseline")
+        if baseline is not None:
             baseline = baseline if beta is None else baseline / jnp.maximum(beta, MIN_BETA)
             estimator = dataclasses.replace(estimator, baseline=baseline)  # type: ignore[call-arg]
         key, refine = jax.random.split(key) if self.num_refinements else (key, key)
@@ -177,10 +173,10 @@ class VariationalAutoencoder(ELBOModel):
         beta = jnp.maximum(beta, MIN_BETA)
         return beta * estimator(key, q, lambda z: log_lik(z) / beta, prior)
 
-    def plain_estimator(self, num_samples: int) -> Estimator:
-        """An estimator of the ELBO itself: with the exact KL where the prior has one."""
-        normal = self.prior is None and isinstance(self.estimator, SGVBB)
-        return SGVBB(num_samples) if normal else SGVBA(num_samples)
+    def plain_estimator(self, num_samples: int, q: Any) -> Estimator:
+        """An estimator of the ELBO itself: with the exact KL where there is one."""
+        closed = self.prior is None and isinstance(q, DiagonalNormal)
+        return SGVBB(num_samples) if closed else SGVBA(num_samples)
 
     def latent_prior(self, params: PyTree) -> Any:
         """The distribution of z."""
@@ -202,12 +198,12 @@ class VariationalAutoencoder(ELBOModel):
         found = self.decoder.apply(params["decoder"], z)
         return found.astype(z.dtype) if isinstance(found, Array) else found
 
-    def _posterior(self, params: PyTree, data: PyTree, key: Array, beta: Array | None = None) -> Any:
-        """Q(z | x) of each datum: the encoder's, refined where the model is semi-amortised."""
+    def _posterior(self, params: PyTree, data: PyTree, key: Any, beta: Array | None = None) -> Any:
+        """Q(z | x) of each datum: the encoder's, refined with a key where the model is semi-amortised."""
         q = as_posterior(self.encoder.apply(params["encoder"], data), self.latent_dim, float_dtype(params))
         if not self.num_refinements:
             return q
-        estimator = self.plain_estimator(1)
+        estimator = self.plain_estimator(1, q)
         objective = lambda q, key: jnp.sum(self._estimate(params, data, q, key, estimator, beta))
 
         def refine(q: DiagonalNormal, key: Array) -> tuple[DiagonalNormal, None]:
