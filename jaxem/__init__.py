@@ -12,6 +12,7 @@ from jaxem.fit import Screen, fit
 from jaxem.inference import aic, bic, icl
 from jaxem.model import DiscreteLatent, ELBOModel, EStep, LatentModel
 from jaxem.models.bayesian_mixture import BayesianGMM, BayesianMixture
+from jaxem.models.continuous import ContinuousLatent, MonteCarlo
 from jaxem.models.empirical_bayes import EmpiricalBayes
 from jaxem.models.enumerated import Enumerated
 from jaxem.models.kmeans import KMeans
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BayesianGMM",
     "BayesianMixture",
+    "ContinuousLatent",
     "CoordinateAscent",
     "Decomposition",
     "DiagonalNormal",
@@ -53,6 +55,7 @@ __all__ = [
     "LatentModel",
     "MeanField",
     "Mixture",
+    "MonteCarlo",
     "OnlineEM",
     "OnlineState",
     "Progress",
