@@ -13,6 +13,7 @@ from jaxem.fit import Screen, fit
 from jaxem.inference import aic, bic, icl
 from jaxem.model import DiscreteLatent, ELBOModel, EStep, LatentModel
 from jaxem.models.bayesian_mixture import BayesianGMM, BayesianMixture
+from jaxem.models.continuous import ContinuousLatent, MonteCarlo
 from jaxem.models.empirical_bayes import EmpiricalBayes
 from jaxem.models.enumerated import Enumerated
 from jaxem.models.kmeans import KMeans
@@ -32,6 +33,7 @@ __all__ = [
     "AmortisationGap",
     "BayesianGMM",
     "BayesianMixture",
+    "ContinuousLatent",
     "CoordinateAscent",
     "Decomposition",
     "DiagonalNormal",
@@ -57,6 +59,7 @@ __all__ = [
     "LatentModel",
     "MeanField",
     "Mixture",
+    "MonteCarlo",
     "OnlineEM",
     "OnlineState",
     "Progress",

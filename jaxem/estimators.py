@@ -234,9 +234,7 @@ class StickingTheLanding(Estimator):
         value = mean_s {log p(x, z_s) - log q(z_s)},   z_s = g(noise_s, phi)
         phi gets only the path: mean_s d/dz {log p(x, z) - log q(z)} dz_s / dphi
 
-    The score dropped has mean 0, so the gradient stays unbiased; where q = p(z | x) the rest is 0 for every sample. q
-    must be a pytree of all its parameters, as `DiagonalNormal` and distrax distributions are: one that reaches them
-    through a closure keeps its score.
+    The score dropped has mean 0, so the gradient stays unbiased; where q = p(z | x) the rest is 0 for every sample.
 
     Attributes:
       num_samples: L >= 1.
@@ -256,7 +254,7 @@ class StickingTheLanding(Estimator):
     def __call__(self, key: Array, q: Any, log_lik: LogLik, prior: Any = None) -> Array:
         """(n,) values, nats; see `Estimator`."""
         z = _reparameterised(self, q, key)
-        return jnp.mean(_log_joint(z, log_lik, prior) - _log_prob("q.log_prob", _held(q), z), 0)
+        return jnp.mean(_log_joint(z, log_lik, prior) - _held_log_prob(q, z), 0)
 
 
 @dataclass
@@ -270,9 +268,8 @@ class IWAE(Estimator):
 
         sum_s v_s^2 (d log w_s / dz) (dz_s / dphi)
 
-    whose signal does not sink in the noise as L grows; q must then be a pytree of all its parameters. One sample is
-    `SGVBA`, or `StickingTheLanding` where doubly reparameterised. Samples of weight 0 take no part; where all
-    have weight 0 the value is -inf.
+    whose signal does not sink in the noise as L grows. One sample is `SGVBA`, or `StickingTheLanding` where doubly
+    reparameterised. Samples of weight 0 take no part; where all have weight 0 the value is -inf.
 
     Attributes:
       num_samples: L >= 1.
@@ -296,13 +293,14 @@ class IWAE(Estimator):
     def __call__(self, key: Array, q: Any, log_lik: LogLik, prior: Any = None) -> Array:
         """(n,) values, nats; see `Estimator`."""
         z = _reparameterised(self, q, key)
-        log_weight = lambda z, q: _log_joint(z, log_lik, prior) - _log_prob("q.log_prob", q, z)
         if self.doubly_reparameterised:
-            q = _held(q)
+            log_weight = lambda z: _log_joint(z, log_lik, prior) - _held_log_prob(q, z)
             # The same log-weights as below, which a compiler finds out: no second evaluation where it is jitted.
-            same = jax.lax.stop_gradient(log_weight(z, q))
+            same = jax.lax.stop_gradient(log_weight(z))
             z = _scale_gradient(z, soften(same, jnp.ones((), same.dtype), 0)[1])
-        return free_energy(log_weight(z, q), axis=0) - math.log(self.num_samples)
+        else:
+            log_weight = lambda z: _log_joint(z, log_lik, prior) - _log_prob("q.log_prob", q, z)
+        return free_energy(log_weight(z), axis=0) - math.log(self.num_samples)
 
 
 def _sample(q: Any, key: Array, num: int) -> Array:
@@ -341,11 +339,15 @@ def _checked(name: str, found: Array, z: Array) -> Array:
     return found
 
 
-def _held(q: Any) -> Any:
-    """The same distribution as a constant: its parameters carry no gradient."""
-    if jax.tree_util.all_leaves([q]):
-        raise TypeError(f"q: expected a pytree of its parameters, as DiagonalNormal; found {type(q).__name__}")
-    return jax.lax.stop_gradient(q)
+def _held_log_prob(q: Any, z: Array) -> Array:
+    """(L, n) log q(z) at samples (L, n, ...), differentiable in them and not in q's parameters.
+
+    From the slope in z, because holding the leaves of q is not safe: distrax's MultivariateNormalDiag also reaches its
+    scale through a closure, and a gradient with half of the score in it is biased.
+    """
+    log_q, pull = jax.vjp(lambda z: _log_prob("q.log_prob", q, z), jax.lax.stop_gradient(z))
+    log_q, (slope,) = jax.lax.stop_gradient((log_q, pull(jnp.ones_like(log_q))))
+    return _with_gradient_of(log_q, jnp.sum(slope * z, tuple(range(2, z.ndim))))
 
 
 @jax.custom_jvp

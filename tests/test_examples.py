@@ -160,3 +160,18 @@ def test_bayesian_mixture(example):
     assert 0.6 < far < 1.4
     assert near < 0.9 * far
     assert pictures(output) == ["bayesian_mixture.png"]
+
+
+def test_estimators(example):
+    text, output = example("estimators.py")
+    rows = re.findall(r"^(prior|half-way|posterior) +(\S.*?) +([\d.e+-]+) +([\d.e+-]+)   (.*)$", text, re.MULTILINE)
+    assert len(rows) == 21
+    found = {(point, name): float(value) for point, name, value, _, _ in rows}
+    assert (
+        found["prior", "score function"] > found["prior", "leave-one-out"] > found["prior", "A"] > found["prior", "B"]
+    )
+    assert found["posterior", "leave-one-out"] < 1e-20 < found["posterior", "A"] < found["posterior", "B"]
+    assert all(float(errors) < 5 for *_, errors in rows if errors != "other bound")
+    near = re.search(r"near the prior.* A ([\d.]+), B ([\d.]+)", text)
+    assert float(near[1]) > float(near[2])
+    assert pictures(output) == ["estimators.png"]

@@ -79,8 +79,11 @@ class GeneralizedEM(Algorithm):
     def validate(self, model: Any, num_rows: int) -> None:
         """Raises TypeError for a model without log-joint or constraints; checks the settings."""
         super().validate(model, num_rows)
-        if not hasattr(model, "log_joint"):
-            raise TypeError(f"algorithm: GeneralizedEM needs a model with a log_joint; found {type(model).__name__}")
+        if not hasattr(model, "log_joint") or not hasattr(model, "_rows"):
+            raise TypeError(
+                "algorithm: GeneralizedEM needs a model with a log_joint of states that can be enumerated; found "
+                f"{type(model).__name__}"
+            )
         model.constraints()
         check_optimizer(self.optimizer, self.num_steps)
 
