@@ -2,7 +2,7 @@
 
 from jaxem import expfam, families, priors
 from jaxem._pytree import dataclass, static
-from jaxem.algorithms import EM, CoordinateAscent, GeneralizedEM, OnlineEM, OnlineState, StochasticEM
+from jaxem.algorithms import EM, CoordinateAscent, GeneralizedEM, GradientAscent, OnlineEM, OnlineState, StochasticEM
 from jaxem.diagnostics import importance, pareto_k
 from jaxem.elbo import ELBO, Decomposition, decompose, free_energy
 from jaxem.families import Family, Gaussian
@@ -43,6 +43,7 @@ __all__ = [
     "GMM",
     "Gaussian",
     "GeneralizedEM",
+    "GradientAscent",
     "Hard",
     "KMeans",
     "LatentModel",
