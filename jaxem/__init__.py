@@ -3,7 +3,7 @@
 from jaxem import expfam, families, likelihoods, networks, priors
 from jaxem._normal import DiagonalNormal
 from jaxem._pytree import dataclass, static
-from jaxem.algorithms import EM, CoordinateAscent, GeneralizedEM, OnlineEM, OnlineState, StochasticEM
+from jaxem.algorithms import EM, CoordinateAscent, GeneralizedEM, GradientAscent, OnlineEM, OnlineState, StochasticEM
 from jaxem.amortisation import AmortisationGap, amortisation_gap
 from jaxem.diagnostics import importance, pareto_k
 from jaxem.elbo import ELBO, Decomposition, decompose, free_energy
@@ -53,6 +53,7 @@ __all__ = [
     "GMM",
     "Gaussian",
     "GeneralizedEM",
+    "GradientAscent",
     "Hard",
     "IWAE",
     "KMeans",
