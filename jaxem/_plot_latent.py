@@ -37,6 +37,38 @@ def _grid(images: np.ndarray, limits: tuple[float, float], ax: Axes | None) -> A
     return ax
 
 
+def images(x: Any, *, shape: Sequence[int], num_columns: int = 12, ax: Axes | None = None) -> Axes:
+    """Rows of pixels as images in a grid, such as draws from a model; one grey scale, dark for large values.
+
+    Args:
+      x: (N, D) pixels.
+      shape: (height, width) with height * width = D.
+      num_columns: images in a row; the last row is filled up with blanks.
+      ax: where to draw; None for a new figure.
+
+    Returns:
+      The Axes.
+
+    Raises:
+      ValueError: an argument that does not suit.
+
+    Examples:
+      >>> import matplotlib.pyplot as plt
+      >>> ax = images(np.arange(24.0).reshape(4, 6), shape=(2, 3), num_columns=3)
+      >>> plt.close(ax.figure)
+    """
+    x = np.asarray(x)
+    if x.ndim != 2 or not len(x):
+        raise ValueError(f"x: expected shape (N, D) with N >= 1; found {x.shape}")
+    height, width = _check_image(shape, x.shape[1])
+    if isinstance(num_columns, bool) or not isinstance(num_columns, (int, np.integer)) or num_columns < 1:
+        raise ValueError(f"num_columns: expected an integer >= 1; found {num_columns!r}")
+    rows, columns = -(-len(x) // num_columns), min(num_columns, len(x))
+    grid = np.full((rows * columns, height, width), np.nan)
+    grid[: len(x)] = x.reshape(-1, height, width)
+    return _grid(grid.reshape(rows, columns, height, width), (float(x.min()), float(x.max())), ax)
+
+
 def reconstructions(fit: Fit, data: Any, *, shape: Sequence[int], num: int = 12, ax: Axes | None = None) -> Axes:
     """Images above their reconstructions E[x | mean of q(z | x)], dark for large values.
 

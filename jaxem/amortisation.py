@@ -57,7 +57,8 @@ class AmortisationGap:
         means = [float(np.mean(a)) for a in (self.log_prob, self.elbo, self.approximation, self.amortisation)]
         return (
             f"Gap of {len(self.elbo)} data, mean nats: log p(x) {means[0]:.3f} - ELBO {means[1]:.3f} = "
-            f"approximation {means[2]:.3f} + amortisation {means[3]:.3f}"
+            f"approximation {means[2]:.3f} + amortisation {means[3]:.3f} "
+            f"(effective size {float(np.mean(self.effective_size)):.0f} of {self.num_samples} draws)"
         )
 
 

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
-from jaxem._plot_latent import latent_space, reconstructions, traversals
+from jaxem._plot_latent import images, latent_space, reconstructions, traversals
 from jaxem._plot_style import INK, PALETTE, check_fit, check_points, colours, new_axes
 from jaxem.result import Fit
 from jaxem.stopping import Status
@@ -23,6 +23,7 @@ __all__ = [
     "components",
     "criteria",
     "ellipse",
+    "images",
     "latent_space",
     "reconstructions",
     "responsibilities",

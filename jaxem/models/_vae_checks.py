@@ -28,6 +28,7 @@ def check(model: Any, data: PyTree) -> None:
     """Raises TypeError or ValueError, naming the argument, for settings, data or networks that do not suit."""
     _inputs.check_count("latent_dim", model.latent_dim, 1)
     _inputs.check_count("num_refinements", model.num_refinements, 0)
+    _inputs.check_count("num_score_samples", model.num_score_samples, 1)
     if not isinstance(model.likelihood, Likelihood):
         raise TypeError(f"likelihood: expected one of jaxem.likelihoods, or None; found {model.likelihood!r}")
     if not isinstance(model.estimator, Estimator):

@@ -24,6 +24,7 @@ def VAE(  # noqa: N802 - it reads as a model's name
     beta: float | Array = 1.0,
     num_refinements: int = 0,
     refinement_rate: float | Array = 0.1,
+    num_score_samples: int = 1,
 ) -> VariationalAutoencoder:
     """Variational autoencoder: networks for p(x | z) and q(z | x), climbed together on one ELBO.
 
@@ -54,6 +55,8 @@ def VAE(  # noqa: N802 - it reads as a model's name
       num_refinements: gradient steps on q's means and log-variances after the encoder, differentiated through, in
         training and use (semi-amortised inference, Kim et al. 2018); each costs about as much as the rest of a step.
       refinement_rate: their step size.
+      num_score_samples: evaluations of the estimator behind each reported ELBO, by which restarts and early stopping
+        choose; with few rows one is so noisy that it may lie above log p(x). `model.elbo` is there for a precise one.
 
     Returns:
       A `VariationalAutoencoder`. Settings, data and shapes are checked by `fit`, before anything is compiled.
@@ -88,4 +91,5 @@ def VAE(  # noqa: N802 - it reads as a model's name
         refinement_rate,
         latent_dim,
         num_refinements,
+        num_score_samples,
     )

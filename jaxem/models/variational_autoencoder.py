@@ -47,6 +47,7 @@ class VariationalAutoencoder(ELBOModel):
       refinement_rate: step size of the refinements.
       latent_dim: Q.
       num_refinements: gradient steps on q of each datum after the encoder.
+      num_score_samples: evaluations of the estimator that ELBO.data averages.
     """
 
     encoder: Network
@@ -58,6 +59,7 @@ class VariationalAutoencoder(ELBOModel):
     refinement_rate: float | Array = 0.1
     latent_dim: int = static(default=2)
     num_refinements: int = static(default=0)
+    num_score_samples: int = static(default=1)
 
     def __repr__(self) -> str:
         prior = "" if self.prior is None else f", prior={self.prior!r}"
@@ -113,7 +115,10 @@ class VariationalAutoencoder(ELBOModel):
         """Sum of weights * the estimator's values at beta = 1, nats; raises ValueError without a key."""
         if key is None:
             raise ValueError("key: the ELBO of a VAE is an estimate, which needs a random key; found None")
-        return self._total(params, data, weights, key, None)
+        one = lambda key: self._total(params, data, weights, key, None)
+        if self.num_score_samples == 1:
+            return one(key)
+        return jnp.mean(jax.lax.map(one, jax.random.split(key, self.num_score_samples)))
 
     def training_elbo(self, params: PyTree, data: PyTree, weights: Array, key: Array, step: Array) -> Array:
         """What gradients climb at pass `step`: E_q[log p(x | z)] - beta KL in place of the ELBO, nats."""
