@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
@@ -31,7 +32,9 @@ def _grid(images: np.ndarray, limits: tuple[float, float], ax: Axes | None) -> A
         for j in range(columns):
             top, left = 1 + i * (height + 1), 1 + j * (width + 1)
             canvas[top : top + height, left : left + width] = images[i, j]
-    ax = new_axes(ax)
+    if ax is None:
+        tall, wide = canvas.shape
+        ax = plt.subplots(figsize=(8, 8 * tall / wide + 0.5), layout="constrained")[1]
     ax.imshow(canvas, cmap="gray_r", vmin=limits[0], vmax=limits[1], interpolation="nearest")
     ax.set_axis_off()
     return ax
