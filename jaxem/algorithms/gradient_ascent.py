@@ -90,9 +90,9 @@ class GradientAscent(Algorithm):
     of a fit use one fixed key (common random numbers): differences between steps are then not noise, but a score is
     still a Monte Carlo estimate; use the model's own methods for a precise one.
 
-    A batch whose gradient or update is not finite is skipped, optimiser state included, and counted in
-    `Restarts.skipped`. A step without one finite update, or a score that is not finite, ends the restart as NONFINITE
-    with the last finite params. Not monotone: a lower ELBO ends nothing, and without held-out data the params returned
+    A batch whose value or gradient is not finite is skipped, optimiser state included, and counted in
+    `Restarts.skipped`. A step without one finite gradient, or a score that is not finite (as after an update that
+    overflowed), ends the restart as NONFINITE with the last params that had a finite score. Not monotone: a lower ELBO ends nothing, and without held-out data the params returned
     are the last, not the best.
 
     Early stopping: with `held_out` data the params kept are those with the highest held-out ELBO.data so far (the
@@ -338,18 +338,21 @@ class GradientAscent(Algorithm):
             return -(scale * value + model.elbo_params(params).astype(value.dtype) / total), value
 
         (value, found), gradient = jax.value_and_grad(loss, has_aux=True)(free)
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            moves, opt_state = _optimizer(self.optimizer).update(
-                gradient, climb.opt_state, free, value=value, grad=gradient, value_fn=lambda free: loss(free)[0]
-            )
-        moved = jax.tree.map(lambda a, u: a + rate.astype(a.dtype) * u.astype(a.dtype), free, moves)
-        good = _finite((value, gradient)) & _finite(moved)
-        params = model.adapt(rebuild(moved), safe_divide(found, jnp.sum(batch[1])))
-        return _Climb(
-            _tree.where(good, params, climb.params),
-            _tree.where(good, like(opt_state, climb.opt_state), climb.opt_state),
-            climb.left_out + jnp.where(good, 0, 1).astype(jnp.int32),
-        )
+
+        def move() -> tuple[PyTree, PyTree]:
+            with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+                moves, opt_state = _optimizer(self.optimizer).update(
+                    gradient, climb.opt_state, free, value=value, grad=gradient, value_fn=lambda free: loss(free)[0]
+                )
+            moved = jax.tree.map(lambda a, u: a + (rate.astype(u.dtype) * u).astype(a.dtype), free, moves)
+            params = model.adapt(rebuild(moved), safe_divide(found, jnp.sum(batch[1])))
+            return params, like(opt_state, climb.opt_state)
+
+        # A branch, not a choice between two results, which would cost another pass over params and optimiser state: a
+        # tenth of the time of an update of a VAE.
+        good = _finite((value, gradient))
+        params, opt_state = jax.lax.cond(good, move, lambda: (climb.params, climb.opt_state))
+        return _Climb(params, opt_state, climb.left_out + jnp.where(good, 0, 1).astype(jnp.int32))
 
     def _estimate(self, model: Any, params: PyTree, batch: tuple[PyTree, Array], key: Array, index: Array) -> Array:
         """The mean of `num_samples` evaluations of the training ELBO of a batch."""
@@ -360,8 +363,8 @@ class GradientAscent(Algorithm):
 
 
 def _finite(tree: PyTree) -> Array:
-    """Whether no entry of any leaf is NaN or infinite."""
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+    """Whether no entry of any leaf is NaN or infinite; 0 times it would be NaN, and sums are the fastest test."""
+    return jnp.all(jnp.stack([jnp.sum(leaf * 0) == 0 for leaf in jax.tree.leaves(tree)]))
 
 
 def _optimizer(optimizer: Any) -> Any:
