@@ -22,7 +22,14 @@ def test_the_readme_runs():
                 exec(block, scope)
                 fits.append(scope["fit"])
     names = [type(fit.model).__name__ for fit in fits]
-    expected = {"Mixture", "KMeans", "BayesianMixture", "VariationalAutoencoder", "ZeroInflatedPoisson", "UnknownNormal"}
+    expected = {
+        "Mixture",
+        "KMeans",
+        "BayesianMixture",
+        "VariationalAutoencoder",
+        "ZeroInflatedPoisson",
+        "UnknownNormal",
+    }
     assert expected <= set(names)
     for name, fit in zip(names, fits, strict=True):
         briefly = name == "VariationalAutoencoder"  # four steps, to be quick
