@@ -29,6 +29,7 @@ LEVELS = {
     "models": 3,
     "fit": 4,
     "transforms": 3,
+    "_checkpoint": 5,
     "run": 5,
     "diagnostics": 5,
     "inference": 5,
