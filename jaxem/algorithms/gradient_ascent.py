@@ -227,7 +227,7 @@ class GradientAscent(Algorithm):
         rate = jnp.atleast_1d(jnp.asarray(self.learning_rate))
         if rate.shape[0] == 1:
             return jnp.asarray(True)
-        return jnp.any((rate > 0) & (jnp.arange(rate.shape[0]) < self.num_passes * (step + 1)))
+        return jnp.any((rate > 0) & (jnp.arange(rate.shape[0], dtype=jnp.int32) < self.num_passes * (step + 1)))
 
     def init(self, model: Any, params: PyTree, num_restarts: int, dtype: Any) -> GradientAscentState:
         """The states of all restarts before their first step; every leaf of params has a leading axis R."""
