@@ -82,24 +82,26 @@ class Saver:
 
 def fingerprint(problem: Problem) -> dict[str, str]:
     """A digest of each part of a problem: its arrays bit by bit, its settings, and the names of its functions."""
-    parts = {}
-    for field in dataclasses.fields(problem):
-        digest = hashlib.blake2b(digest_size=16)
-        _absorb(digest, getattr(problem, field.name), ())
-        parts[field.name] = digest.hexdigest()
-    return parts
+    return {field.name: digest(getattr(problem, field.name)) for field in dataclasses.fields(problem)}
 
 
-def _absorb(digest: Any, value: Any, above: tuple[Any, ...]) -> None:
-    """Feeds a digest with all that tells a value from others, the same in every process."""
-    tell = lambda text: digest.update(text.encode() + b"\0")
+def digest(value: Any) -> str:
+    """A short text that tells a value from others, the same in every process."""
+    hashed = hashlib.blake2b(digest_size=16)
+    _absorb(hashed, value, ())
+    return hashed.hexdigest()
+
+
+def _absorb(hashed: Any, value: Any, above: tuple[Any, ...]) -> None:
+    """Feeds a hash with all that `digest` tells values apart by; `above` holds what contains the value."""
+    tell = lambda text: hashed.update(text.encode() + b"\0")
     if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
         tell(str(value.dtype))
         value = jax.random.key_data(value)
     if isinstance(value, (jax.Array, np.ndarray, np.generic)):
         array = np.asarray(value)
         tell(f"{array.dtype}{array.shape}")
-        digest.update(np.ascontiguousarray(array).tobytes() if array.dtype != object else b"")
+        hashed.update(np.ascontiguousarray(array).tobytes() if array.dtype != object else b"")
     elif value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
         tell(f"{type(value).__name__} {value!r}")
     elif any(value is outer for outer in above):
@@ -107,7 +109,7 @@ def _absorb(digest: Any, value: Any, above: tuple[Any, ...]) -> None:
     else:
         tell(f"{type(value).__module__}.{type(value).__qualname__}")
         for part in _parts(value):
-            _absorb(digest, part, (*above, value))
+            _absorb(hashed, part, (*above, value))
 
 
 def _parts(value: Any) -> list[Any]:

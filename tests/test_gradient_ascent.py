@@ -106,7 +106,7 @@ def test_one_update_is_the_weighted_mean_gradient_of_a_shuffled_batch(blobs):
     start = {"mean": jnp.zeros(2), "scale": jnp.ones(2), "pulls": jnp.zeros(()), "count": jnp.zeros((), jnp.int32)}
     # At one pass of plain SGD with a tiny rate all gradients are those of the start: their sum is the full gradient
     # times the number of batches, if the N / B scaling is unbiased and each row is seen once.
-    rate, total = 1e-7, WEIGHTS.sum()
+    rate, total = 1e-9, WEIGHTS.sum()
     whole = (WEIGHTS[:, None] * blobs).sum(0) / total
     for size, batches in ((120, 1), (50, 3), (24, 5), (1, 120)):
         algorithm = GradientAscent(optax.sgd(rate), batch_size=size)
@@ -233,7 +233,7 @@ def test_early_stopping_keeps_the_best(blobs):
     # Starts beyond the held-out mean and moves towards the other: the held-out score rises, then falls.
     start = {
         "mean": jnp.full(2, 9.0),
-        "scale": 3 * jnp.ones(2),
+        "scale": 7 * jnp.ones(2),
         "pulls": jnp.zeros(()),
         "count": jnp.zeros((), jnp.int32),
     }
