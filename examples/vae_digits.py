@@ -38,8 +38,8 @@ def main() -> None:
     parts = np.split(order, [2 * len(order) // 3, 4 * len(order) // 5])
     train, valid, test = (x[rows] for rows in parts)
     shape, draws = [int(x.shape[1] ** 0.5)] * 2, 50 if args.toy else 5000
-    family = families.Binomial(16, pseudo_observations=0.3, pseudo_mean=np.clip(train.mean(0), 0.05, 15.95))
-    sizes = (3, 6) if args.toy else (10, 40, 160, 320, 640)
+    family = families.Binomial(16, pseudo_observations=0.2, pseudo_mean=np.clip(train.mean(0), 0.05, 15.95))
+    sizes = (3, 6) if args.toy else (40, 160, 640, min(1200, len(train)))
     fits = [jaxem.fit(jaxem.Mixture(family, k), train, key=key, max_steps=50) for k in sizes]
     best = max(fits, key=lambda fit: float(fit.model.log_prob(fit.params, valid).mean()))
     score = lambda part: np.asarray(best.model.log_prob(best.params, part))

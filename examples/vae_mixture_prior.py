@@ -29,12 +29,12 @@ ENCODER = (INTO.init, lambda params, x: INTO.apply(params, x / 16))
 
 def report(name, model, params, test, labels, draws, key):
     elbo, found = model.elbo(params, test, key=key).mean(), model.evidence(params, test, key=key, num_samples=draws)
-    agree = float("nan")
+    agree = "-"
     if model.prior is not None:
         component = model.prior.predict(params["prior"], model.encode(params, test).mean())
-        agree = metrics.adjusted_rand_score(labels, component)
+        agree = f"{metrics.adjusted_rand_score(labels, component):.3f}"
     size = found.effective_size.mean()
-    print(f"{name:<28}{elbo:>10.2f}{-found.log_prob.mean():>10.2f}{size:>10.0f} of {draws}{agree:>12.3f}")
+    print(f"{name:<28}{elbo:>10.2f}{-found.log_prob.mean():>10.2f}{size:>10.0f} of {draws}{agree:>12}")
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def main() -> None:
     more = {"key": key, "algorithm": algorithm, "max_steps": steps, "stop": jaxem.Stop(atol=-np.inf)}
     first = jaxem.fit(plain, train, **more)
     codes = first.model.encode(first.params, train).mean()
-    prior = jaxem.fit(jaxem.GMM(10), codes, key=key, num_restarts=2 if args.toy else 16)
+    prior = jaxem.fit(jaxem.GMM(10), codes, key=key, num_restarts=2 if args.toy else 64)
     print(f"EM on the codes: {prior}\n")
     mixed = dataclasses.replace(plain, prior=jaxem.GMM(10), estimator=jaxem.SGVBA())
     start = first.params | {"prior": prior.params}

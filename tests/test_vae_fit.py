@@ -151,3 +151,40 @@ def test_weights_are_counts_of_rows(x):
     other = jaxem.fit(model, flipped, key=KEY, weights=weights, algorithm=algorithm, max_steps=3, stop=NEVER)
     np.testing.assert_array_equal(half.trace, other.trace)  # rows of weight 0 count for nothing
     assert half.status == Status.MAX_STEPS
+
+
+def test_a_new_beta_or_an_equal_network_compiles_nothing(x):
+    from jaxem.fit import advance
+
+    algorithm = GradientAscent(batch_size=20, key=KEY)
+
+    def fit(beta, rate):
+        model = jaxem.VAE(mlp(4), mlp(6), latent_dim=2, beta=beta, likelihood=likelihoods.Bernoulli())
+        rated = dataclasses.replace(algorithm, learning_rate=rate)
+        return jaxem.fit(model, x, key=KEY, algorithm=rated, max_steps=2, stop=NEVER)
+
+    one = fit(1.0, 0.01)
+    before = advance._cache_size()
+    two = fit(0.1, 0.02)
+    assert advance._cache_size() == before
+    assert one.trace[-1] != two.trace[-1]
+
+
+def test_learning_rates_vmapped_are_those_of_single_fits(x):
+    model = jaxem.VAE(mlp(4), mlp(6), latent_dim=2)
+
+    def final(rate):
+        algorithm = GradientAscent(batch_size=20, learning_rate=rate, key=KEY)
+        return jaxem.fit(model, x, key=KEY, algorithm=algorithm, max_steps=3, stop=NEVER).elbo.data
+
+    rates = jnp.array([1e-3, 1e-2, 3e-2], x.dtype)
+    np.testing.assert_allclose(jax.vmap(final)(rates), [final(rate) for rate in rates], rtol=1e-5)
+
+
+def test_a_rate_far_too_high_ends_with_finite_params(x):
+    model = jaxem.VAE(mlp(8, 4), mlp(8, 6), latent_dim=2)
+    algorithm = GradientAscent(batch_size=20, learning_rate=1e6)
+    fit = jaxem.fit(model, x, key=KEY, algorithm=algorithm, max_steps=5, stop=NEVER)
+    assert fit.status in (Status.NONFINITE, Status.MAX_STEPS)
+    assert np.isfinite(fit.elbo.total)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fit.params))
