@@ -6,6 +6,7 @@ import json
 import os
 import re
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,10 @@ class Saver:
         if not self._path.exists():
             return table
         try:
-            with np.load(self._path) as file:
+            with open(self._path, "rb") as raw, np.load(raw) as file:
                 saved = {name: file[name] for name in file.files}
             found = json.loads(str(saved[FINGERPRINT]))
-        except (ValueError, KeyError, OSError, EOFError) as error:
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(
                 f"checkpoint: expected a file written by jaxem.run; found {self._path} ({error})"
             ) from None

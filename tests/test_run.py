@@ -179,7 +179,7 @@ def test_a_checkpoint_of_another_run_is_refused(blobs, tmp_path):
     assert_same(go(), first)
     before = path.read_bytes()
     for change, part in (
-        ({"model": jaxem.GMM(2, regularisation=0.1)}, "model"),
+        ({"model": jaxem.GMM(2, pseudo_observations=0.1)}, "model"),
         ({"x": blobs + 1e-12}, "data"),
         ({"key": jax.random.key(1)}, "keys, algorithm"),
         ({"rate": 0.2}, "algorithm"),

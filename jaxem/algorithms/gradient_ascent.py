@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,11 +10,11 @@ import numpy as np
 from jax import Array
 
 from jaxem import _inputs, _tree
-from jaxem._ascent import coordinates, like
-from jaxem._numerics import is_concrete, namespace, safe_divide
+from jaxem._numerics import is_concrete, namespace
 from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree
 from jaxem.algorithms import _stepwise
+from jaxem.algorithms._updates import Climb, Updates, opt_states
 from jaxem.algorithms.algorithm import Algorithm, EMState
 from jaxem.elbo import ELBO
 from jaxem.stopping import Status
@@ -61,15 +60,6 @@ class GradientAscentState(EMState):
     def skipped(self) -> Array:
         """Updates that were left out because they were not finite."""
         return self.left_out
-
-
-@dataclass
-class _Climb:
-    """What an update changes."""
-
-    params: PyTree
-    opt_state: PyTree
-    left_out: Array
 
 
 @dataclass
@@ -235,7 +225,7 @@ class GradientAscent(Algorithm):
         zero = xp.zeros(num_restarts, xp.int32)
         return GradientAscentState(
             **vars(state),
-            opt_state=_opt_states(self.optimizer, model, params),
+            opt_state=opt_states(self.optimizer, model, params),
             restart=xp.arange(num_restarts, dtype=xp.int32),
             taken=zero,
             latest=state.elbo.data,
@@ -246,30 +236,22 @@ class GradientAscent(Algorithm):
 
     def step(self, model: Any, state: GradientAscentState, data: PyTree, weights: Array) -> GradientAscentState:
         """Scores the candidate, keeps it or ends the restart, and takes `num_passes` passes."""
-        assert self.key is not None  # `bind` has set it
-        candidate, key = state.candidate, jax.random.fold_in(self.key, SCORE)
-        found = model.elbo_data(candidate, data, weights, key)
-        elbo = ELBO(found, model.elbo_params(candidate).astype(found.dtype))
-        kept, held = jnp.isfinite(elbo.total), found
-        finite, tired = kept, jnp.asarray(False)
-        if self.held_out is not None:
-            held = model.elbo_data(candidate, self.held_out, self.held_out_weights, key)
-            finite = finite & jnp.isfinite(held)
-            kept = finite & (held > state.best)
+        elbo, held = self._score(model, state.candidate, data, weights)
+        finite = jnp.isfinite(elbo.total) & jnp.isfinite(held)
+        kept = finite if self.held_out is None else finite & (held > state.best)
         waited = jnp.where(kept, 0, state.waited + 1).astype(jnp.int32)
+        status = jnp.where(finite, state.status, Status.NONFINITE)
         if self.patience is not None:
             patience = jnp.asarray(self.patience)
-            tired = waited.astype(patience.dtype) >= patience
-        status = jnp.where(finite, jnp.where(tired, Status.CONVERGED, state.status), Status.NONFINITE)
+            status = jnp.where(finite & (waited.astype(patience.dtype) >= patience), Status.CONVERGED, status)
         more = status == Status.RUNNING
         if self.last_step is not None:  # the params of a pass after the last would never be scored
             more = more & (state.step < self.last_step)
-        passes = jnp.where(more, self.num_passes, 0).astype(jnp.int32)
-        climb = self._climb(model, state, data, weights, passes)
+        climb = self._climb(model, state, data, weights, jnp.where(more, self.num_passes, 0).astype(jnp.int32))
         stuck = more & (climb.left_out == self.num_passes * self._batches(_tree.num_rows(data)))
         return GradientAscentState(
             candidate=climb.params,
-            params=_tree.where(kept, candidate, state.params),
+            params=_tree.where(kept, state.candidate, state.params),
             elbo=_tree.where(kept, elbo, state.elbo),
             step=state.step + 1,
             status=jnp.where(stuck, Status.NONFINITE, status).astype(jnp.int32),
@@ -282,105 +264,27 @@ class GradientAscent(Algorithm):
             left_out=state.left_out + climb.left_out,
         )
 
-    def _climb(self, model: Any, state: GradientAscentState, data: PyTree, weights: Array, passes: Array) -> _Climb:
-        """`passes` passes over all rows in random orders, from the candidate."""
-        num, dtype, total = _tree.num_rows(data), weights.dtype, jnp.sum(weights)
-        batches = self._batches(num)
-        small, longer = num // batches, num % batches
-        slots = jnp.arange(small + (longer > 0), dtype=jnp.int32)
+    def _score(self, model: Any, params: PyTree, data: PyTree, weights: Array) -> tuple[ELBO, Array]:
+        """(ELBO of all rows, ELBO.data of those held out), with the same noise in every step."""
         assert self.key is not None  # `bind` has set it
+        key = jax.random.fold_in(self.key, SCORE)
+        found = model.elbo_data(params, data, weights, key)
+        elbo = ELBO(found, model.elbo_params(params).astype(found.dtype))
+        if self.held_out is None:
+            return elbo, found
+        return elbo, model.elbo_data(params, self.held_out, self.held_out_weights, key)
+
+    def _climb(self, model: Any, state: GradientAscentState, data: PyTree, weights: Array, passes: Array) -> Climb:
+        """`passes` passes over all rows from the candidate; restart and pass number make the draws."""
+        assert self.key is not None
+        rate = jnp.asarray(self.learning_rate, weights.dtype)
+        batches = self._batches(_tree.num_rows(data))
+        updates = Updates(model, rate, jnp.sum(weights), self.optimizer, batches, self.num_samples)
         stream = jax.random.fold_in(self.key, state.restart.astype(jnp.uint32) + STREAM)
 
-        def sweep(i: Array, climb: _Climb) -> _Climb:
+        def sweep(i: Array, climb: Climb) -> Climb:
             index = state.step * self.num_passes + i
-            keys = jax.random.split(jax.random.fold_in(stream, index), batches + 1)
-            update = lambda climb, rows, w, scale, batch, key: self._update(
-                model, climb, (rows, w), scale / total, self._rate(index * batches + batch, dtype), key, index, total
-            )
-            if batches == 1:
-                return update(climb, data, weights, jnp.ones((), dtype), 0, keys[0])
-            order = _stepwise.shuffled(keys[batches], jnp.arange(num, dtype=jnp.int32), num)
+            return updates.sweep(climb, data, weights, jax.random.fold_in(stream, index), index)
 
-            def body(climb: _Climb, batch: tuple[Array, Array]) -> tuple[_Climb, None]:
-                first = batch[0] * small + jnp.minimum(batch[0], longer)
-                size = small + (batch[0] < longer).astype(jnp.int32)
-                rows = order[jnp.minimum(first + slots, num - 1)]
-                w = jnp.where(slots < size, weights[rows], 0)
-                return update(climb, _tree.take(data, rows), w, num / size.astype(dtype), *batch), None
-
-            return jax.lax.scan(body, climb, (jnp.arange(batches, dtype=jnp.int32), keys[:batches]))[0]
-
-        start = _Climb(state.candidate, state.opt_state, jnp.zeros((), jnp.int32))
+        start = Climb(state.candidate, state.opt_state, jnp.zeros((), jnp.int32))
         return jax.lax.fori_loop(0, passes, sweep, start)
-
-    def _rate(self, update: Array, dtype: Any) -> Array:
-        """The learning rate of the update after `update` others."""
-        table = jnp.asarray(self.learning_rate, dtype)
-        return table if table.ndim == 0 else table.at[update].get(mode="clip")
-
-    def _update(
-        self,
-        model: Any,
-        climb: _Climb,
-        batch: tuple[PyTree, Array],
-        scale: Array,
-        rate: Array,
-        key: Array,
-        index: Array,
-        total: Array,
-    ) -> _Climb:
-        """One update on one batch, or none where it is not finite."""
-        free, rebuild = coordinates(model.constraints(), climb.params)
-
-        def loss(free: PyTree) -> tuple[Array, Array]:
-            params = rebuild(free)
-            value = self._estimate(model, params, batch, key, index)
-            return -(scale * value + model.elbo_params(params).astype(value.dtype) / total), value
-
-        (value, found), gradient = jax.value_and_grad(loss, has_aux=True)(free)
-
-        def move() -> tuple[PyTree, PyTree]:
-            with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-                moves, opt_state = _optimizer(self.optimizer).update(
-                    gradient, climb.opt_state, free, value=value, grad=gradient, value_fn=lambda free: loss(free)[0]
-                )
-            moved = jax.tree.map(lambda a, u: a + (rate.astype(u.dtype) * u).astype(a.dtype), free, moves)
-            params = model.adapt(rebuild(moved), safe_divide(found, jnp.sum(batch[1])))
-            return params, like(opt_state, climb.opt_state)
-
-        # A branch, not a choice between two results, which would cost another pass over params and optimiser state: a
-        # tenth of the time of an update of a VAE.
-        good = _finite((value, gradient))
-        params, opt_state = jax.lax.cond(good, move, lambda: (climb.params, climb.opt_state))
-        return _Climb(params, opt_state, climb.left_out + jnp.where(good, 0, 1).astype(jnp.int32))
-
-    def _estimate(self, model: Any, params: PyTree, batch: tuple[PyTree, Array], key: Array, index: Array) -> Array:
-        """The mean of `num_samples` evaluations of the training ELBO of a batch."""
-        one = lambda key: model.training_elbo(params, *batch, key, index)
-        if self.num_samples == 1:
-            return one(key)
-        return jnp.mean(jax.vmap(one)(jax.random.split(key, self.num_samples)))
-
-
-def _finite(tree: PyTree) -> Array:
-    """Whether no entry of any leaf is NaN or infinite; 0 times it would be NaN, and sums are the fastest test."""
-    return jnp.all(jnp.stack([jnp.sum(leaf * 0) == 0 for leaf in jax.tree.leaves(tree)]))
-
-
-def _optimizer(optimizer: Any) -> Any:
-    import optax  # half a second, not needed by the closed-form algorithms
-
-    return optax.with_extra_args_support(optax.adam(1.0) if optimizer is None else optimizer)
-
-
-@partial(jax.jit, static_argnums=0)
-def _opt_states(optimizer: Any, model: Any, params: PyTree) -> PyTree:
-    """The optimiser's states at the params of R restarts."""
-
-    def one(params: PyTree) -> PyTree:
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            state = _optimizer(optimizer).init(coordinates(model.constraints(), params)[0])
-        state = jax.tree.map(jnp.asarray, state)
-        return like(state, state)
-
-    return jax.vmap(one)(params)
