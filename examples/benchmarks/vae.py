@@ -28,7 +28,7 @@ PEERS = {"PyTorch": ("torch", "torch")}
 PIXELS, HIDDEN, LATENT, BATCH, RATE = 784, 400, 20, 128, 1e-3
 NEVER = jaxem.Stop(atol=-1e20)
 # Rows, passes, seeds of the comparison of ELBOs; rows, passes, seeds side by side.
-TRAINING = {"toy": (512, 2, 2), "small": (20_480, 2, 2), "full": (20_480, 10, 4)}
+TRAINING = {"toy": (512, 2, 2), "small": (20_480, 2, 4), "full": (20_480, 10, 4)}
 SEEDS = {"toy": (256, 2, 2), "small": (1_536, 20, 16), "full": (1_536, 100, 16)}
 
 
