@@ -1,9 +1,10 @@
 """jaxem: latent-variable models fitted by climbing one ELBO, from many restarts, in compiled JAX programs."""
 
-from jaxem import expfam, families, priors
+from jaxem import expfam, families, likelihoods, networks, priors
 from jaxem._normal import DiagonalNormal
 from jaxem._pytree import dataclass, static
-from jaxem.algorithms import EM, CoordinateAscent, GeneralizedEM, OnlineEM, OnlineState, StochasticEM
+from jaxem.algorithms import EM, CoordinateAscent, GeneralizedEM, GradientAscent, OnlineEM, OnlineState, StochasticEM
+from jaxem.amortisation import AmortisationGap, amortisation_gap
 from jaxem.diagnostics import importance, pareto_k
 from jaxem.elbo import ELBO, Decomposition, decompose, free_energy
 from jaxem.estimators import IWAE, SGVBA, SGVBB, Estimator, ScoreFunction, StickingTheLanding
@@ -18,6 +19,8 @@ from jaxem.models.enumerated import Enumerated
 from jaxem.models.kmeans import KMeans
 from jaxem.models.mean_field import Factor, MeanField
 from jaxem.models.mixture import GMM, Mixture
+from jaxem.models.vae import VAE
+from jaxem.models.variational_autoencoder import VariationalAutoencoder
 from jaxem.result import Fit, FitError, Restarts
 from jaxem.rules import Exact, Hard, ReverseKL, Rule, Sampled, Tempered
 from jaxem.run import Progress, run
@@ -27,6 +30,7 @@ from jaxem.transforms import chunked, partly_labelled
 __version__ = "0.1.0"
 
 __all__ = [
+    "AmortisationGap",
     "BayesianGMM",
     "BayesianMixture",
     "ContinuousLatent",
@@ -49,6 +53,7 @@ __all__ = [
     "GMM",
     "Gaussian",
     "GeneralizedEM",
+    "GradientAscent",
     "Hard",
     "IWAE",
     "KMeans",
@@ -80,7 +85,10 @@ __all__ = [
     "StopQ",
     "StopRule",
     "Tempered",
+    "VAE",
+    "VariationalAutoencoder",
     "aic",
+    "amortisation_gap",
     "bic",
     "chunked",
     "dataclass",
@@ -91,6 +99,8 @@ __all__ = [
     "free_energy",
     "icl",
     "importance",
+    "likelihoods",
+    "networks",
     "pareto_k",
     "partly_labelled",
     "priors",

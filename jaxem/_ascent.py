@@ -50,7 +50,7 @@ def ascend(
     import optax  # half a second, not needed by the closed-form algorithms
 
     optimizer = optax.with_extra_args_support(optax.lbfgs() if optimizer is None else optimizer)
-    start, rebuild = coordinates(spec, params)
+    start, rebuild = vector(spec, params)
     if start.size == 0 or num_steps == 0:
         return params
     # optax is written for the standard promotion rules.
@@ -76,16 +76,16 @@ def _descend(optimizer: Any, loss: Any, start: Array, num_steps: int) -> tuple[A
         # A line search has just evaluated the loss there.
         known = optax.tree.get(after, "value"), optax.tree.get(after, "grad")
         value, gradient = both(moved) if any(part is None for part in known) else known
-        return (moved, _like(after, state), value.astype(free.dtype), gradient.astype(free.dtype)), None
+        return (moved, like(after, state), value.astype(free.dtype), gradient.astype(free.dtype)), None
 
     first, gradient = both(start)
     state = jax.tree.map(jnp.array, optimizer.init(start))
-    state = _like(state, state)
+    state = like(state, state)
     (end, _, last, _), _ = jax.lax.scan(update, (start, state, first, gradient), None, num_steps)
     return first, end, last
 
 
-def _like(new: PyTree, old: PyTree) -> PyTree:
+def like(new: PyTree, old: PyTree) -> PyTree:
     """The leaves of `new` in the strong dtypes of `old`, as the carry of a loop needs."""
     return jax.tree.map(lambda a, b: jax.lax.convert_element_type(a, b.dtype), new, old)
 
@@ -104,29 +104,50 @@ def _backtrack(loss: Any, start: Array, first: Array, end: Array, last: Array) -
     return free, good(value)
 
 
-def coordinates(spec: PyTree, params: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
-    """(the finite real coordinates of params as one vector, the map back to params).
+def coordinates(spec: PyTree, params: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
+    """(the finite real coordinates of params as a pytree like them, the map back to params).
 
-    One vector instead of a pytree keeps an optimiser's program small. An entry on the boundary of its constraint, whose
-    coordinate would be infinite, has a stand-in just inside, and the map back restores it.
+    An entry on the boundary of its constraint, whose coordinate would be infinite, has a stand-in just inside, and the
+    map back restores it. A leaf without coordinates (fixed, or integer) is empty. Leaves under `Real()` pass through
+    untouched, at no cost.
     """
+    spec = jax.tree.map(_or_fixed, constraints.mirror(spec, params), params)
     inside = jax.tree.map(_inside, spec, params)
-    free = constraints.unconstrain(spec, inside)
+    dtype = float_dtype(params)
+    free = jax.tree.map(lambda a: a if a.size else a.astype(dtype), constraints.unconstrain(spec, inside))
+
+    def restore(constraint: Any, new: Array, stand_in: Array, old: Array) -> Array:
+        return new if isinstance(constraint, constraints.Real) else jnp.where(stand_in == old, new, old)
+
+    def rebuild(free: PyTree) -> PyTree:
+        moved = constraints.constrain(spec, free, inside)
+        return jax.tree.map(restore, spec, moved, inside, params)
+
+    return free, rebuild
+
+
+def vector(spec: PyTree, params: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
+    """`coordinates` as one vector instead of a pytree, which keeps an optimiser's program small."""
+    free, rebuild = coordinates(spec, params)
     leaves, structure = jax.tree.flatten(free)
     dtype = float_dtype(params)
     moving = [leaf for leaf in leaves if leaf.size]
-    vector = jnp.concatenate([leaf.reshape(-1).astype(dtype) for leaf in moving]) if moving else jnp.zeros(0, dtype)
+    joined = jnp.concatenate([leaf.reshape(-1).astype(dtype) for leaf in moving]) if moving else jnp.zeros(0, dtype)
 
-    def rebuild(vector: Array) -> PyTree:
+    def split(joined: Array) -> PyTree:
         parts, first = [], 0
         for leaf in leaves:
             size = math.prod(leaf.shape)
-            parts.append(vector[first : first + size].reshape(leaf.shape).astype(leaf.dtype))
+            parts.append(joined[first : first + size].reshape(leaf.shape).astype(leaf.dtype))
             first += size
-        moved = constraints.constrain(spec, jax.tree.unflatten(structure, parts), inside)
-        return jax.tree.map(lambda new, i, old: jnp.where(i == old, new, old), moved, inside, params)
+        return rebuild(jax.tree.unflatten(structure, parts))
 
-    return vector, rebuild
+    return joined, split
+
+
+def _or_fixed(constraint: Any, value: Array) -> Any:
+    """The constraint, or `Fixed` for a leaf that no gradient moves."""
+    return constraint if jnp.issubdtype(value.dtype, jnp.floating) else constraints.Fixed()
 
 
 def _inside(constraint: Any, value: Array) -> Array:

@@ -39,13 +39,13 @@ def as_key(key: Any) -> Array:
     raise TypeError(f"key: expected a JAX random key, as jax.random.key(0); found {key!r}")
 
 
-def _name(path: Any) -> str:
-    return "data" + jax.tree_util.keystr(path)
+def _name(path: Any, argument: str) -> str:
+    return argument + jax.tree_util.keystr(path)
 
 
-def _as_leaf(path: Any, leaf: Any) -> Array:
+def _as_leaf(path: Any, leaf: Any, argument: str) -> Array:
     """One array of observations in its working dtype, checked."""
-    name = _name(path)
+    name = _name(path, argument)
     if not isinstance(leaf, jax.Array):
         try:
             leaf = np.asarray(leaf)
@@ -106,39 +106,56 @@ def _warn_if_lossy(name: str, leaf: np.ndarray, dtype: Any) -> None:
         )
 
 
-def as_data(data: Any) -> PyTree:
+def as_data(data: Any, name: str = "data") -> PyTree:
     """Observations as a pytree of float arrays that share their leading axis; nested lists become one array."""
     if isinstance(data, list):
         data = np.asarray(data) if all(np.shape(row) == np.shape(data[0]) for row in data) else np.asarray(None)
     if not jax.tree.leaves(data):
-        raise ValueError("data: expected at least one array; found none")
-    data = jax.tree_util.tree_map_with_path(_as_leaf, data)
+        raise ValueError(f"{name}: expected at least one array; found none")
+    data = jax.tree_util.tree_map_with_path(lambda path, leaf: _as_leaf(path, leaf, name), data)
     sizes = sorted({leaf.shape[0] for leaf in jax.tree.leaves(data)})
     if len(sizes) > 1:
-        raise ValueError(f"data: expected arrays with one shared leading axis; found lengths {sizes}")
+        raise ValueError(f"{name}: expected arrays with one shared leading axis; found lengths {sizes}")
     floats = {leaf.dtype for leaf in jax.tree.leaves(data)}
     dtype = jnp.result_type(*floats)
     return jax.tree.map(lambda leaf: _place(leaf, dtype), data)
 
 
-def as_weights(weights: Any, num: int, dtype: Any) -> Array:
+def as_more(more: Any, data: PyTree, name: str) -> PyTree:
+    """Further observations as a pytree of the structure, the trailing shapes and the dtype of `data`."""
+    more = as_data(more, name)
+    found: Any = jax.tree.structure(more)
+    expected: Any = jax.tree.structure(data)
+    if found != expected:
+        raise ValueError(f"{name}: expected the structure of the data, {expected}; found {found}")
+
+    def check(path: Any, leaf: Array, own: Array) -> Array:
+        if leaf.shape[1:] != own.shape[1:]:
+            shape = ("n", *own.shape[1:])
+            raise ValueError(f"{_name(path, name)}: expected the data's shape {shape}; found {leaf.shape}")
+        return _place(leaf, own.dtype)
+
+    return jax.tree_util.tree_map_with_path(check, more, data)
+
+
+def as_weights(weights: Any, num: int, dtype: Any, name: str = "weights") -> Array:
     """Weights (N,), non-negative, finite, not all zero; ones for None."""
     if weights is None:
         return _place(np.ones(num), dtype)
     if not isinstance(weights, jax.Array):
         weights = np.asarray(weights)
     if not (weights.dtype == bool or jnp.issubdtype(weights.dtype, np.number)) or np.iscomplexobj(weights):
-        raise TypeError(f"weights: expected real numbers; found dtype {weights.dtype}")
+        raise TypeError(f"{name}: expected real numbers; found dtype {weights.dtype}")
     if weights.shape != (num,):
-        raise ValueError(f"weights: expected shape ({num},), one for each row of data; found {weights.shape}")
+        raise ValueError(f"{name}: expected shape ({num},), one for each row of data; found {weights.shape}")
     if is_concrete(weights):
         values = np.asarray(weights)
         if not np.isfinite(values).all():
-            raise ValueError("weights: expected finite numbers; found NaN or infinite ones")
+            raise ValueError(f"{name}: expected finite numbers; found NaN or infinite ones")
         if (values < 0).any():
-            raise ValueError(f"weights: expected numbers >= 0; found {values.min()}")
+            raise ValueError(f"{name}: expected numbers >= 0; found {values.min()}")
         if not (values > 0).any():
-            raise ValueError("weights: expected at least one positive; found only zeros")
+            raise ValueError(f"{name}: expected at least one positive; found only zeros")
     return _place(weights, dtype)
 
 

@@ -1,7 +1,8 @@
 """Bijections between constrained parameters and unconstrained real coordinates.
 
-`Model.constraints()` mirrors the params with one of these at each leaf; `unconstrain` and `constrain` then map a whole
-params pytree, which is how gradients are checked and gradient algorithms move.
+`Model.constraints()` mirrors the params with one of these at each leaf, or at a subtree for all its leaves;
+`unconstrain` and `constrain` then map a whole params pytree, which is how gradients are checked and gradient algorithms
+move.
 """
 
 from typing import Protocol
@@ -136,28 +137,33 @@ class Fixed:
         return like
 
 
+def mirror(constraints: PyTree, params: PyTree) -> PyTree:
+    """A constraint at each leaf of params, from a pytree that may hold one for a whole subtree."""
+    return jax.tree.map(lambda c, part: jax.tree.map(lambda _: c, part), constraints, params)
+
+
 def unconstrain(constraints: PyTree, params: PyTree) -> PyTree:
     """Real coordinates of params.
 
     Args:
-      constraints: a pytree like `params`, with a constraint at each leaf.
+      constraints: a pytree like `params`, with a constraint at each leaf, or at a subtree for all its leaves.
       params: feasible parameters. A value on the boundary (a mixing proportion of 0) gives an infinite coordinate.
 
     Returns:
       A pytree of real arrays.
     """
-    return jax.tree.map(lambda c, p: c.unconstrain(p), constraints, params)
+    return jax.tree.map(lambda c, p: c.unconstrain(p), mirror(constraints, params), params)
 
 
 def constrain(constraints: PyTree, free: PyTree, like: PyTree) -> PyTree:
     """Params at real coordinates: the inverse of `unconstrain`.
 
     Args:
-      constraints: a pytree like the params, with a constraint at each leaf.
+      constraints: a pytree like the params, with a constraint at each leaf, or at a subtree for all its leaves.
       free: coordinates from `unconstrain`.
       like: params of the wanted shapes.
 
     Returns:
       Params like `like`.
     """
-    return jax.tree.map(lambda c, f, p: c.constrain(f, p), constraints, free, like)
+    return jax.tree.map(lambda c, f, p: c.constrain(f, p), mirror(constraints, like), free, like)

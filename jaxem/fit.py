@@ -13,8 +13,8 @@ from jaxem import _inputs, _shapes, _tree
 from jaxem._numerics import is_concrete, namespace
 from jaxem._pytree import dataclass, static
 from jaxem._tree import Packed, PyTree
-from jaxem.algorithms import EM, Algorithm, CoordinateAscent, GeneralizedEM
-from jaxem.model import ELBOModel, Health
+from jaxem.algorithms import EM, Algorithm, CoordinateAscent, GeneralizedEM, GradientAscent
+from jaxem.model import ELBOModel, Health, LatentModel
 from jaxem.result import Fit, FitError, Restarts
 from jaxem.stopping import Status, Step, StopRule
 
@@ -115,7 +115,7 @@ def fit(
       params: start from these instead of random starts; with R > 1 restarts every leaf has a leading axis R.
       weights: (N,) non-negative; None for ones. Weight 2 is a row twice, weight 0 an absent row.
       algorithm: `EM()` by default; `GeneralizedEM()` for a model without a closed M-step, `CoordinateAscent()` for a
-        mean-field one.
+        mean-field one, `GradientAscent()` for an `ELBOModel` without an E-step.
       stop: the stop rule, as `Stop`; None for the model's own.
       max_steps: most M-steps of a restart.
       num_restarts: R >= 1.
@@ -178,6 +178,7 @@ def prepare(
     dtype = _tree.float_dtype(data)
     weights = _inputs.as_weights(weights, _tree.num_rows(data), dtype)
     algorithm = choose_algorithm(model, algorithm, _tree.num_rows(data)).tabulate(max_steps)
+    algorithm = algorithm.bind(model, data, key, int(max_steps))
     stop = model.default_stop() if stop is None else stop
     if not isinstance(stop, StopRule):
         raise TypeError(f"stop: expected a stop rule, as jaxem.Stop(); found {stop!r}")
@@ -201,6 +202,7 @@ def choose_algorithm(model: ELBOModel, algorithm: Any, num_rows: int) -> Algorit
     if algorithm is None:
         sequential, closed = getattr(model, "sequential", False), getattr(model, "closed_form", True)
         algorithm = CoordinateAscent() if sequential else EM() if closed else GeneralizedEM()
+        algorithm = algorithm if isinstance(model, LatentModel) else GradientAscent()
     if not isinstance(algorithm, Algorithm):
         raise TypeError(f"algorithm: expected an algorithm, as jaxem.EM(); found {algorithm!r}")
     algorithm.validate(model, num_rows)
@@ -244,7 +246,7 @@ def start(problem: Problem) -> Table:
     model, data, params = _draw(problem)
     num, dtype, xp = problem.num_restarts, _tree.float_dtype(problem.data), namespace(params)
     params = jax.tree.map(lambda a: xp.asarray(a)[None] if num == 1 else xp.asarray(a), params)
-    packed = _tree.pack(problem.algorithm.init(params, num, dtype))
+    packed = _tree.pack(problem.algorithm.init(model, params, num, dtype))
     trace = xp.full((num, problem.max_steps + 1), xp.nan, dtype)
     return Table(model, data, packed, trace, xp.asarray(problem.screen is None))
 
@@ -298,14 +300,8 @@ def _sweep(problem: Problem, table: Table) -> Table:
         ids = jnp.where(eligible, ids, num)
     else:
         stepped = _tree.put(table.packed, ids, stepped)
-    trace = table.trace.at[ids, before.step].set(_reached(after), mode="drop")
+    trace = table.trace.at[ids, before.step].set(after.scored, mode="drop")
     return dataclasses.replace(table, packed=stepped, trace=trace)
-
-
-def _reached(after: Any) -> Array:
-    """The objective of the params just scored, NaN where they were not accepted."""
-    accepted = (after.status != Status.NONFINITE) & (after.status != Status.DECREASED)
-    return jnp.where(accepted, after.elbo.total, jnp.nan)
 
 
 def _step(problem: Problem, table: Table, state: Any, trace: Array | None) -> Any:
@@ -366,7 +362,7 @@ def finish(problem: Problem, table: Table) -> Fit:
 def _finish(problem: Problem, table: Table) -> Fit:
     """Resolves the codes, picks the winner and describes it. Restarts that still run are INTERRUPTED."""
     model, health = table.model, _health(table.model, table.packed)
-    xp = namespace(health)
+    xp = namespace((health, table.packed))
     packed, trace, health = jax.tree.map(xp.asarray, (table.packed, table.trace, health))
     states = packed.unpack()
     elbo, total = states.elbo, states.elbo.total
@@ -374,8 +370,7 @@ def _finish(problem: Problem, table: Table) -> Fit:
     status = xp.where(_running(problem, states), int(Status.INTERRUPTED), states.status)
     status = xp.where(status == Status.RUNNING, int(Status.MAX_STEPS), status)
     status = xp.where(spike, int(Status.DEGENERATE), status).astype(xp.int32)
-    rejected = (states.status == Status.NONFINITE) | (states.status == Status.DECREASED)
-    num_steps = xp.maximum(states.step - 1 - rejected.astype(xp.int32), 0)
+    num_steps = states.num_steps
     grade = xp.where(status == Status.CONVERGED, 3, xp.where(finite & ~spike, 2, xp.where(finite, 1, 0)))
     winner = xp.argmax(xp.where(finite & (grade == xp.max(grade)), total, -xp.inf))
     won, health_won = jax.tree.map(lambda a: a[winner], (states, health))
@@ -391,7 +386,7 @@ def _finish(problem: Problem, table: Table) -> Fit:
         winner=winner.astype(xp.int32),
         health=health_won,
         coincident=model.coincident(won.params),
-        restarts=Restarts(elbo, status, num_steps, trace, health.influence, health.min_count),
+        restarts=Restarts(elbo, status, num_steps, trace, health.influence, health.min_count, states.skipped),
     )
     return jax.device_put(result) if xp is np else result
 

@@ -68,6 +68,20 @@ class ELBOModel(ABC):
         """ELBO.params, nats: a log prior, a penalty or -KL; 0 unless overridden."""
         return jnp.zeros((), float_dtype(params))
 
+    def training_elbo(self, params: PyTree, data: PyTree, weights: Array, key: Array, step: Array) -> Array:
+        """ELBO.data as gradients climb it in pass `step`; `elbo_data` unless overridden (a KL that is warmed up).
+
+        Scores, traces and selection use `elbo_data`, whatever this is.
+        """
+        return self.elbo_data(params, data, weights, key)
+
+    def adapt(self, params: PyTree, value: Array) -> PyTree:
+        """Params after an update by gradient on a batch whose `training_elbo` per unit weight was `value`.
+
+        For what follows the training without a gradient, as a running baseline; the params themselves by default.
+        """
+        return params
+
     def bind(self, data: PyTree, weights: Array) -> "ELBOModel":
         """The model with what it takes from the data (scales, reserves), once per fit; the model itself by default."""
         return self
@@ -83,7 +97,10 @@ class ELBOModel(ABC):
         """Raises ValueError or TypeError for data or params that do not suit the model; called on the host by `fit`."""
 
     def constraints(self) -> PyTree:
-        """A pytree like the params with a `jaxem.constraints` object at each leaf; needed for gradients and checks."""
+        """A pytree like the params with a `jaxem.constraints` object at each leaf; needed for gradients and checks.
+
+        A constraint in place of a subtree holds for all its leaves: `Real()` for a whole network.
+        """
         raise TypeError(f"{type(self).__name__} declares no constraints(), which gradients and check_model need")
 
     def canonical(self, params: PyTree) -> PyTree:

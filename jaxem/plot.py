@@ -4,21 +4,32 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
+from jaxem._plot_latent import images, latent_space, reconstructions, traversals
+from jaxem._plot_style import INK, PALETTE, check_fit, check_points, colours, new_axes
 from jaxem.result import Fit
 from jaxem.stopping import Status
 
-# Okabe and Ito (2008), without black and yellow: told apart by people with any common colour vision.
-PALETTE = ("#0072B2", "#E69F00", "#CC79A7", "#009E73", "#56B4E9", "#D55E00")
-INK = "#222222"
+__all__ = [
+    "INK",
+    "PALETTE",
+    "STYLES",
+    "colours",
+    "components",
+    "criteria",
+    "ellipse",
+    "images",
+    "latent_space",
+    "reconstructions",
+    "responsibilities",
+    "traces",
+    "traversals",
+]
 
 # Colour, line style and end marker of each status: a spike differs in all three, so that grey print shows it too.
 STYLES: dict[Status, Any] = {
@@ -30,37 +41,6 @@ STYLES: dict[Status, Any] = {
     Status.SCREENED: ("#999999", "-", "|"),
     Status.INTERRUPTED: ("#56B4E9", "-.", "d"),
 }
-
-
-def colours(num: int) -> np.ndarray:
-    """(num, 3) RGB colours of components, the same for the same number in every picture."""
-    if num <= len(PALETTE):
-        return np.array([to_rgb(c) for c in PALETTE[:num]])
-    return mpl.colormaps["turbo"](np.linspace(0.05, 0.95, num))[:, :3]
-
-
-def _axes(ax: Axes | None) -> Axes:
-    return plt.subplots(layout="constrained")[1] if ax is None else ax
-
-
-def _check_fit(fit: Any) -> None:
-    if not isinstance(fit, Fit):
-        raise TypeError(f"fit: expected a jaxem Fit; found a {type(fit).__name__}")
-    if np.ndim(fit.status) > 0:
-        raise ValueError(f"fit: expected one fit; found a batch of shape {np.shape(fit.status)}")
-
-
-def _check_points(data: Any, columns: Sequence[int], num_columns: int | None = None) -> tuple[np.ndarray, list[int]]:
-    """Data as an array (N, D), and two different column numbers that it has."""
-    x = np.asarray(data)
-    if x.ndim != 2 or (num_columns is not None and x.shape[1] != num_columns):
-        expected = "(N, D)" if num_columns is None else f"(N, {num_columns}), as the fit has"
-        raise ValueError(f"data: expected shape {expected}; found {x.shape}")
-    if not isinstance(columns, Sequence) or not all(isinstance(c, (int, np.integer)) for c in columns):
-        raise TypeError(f"columns: expected two integers; found {columns!r}")
-    if len(columns) != 2 or columns[0] == columns[1] or not all(0 <= c < x.shape[1] for c in columns):
-        raise ValueError(f"columns: expected two different ones of 0..{x.shape[1] - 1}; found {tuple(columns)}")
-    return x, [int(c) for c in columns]
 
 
 def _label_axes(ax: Axes, columns: list[int]) -> None:
@@ -131,17 +111,17 @@ def components(
       2
       >>> plt.close(ax.figure)
     """
-    _check_fit(fit)
+    check_fit(fit)
     parts: Any = getattr(fit.params, "components", None)
     gaussian = hasattr(parts, "mean") and hasattr(parts, "covariance")
     if not gaussian and not hasattr(fit.params, "centroids"):
         found = type(fit.params if parts is None else parts).__name__
         raise TypeError(f"fit: expected params with components.mean and .covariance, or centroids; found {found}")
     mean = np.asarray(parts.mean if gaussian else fit.params.centroids, np.float64)
-    x, columns = _check_points(data, columns, mean.shape[1])
+    x, columns = check_points(data, columns, mean.shape[1])
     if not all(0 < float(level) < math.inf for level in levels):
         raise ValueError(f"levels: expected positive numbers of standard deviations; found {levels!r}")
-    ax, palette = _axes(ax), colours(mean.shape[0])
+    ax, palette = new_axes(ax), colours(mean.shape[0])
     label = np.asarray(fit.model.predict(fit.params, x))
     ax.scatter(x[:, columns[0]], x[:, columns[1]], s=14, c=palette[label], alpha=0.6, linewidths=0)
     if gaussian:
@@ -187,13 +167,13 @@ def responsibilities(fit: Fit, data: Any, *, columns: Sequence[int] = (0, 1), ax
       ['component 0', 'component 1', 'largest below 0.99 (0 points)']
       >>> plt.close(ax.figure)
     """
-    _check_fit(fit)
+    check_fit(fit)
     if not hasattr(fit.model, "posterior"):
         raise TypeError(f"fit: expected a model with a posterior; found {type(fit.model).__name__}")
-    x, columns = _check_points(data, columns)
+    x, columns = check_points(data, columns)
     resp = np.asarray(fit.model.posterior(fit.params, x), np.float64)
     resp = resp[:, : 1 + np.flatnonzero(resp.any(0))[-1]]  # unused components come last
-    ax, palette = _axes(ax), colours(resp.shape[1])
+    ax, palette = new_axes(ax), colours(resp.shape[1])
     doubt = np.clip(1 - resp.max(1), 0, 1)
     order = np.argsort(doubt, kind="stable")
     unsure = doubt > 0.01
@@ -241,8 +221,8 @@ def traces(fit: Fit, *, ax: Axes | None = None) -> Axes:
       3
       >>> plt.close(ax.figure)
     """
-    _check_fit(fit)
-    ax = _axes(ax)
+    check_fit(fit)
+    ax = new_axes(ax)
     trace, codes = np.asarray(fit.restarts.trace, np.float64), np.asarray(fit.restarts.status)
     winner, steps = int(fit.winner), 1 + np.arange(trace.shape[1])
     for i, (row, code) in enumerate(zip(trace, codes.tolist(), strict=True)):
@@ -314,7 +294,7 @@ def criteria(table: Mapping[str, Mapping[int, Any]], *, ax: Axes | None = None) 
         raise ValueError(f"table: expected at least one finite value; found {table!r}")
     best = min(curves, key=lambda name: curves[name][:, 1].min(initial=np.inf))
     k, lowest = curves[best][np.argmin(curves[best][:, 1])]
-    ax = _axes(ax)
+    ax = new_axes(ax)
     for (name, curve), colour, marker in zip(curves.items(), colours(len(curves)), _markers(len(curves)), strict=True):
         ax.plot(curve[:, 0], curve[:, 1] - lowest, marker=marker, color=colour, label=str(name), markersize=5, lw=1.4)
     name = f"lowest: {best}, K = {k:g}"

@@ -25,6 +25,7 @@ class Restarts:
       trace: (R, max_steps + 1) ELBO.total after t M-steps, NaN where not reached.
       influence: how near to a spike each ended; see `jaxem.model.Health`.
       min_count: expected observations of the smallest component of each.
+      skipped: updates of each that were left out because they were not finite (`GradientAscent`).
     """
 
     elbo: ELBO
@@ -33,6 +34,7 @@ class Restarts:
     trace: Array
     influence: Array
     min_count: Array
+    skipped: Array
 
     def counts(self) -> dict[str, int]:
         """How many restarts ended with each status, by name."""
@@ -90,6 +92,9 @@ class Fit:
             notes.append("two components are equal: a saddle, or more components than distinct rows")
         if int(self.health.relocated):
             notes.append(f"empty clusters were moved {int(self.health.relocated)} times")
+        skipped = int(self.restarts.skipped[int(self.winner)])
+        if skipped:
+            notes.append(f"{skipped} updates were skipped: their gradients were not finite")
         return notes + self.model.notes()
 
     def __repr__(self) -> str:

@@ -55,7 +55,7 @@ class _Case:
     def next(self, model: Any, params: PyTree, data: PyTree, weights: Array) -> PyTree:
         """The params that one step of the algorithm proposes."""
         algorithm = _inputs.cast_floats(self.algorithm, weights.dtype)
-        states = algorithm.init(jax.tree.map(lambda a: a[None], params), 1, weights.dtype)
+        states = algorithm.init(model, jax.tree.map(lambda a: a[None], params), 1, weights.dtype)
         return algorithm.step(model, jax.tree.map(lambda a: a[0], states), data, weights).candidate
 
     def rows(self, index: Any) -> PyTree:

@@ -78,3 +78,16 @@ def test_unknown_size_is_refused(benchmark_main, capsys):
     with pytest.raises(SystemExit):
         benchmark_main("kmeans")(["--sizes", "huge"])
     assert "--sizes" in capsys.readouterr().err
+
+
+def test_vae_at_toy_size(benchmark_main, tmp_path, capsys):
+    before = settings()
+    path = tmp_path / "report.json"
+    benchmark_main("vae")(["--sizes", "toy", "--repeats", "1", "--json", str(path)])
+    assert settings() == before
+    report = json.loads(path.read_text())
+    assert report["agree"], capsys.readouterr().out
+    training, seeds = report["cases"]
+    assert training["contenders"]["jaxem"]["rows_per_s"] > 0
+    assert training["contenders"]["jaxem"]["elbo"] < 0
+    assert seeds["contenders"]["one after the other"]["ratio"] > 0

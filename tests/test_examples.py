@@ -175,3 +175,36 @@ def test_estimators(example):
     near = re.search(r"near the prior.* A ([\d.]+), B ([\d.]+)", text)
     assert float(near[1]) > float(near[2])
     assert pictures(output) == ["estimators.png"]
+
+
+def test_vae_digits(example):
+    text, output = example("vae_digits.py")
+    row = r"^(\S.*?) +(-[\d.]+) +(-[\d.]+) +([\d.]+) \+- [\d.]+ +(exact|[\d.]+, [\d.]+)$"
+    rows = {
+        name: (float(train), float(test), float(nll), size)
+        for name, train, test, nll, size in re.findall(row, text, re.M)
+    }
+    assert list(rows) == ["mixture, K = 6", "VAE", "IWAE(8)"]
+    assert rows["mixture, K = 6"][1] == -rows["mixture, K = 6"][2]
+    for name in ("VAE", "IWAE(8)"):
+        assert -rows[name][1] > rows[name][2]  # the ELBO is below the importance-sampled value
+    assert len(re.findall(r"of 16 latents active", text)) == len(re.findall("approximation .* amortisation", text)) == 2
+    names = ["vae_latents.png", "vae_reconstructions.png", "vae_samples.png", "vae_traversals.png"]
+    assert pictures(output) == names
+
+
+def test_vae_mixture_prior(example):
+    text, output = example("vae_mixture_prior.py")
+    rows = re.findall(
+        r"^(N\(0, I\)\S?.*?|mixture by.*?|all climbed.*?)  +(-[\d.]+) +([\d.]+) +\d+ of 50 +(\S+)$", text, re.M
+    )
+    assert [name for name, *_ in rows] == [
+        "N(0, I)",
+        "N(0, I), twice the passes",
+        "mixture by EM in its place",
+        "all climbed together",
+    ]
+    elbo = [float(row[1]) for row in rows]
+    assert elbo[3] > elbo[2]
+    assert [row[3] == "-" for row in rows] == [True, True, False, False]
+    assert pictures(output) == ["vae_mixture_prior.png"]

@@ -8,7 +8,7 @@ import pytest
 
 import jaxem
 from jaxem import constraints
-from jaxem._ascent import ascend, coordinates
+from jaxem._ascent import ascend, vector
 from jaxem.algorithms import GeneralizedEM
 from jaxem.algorithms.generalized_em import _expected
 from jaxem.models.mixture import MixtureParams
@@ -125,13 +125,13 @@ POINT = {"a": jnp.array([1.0, 0.0]), "b": jnp.array(2.0), "n": jnp.array(3), "p"
 
 
 def test_coordinates_leave_fixed_and_boundary_values_alone():
-    vector, rebuild = coordinates(SPEC, POINT)
-    assert vector.shape == (4,)
-    assert np.isfinite(vector).all()
-    for a, b in zip(jax.tree.leaves(rebuild(vector)), jax.tree.leaves(POINT), strict=True):
+    free, rebuild = vector(SPEC, POINT)
+    assert free.shape == (4,)
+    assert np.isfinite(free).all()
+    for a, b in zip(jax.tree.leaves(rebuild(free)), jax.tree.leaves(POINT), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_allclose(a, b, rtol=1e-14)
-    moved = rebuild(vector + 0.5)
+    moved = rebuild(free + 0.5)
     assert (moved["a"][1], moved["b"], moved["n"], moved["p"][0]) == (0, 2, 3, 0)
     assert float(moved["a"][0]) == pytest.approx(np.exp(0.5))
 

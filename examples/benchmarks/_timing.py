@@ -101,7 +101,17 @@ def environment() -> dict[str, Any]:
     """Device and versions."""
     device = jax.devices()[0]
     versions = {}
-    for name in ("jax", "jaxlib", "numpy", "scikit-learn", "scikit-learn-intelex", "faiss-cpu", "ott-jax", "gmmx"):
+    for name in (
+        "jax",
+        "jaxlib",
+        "numpy",
+        "scikit-learn",
+        "scikit-learn-intelex",
+        "faiss-cpu",
+        "ott-jax",
+        "gmmx",
+        "torch",
+    ):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return {

@@ -4,6 +4,7 @@ from jaxem.algorithms.algorithm import Algorithm, EMState
 from jaxem.algorithms.coordinate_ascent import CoordinateAscent
 from jaxem.algorithms.em import EM
 from jaxem.algorithms.generalized_em import GeneralizedEM
+from jaxem.algorithms.gradient_ascent import GradientAscent, GradientAscentState
 from jaxem.algorithms.online_em import OnlineEM, OnlineState
 from jaxem.algorithms.stochastic_em import StochasticEM, StochasticEMState
 
@@ -13,6 +14,8 @@ __all__ = [
     "EM",
     "EMState",
     "GeneralizedEM",
+    "GradientAscent",
+    "GradientAscentState",
     "OnlineEM",
     "OnlineState",
     "StochasticEM",

@@ -72,12 +72,17 @@ def shuffled(key: Array, index: Array, num: int) -> Array:
     return jax.lax.while_loop(outside, again, scramble(index.astype(jnp.uint32))).astype(jnp.int32)
 
 
-def tabulated(rate: Any) -> np.ndarray:
+def tabulate(schedule: Any, num: int) -> np.ndarray:
     """Values of a schedule; optax's are evaluated together, what looks at the number of the update one by one."""
     try:
-        table = np.asarray(jax.jit(jax.vmap(rate))(np.arange(TABLE)), np.float64) * np.ones(TABLE)
+        return np.asarray(jax.jit(jax.vmap(schedule))(np.arange(num)), np.float64) * np.ones(num)
     except (jax.errors.JAXTypeError, TypeError, ValueError):
-        table = np.array([float(rate(t)) for t in range(TABLE)])
+        return np.array([float(schedule(t)) for t in range(num)])
+
+
+def tabulated(rate: Any) -> np.ndarray:
+    """Values of a schedule of rates in (0, 1]."""
+    table = tabulate(rate, TABLE)
     check_rates(table, decays=True)
     return table
 

@@ -33,11 +33,29 @@ class EMState:
     step: Array
     status: Array
 
+    @property
+    def num_steps(self) -> Array:
+        """M-steps behind `params`."""
+        rejected = (self.status == Status.NONFINITE) | (self.status == Status.DECREASED)
+        return namespace(self.step).maximum(self.step - 1 - rejected.astype(self.step.dtype), 0)
+
+    @property
+    def scored(self) -> Array:
+        """ELBO.total of the params scored last, which the trace records; NaN where they were not accepted."""
+        xp = namespace(self.status)
+        rejected = (self.status == Status.NONFINITE) | (self.status == Status.DECREASED)
+        return xp.where(rejected, xp.nan, self.elbo.total)
+
+    @property
+    def skipped(self) -> Array:
+        """Updates that were left out because they were not finite."""
+        return namespace(self.step).zeros_like(self.step)
+
 
 class Algorithm(ABC):
     """A way of climbing the ELBO, a frozen `jaxem.dataclass`; `fit` owns the loop.
 
-    A state has the fields of `EMState`; an algorithm may add its own.
+    A state is an `EMState`; an algorithm may add fields of its own.
     """
 
     @property
@@ -65,11 +83,18 @@ class Algorithm(ABC):
         """The algorithm with callables of the step replaced by arrays, its settings checked; called on the host."""
         return self
 
+    def bind(self, model: Any, data: PyTree, key: Array, num_steps: int) -> "Algorithm":
+        """The algorithm with what it takes from a fit (its key, the number of rows); itself by default.
+
+        Called on the host with the model that the user gave, data already cast, the key and `max_steps` of the fit.
+        """
+        return self
+
     def settled(self, model: Any, step: Array) -> Array:
         """Whether a stop rule may be trusted from `step` on; always by default."""
         return jnp.asarray(True)
 
-    def init(self, params: PyTree, num_restarts: int, dtype: Any) -> Any:
+    def init(self, model: Any, params: PyTree, num_restarts: int, dtype: Any) -> Any:
         """The states of all restarts before their first step; every leaf of params has a leading axis R."""
         xp = namespace(params)
         low = xp.full(num_restarts, -xp.inf, dtype)

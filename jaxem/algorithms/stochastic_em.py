@@ -11,7 +11,7 @@ from jaxem import _tree
 from jaxem._numerics import einsum, is_concrete, namespace
 from jaxem._pytree import dataclass
 from jaxem._tree import PyTree
-from jaxem.algorithms.algorithm import Algorithm
+from jaxem.algorithms.algorithm import Algorithm, EMState
 from jaxem.elbo import ELBO
 from jaxem.model import LatentModel
 from jaxem.models.mixture import Mixture, MixtureParams
@@ -24,7 +24,7 @@ ALIGN_ROWS = 500
 
 
 @dataclass
-class StochasticEMState:
+class StochasticEMState(EMState):
     """Where one restart stands. `elbo` belongs to `params`; `candidate` is not scored yet.
 
     Attributes:
@@ -36,11 +36,6 @@ class StochasticEMState:
       restart: number of the restart, which its draws depend on.
     """
 
-    candidate: PyTree
-    params: PyTree
-    elbo: ELBO
-    step: Array
-    status: Array
     restart: Array
 
 
@@ -115,9 +110,9 @@ class StochasticEM(Algorithm):
         """False: no stop rule applies."""
         return jnp.asarray(False)
 
-    def init(self, params: PyTree, num_restarts: int, dtype: Any) -> StochasticEMState:
+    def init(self, model: Any, params: PyTree, num_restarts: int, dtype: Any) -> StochasticEMState:
         """The states of all restarts before their chains; every leaf of params has a leading axis R."""
-        state, xp = super().init(params, num_restarts, dtype), namespace(params)
+        state, xp = super().init(model, params, num_restarts, dtype), namespace(params)
         return StochasticEMState(**vars(state), restart=xp.arange(num_restarts, dtype=xp.int32))
 
     def step(self, model: LatentModel, state: StochasticEMState, data: PyTree, weights: Array) -> StochasticEMState:

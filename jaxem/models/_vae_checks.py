@@ -1,0 +1,117 @@
+"""What a VAE refuses before anything is compiled: settings, data outside the support, networks of other shapes."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxem import _inputs
+from jaxem._normal import DiagonalNormal
+from jaxem._numerics import is_concrete
+from jaxem._tree import PyTree, float_dtype
+from jaxem.estimators import Estimator
+from jaxem.likelihoods import FromDecoder, Likelihood
+from jaxem.models._vae_latents import observed
+from jaxem.models.mixture import Mixture
+
+
+def check_support(model: Any, data: PyTree) -> None:
+    """Raises for data that the likelihood gives no probability; values only where they are no tracers."""
+    x = observed(data)
+    if is_concrete(x):
+        model.likelihood.validate(x)
+
+
+def check(model: Any, data: PyTree) -> None:
+    """Raises TypeError or ValueError, naming the argument, for settings, data or networks that do not suit."""
+    _inputs.check_count("latent_dim", model.latent_dim, 1)
+    _inputs.check_count("num_refinements", model.num_refinements, 0)
+    _inputs.check_count("num_score_samples", model.num_score_samples, 1)
+    if not isinstance(model.likelihood, Likelihood):
+        raise TypeError(f"likelihood: expected one of jaxem.likelihoods, or None; found {model.likelihood!r}")
+    if not isinstance(model.estimator, Estimator):
+        raise TypeError(f"estimator: expected an estimator, as jaxem.SGVBB(); found {model.estimator!r}")
+    _check_numbers("beta", model.beta, (0, 1))
+    _check_numbers("refinement_rate", model.refinement_rate, (0,))
+    check_support(model, data)
+    if model.prior is None:
+        model.estimator.validate(DiagonalNormal.standard(model.latent_dim))
+    elif isinstance(model.prior, Mixture):
+        model.estimator.validate(model.prior)
+        model.prior.validate(np.random.default_rng(0).normal(size=(1000, model.latent_dim)), None)
+    else:
+        raise TypeError(f"prior: expected None for N(0, I), or a Mixture, as jaxem.GMM(10); found {model.prior!r}")
+    jax.eval_shape(_trace, model, data)
+
+
+def _check_numbers(name: str, value: Any, dims: tuple[int, ...]) -> None:
+    if not is_concrete(value):
+        return
+    array = np.asarray(value)
+    good = array.dtype.kind in "fiu" and array.ndim in dims and array.size and np.isfinite(array).all()
+    if not (good and (array >= 0).all()):
+        kind = "a number >= 0, or an array of them over passes" if 1 in dims else "a number >= 0"
+        raise ValueError(f"{name}: expected {kind}; found {value!r}")
+
+
+@jax.jit  # for its cache: a second fit does not trace again
+def _trace(model: Any, data: PyTree) -> None:
+    """Runs both networks' starts and outputs, and the objective, in shapes alone."""
+    num, dim, dtype = jax.tree.leaves(data)[0].shape[0], model.latent_dim, float_dtype(data)
+    key = jax.random.key(0)
+    params = model.encoder.init(key, jax.tree.map(lambda a: a[:1], data))
+    outputs = model.encoder.apply(params, data)
+    _check_encoder(outputs, num, dim, model.num_refinements)
+    z = jnp.zeros((num, dim), dtype)
+    outputs = model.decoder.apply(model.decoder.init(key, z[:1]), z)
+    _check_decoder(outputs, model.likelihood, num, observed(data).shape[1])
+    if model.prior is None:  # the start of a mixture takes longer to trace
+        weights = jnp.ones(num, dtype)
+        model.training_elbo(model.init(key, data, weights), data, weights, key, jnp.zeros((), jnp.int32))
+
+
+def _check_encoder(outputs: Any, num: int, dim: int, num_refinements: int) -> None:
+    expected = f"({num}, {2 * dim}), means and log-variances of latent_dim = {dim}"
+    if hasattr(outputs, "sample") and hasattr(outputs, "log_prob"):
+        found = (*outputs.batch_shape, *outputs.event_shape)
+        if found != (num, dim):
+            raise ValueError(f"encoder: expected a distribution of ({num}, {dim}) latents; found one of {found}")
+        if num_refinements and not isinstance(outputs, DiagonalNormal):
+            raise TypeError(
+                f"encoder: num_refinements needs means and log-variances, free real numbers; found a distribution, "
+                f"{type(outputs).__name__}"
+            )
+        return
+    if isinstance(outputs, (tuple, list)) and len(outputs) == 2:
+        shapes = [jnp.shape(a) for a in outputs]
+        if shapes != [(num, dim)] * 2:
+            raise ValueError(
+                f"encoder: expected a pair of shapes ({num}, {dim}), mean and log-variance; found {shapes}"
+            )
+        return
+    if not isinstance(outputs, Array):
+        raise TypeError(f"encoder: expected outputs {expected}, or a distribution; found a {type(outputs).__name__}")
+    if outputs.shape != (num, 2 * dim):
+        raise ValueError(f"encoder: expected outputs of shape {expected}; found {outputs.shape}")
+
+
+def _check_decoder(outputs: Any, likelihood: Likelihood, num: int, columns: int) -> None:
+    is_distribution = hasattr(outputs, "sample") and hasattr(outputs, "log_prob")
+    name = type(likelihood).__name__
+    if isinstance(likelihood, FromDecoder):
+        if not is_distribution:
+            raise TypeError(
+                f"decoder: expected a distribution, as likelihood is None; found a {type(outputs).__name__}"
+            )
+        return
+    if is_distribution:
+        raise TypeError(f"decoder: expected outputs for {name}; found a distribution: give likelihood=None")
+    expected = (num, likelihood.num_outputs(columns))
+    if not isinstance(outputs, Array):
+        raise TypeError(f"decoder: expected outputs of shape {expected} for {name}; found a {type(outputs).__name__}")
+    if outputs.shape != expected:
+        raise ValueError(
+            f"decoder: expected outputs of shape {expected}, for {columns} columns of {name}; found {outputs.shape}"
+        )
