@@ -38,6 +38,7 @@ class _Case:
         model.validate(self.data, None)
         _shapes.check(model, self.data, self.weights, key)
         self.algorithm: Any = choose_algorithm(model, algorithm, self.num).tabulate(STEPS)
+        self.algorithm = self.algorithm.bind(model, self.data, key, STEPS)
         # Laws of statistics and of the exact M-step bind those who use them.
         self.closed = self.algorithm.needs_m_step
         self.model: Any = jax.jit(model.bind)(self.data, self.weights)

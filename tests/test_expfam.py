@@ -159,6 +159,11 @@ def test_invalid_parameters_are_recognised(family, params):
     assert not bool(family.valid(family.natural(*params)))
 
 
+def _log_prob_of_draws(family, natural, key):
+    distribution = family.distribution(natural)
+    return distribution.log_prob(distribution.sample(seed=key, sample_shape=(20_000,)))
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_distributions_agree():
     key = jax.random.key(0)
@@ -169,8 +174,7 @@ def test_distributions_agree():
                 family.distribution(natural)
             continue
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            distribution = family.distribution(natural)
-            log_prob = distribution.log_prob(distribution.sample(seed=key, sample_shape=(20_000,)))
+            log_prob = jax.jit(_log_prob_of_draws, static_argnums=0)(family, natural, key)
         assert float(-log_prob.mean()) == pytest.approx(float(family.entropy(natural)), abs=0.05)
 
 

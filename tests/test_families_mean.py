@@ -391,5 +391,6 @@ def test_a_start_is_off_the_boundary_where_the_data_are():
         model = jaxem.Mixture(family, 2).bind(x, jnp.ones(40))
         params = jax.jit(model.init)(KEY, x, jnp.ones(40))
         assert all(np.all(np.asarray(leaf) > 0.01) for leaf in jax.tree.leaves(params.components))
-        stepped = model.m_step(params, model.e_step(params, x).stats)  # while the M-step proper has no such bound
+        step = jax.jit(lambda model, params: model.m_step(params, model.e_step(params, x).stats))
+        stepped = step(model, params)  # while the M-step proper has no such bound
         assert min(float(leaf.min()) for leaf in jax.tree.leaves(stepped.components)) < 0.01

@@ -319,6 +319,11 @@ EMPTY = np.zeros((0, 2))
         ({"num_samples": 1.5}, TypeError, "num_samples: expected an integer >= 1; found 1.5"),
         ({"num_passes": 0}, ValueError, "num_passes: expected at least 1; found 0"),
         ({"optimizer": 3}, TypeError, "optimizer: expected an optax GradientTransformation; found 3"),
+        (
+            {"optimizer": optax.add_noise(0.1, 0.5, 0)},
+            TypeError,
+            "optimizer: expected a state of plain arrays; found a",
+        ),
         ({"learning_rate": -1.0}, ValueError, "learning_rate: expected finite numbers >= 0; found -1.0"),
         ({"learning_rate": lambda t: np.nan}, ValueError, "learning_rate: expected finite numbers >= 0; found nan"),
         ({"learning_rate": "fast"}, TypeError, "learning_rate: expected a number, an array over updates or a call"),

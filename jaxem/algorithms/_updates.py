@@ -147,6 +147,8 @@ def opt_states(optimizer: Any, model: Any, params: PyTree) -> PyTree:
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             state = complete(optimizer).init(coordinates(model.constraints(), params)[0])
         state = jax.tree.map(jnp.asarray, state)
+        if any(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in jax.tree.leaves(state)):
+            raise TypeError("optimizer: expected a state of plain arrays; found a random key in it")
         return like(state, state)
 
     return jax.vmap(one)(params)
