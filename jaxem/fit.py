@@ -217,7 +217,7 @@ def _start_params(model: Any, data: PyTree, weights: Array, key: Array) -> PyTre
 def _lanes(cost: int) -> int:
     """Lane width W from the multiply-adds of a step: wide where it is all overhead, 1 where it fills the cores."""
     if jax.default_backend() == "cpu":
-        return 8 if cost < 20_000 else 4 if cost < 400_000 else 1
+        return 4 if cost < 400_000 else 1
     return 32 if cost < 4_000_000 else 4
 
 
