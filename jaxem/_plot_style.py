@@ -24,10 +24,12 @@ def colours(num: int) -> np.ndarray:
 
 
 def new_axes(ax: Axes | None) -> Axes:
+    """The axes given, or those of a new figure."""
     return plt.subplots(layout="constrained")[1] if ax is None else ax
 
 
 def check_fit(fit: Any) -> None:
+    """Raises unless fit is one `Fit`."""
     if not isinstance(fit, Fit):
         raise TypeError(f"fit: expected a jaxem Fit; found a {type(fit).__name__}")
     if np.ndim(fit.status) > 0:

@@ -3,7 +3,6 @@
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from jax import Array
 
 from jaxem import constraints as _constraints
 from jaxem._ascent import ascend
+from jaxem._normal import standard_promotion
 from jaxem._numerics import einsum, is_concrete
 from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree
@@ -81,7 +81,7 @@ class Distribution(Family):
         return self._build(self.values)
 
     def _build(self, params: Mapping[str, Any]) -> Any:
-        with _standard():
+        with standard_promotion():
             return self.make(**params)
 
     def validate(self, x: Any) -> None:
@@ -95,7 +95,7 @@ class Distribution(Family):
             raise ValueError(f"data: expected rows of shape {row}, as {self!r} has; found {x.shape[1:]}")
         if not is_concrete(x, self.values):
             return
-        with _standard():
+        with standard_promotion():
             log_prob = np.asarray(one.log_prob(x[:1000])).reshape(min(len(x), 1000), -1)
         if np.isnan(log_prob).any():
             n = int(np.argmax(np.isnan(log_prob).any(1)))
@@ -161,7 +161,7 @@ class Distribution(Family):
 
     def log_prob(self, params: Mapping[str, Array], x: Array) -> Array:
         """(N, K) log p(x_n | theta_k), nats; the sum over columns for a scalar distribution."""
-        with _standard():
+        with standard_promotion():
             log_prob = self.make(**params).log_prob(x[:, None])
         return jnp.sum(log_prob.reshape(*log_prob.shape[:2], -1), -1).astype(x.dtype)
 
@@ -189,7 +189,7 @@ class Distribution(Family):
     def sample(self, key: Array, params: Mapping[str, Array], component: Array) -> Array:
         """One draw from each entry of component (N,)."""
         chosen = self._build({name: leaf[component] for name, leaf in params.items()})
-        with _standard():
+        with standard_promotion():
             return chosen.sample(seed=key)
 
     def distribution(self, params: Mapping[str, Array]) -> Any:
@@ -197,7 +197,7 @@ class Distribution(Family):
         import distrax
 
         batch = self._build(params)
-        with _standard():
+        with standard_promotion():
             extra = len(batch.batch_shape) - 1
             return distrax.Independent(batch, extra) if extra else batch
 
@@ -206,14 +206,6 @@ class Distribution(Family):
         if sorted(values) != sorted(self.values):
             raise ValueError(f"make_params: expected {', '.join(sorted(self.values))}; found {', '.join(values)}")
         return {name: jnp.asarray(value).astype(jnp.result_type(float)) for name, value in values.items()}
-
-
-def _standard() -> AbstractContextManager:
-    """The standard promotion rules, that distrax is written for."""
-    stack = ExitStack()
-    stack.enter_context(jax.numpy_dtype_promotion("standard"))
-    stack.enter_context(jax.numpy_rank_promotion("allow"))
-    return stack
 
 
 def from_distribution(
