@@ -80,3 +80,12 @@ def test_classes_of_equal_fields_are_told_apart():
     assert len({jax.tree.structure(tree) for tree in trees}) == 400
     number = jax.jit(lambda tree: jnp.zeros(tree.number()))
     assert [number.trace(tree).out_info.shape for tree in trees] == [(i,) for i in range(400)]
+
+
+def test_blocks_cover_all_rows_and_are_no_longer_than_asked():
+    for num in (1, 5, 16, 33, 47, 100, 4001, 100_003):
+        for size in (1, 3, 16, 20, 40, 2000):
+            blocks, length = _tree._block(num, size)
+            assert length <= min(size, num)
+            assert (blocks - 1) * length < num <= blocks * length
+    assert _tree._block(100_003, 2000) == (51, 1968)
