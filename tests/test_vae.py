@@ -248,6 +248,8 @@ def test_refinement_raises_the_elbo_and_is_differentiated_through(binary):
     assert semi.encode(params, x, key=KEY).mean().shape == (40, 1)
     with pytest.raises(ValueError, match="key: a semi-amortised model needs a random key"):
         semi.encode(params, x)
+    assert semi.active_units(params, x, key=KEY).shape == (1,)  # failed before: these took no key
+    assert semi.kl_per_dimension(params, x, key=KEY).shape == (1,)
 
 
 def heads(params, x):

@@ -43,7 +43,7 @@ class MonteCarlo(Rule):
     References:
       Wei and Tanner (1990), A Monte Carlo implementation of the EM algorithm, JASA 85; Levine and Casella (2001),
       Implementations of the Monte Carlo EM algorithm, for importance weights; Delyon, Lavielle and Moulines (1999),
-    Convergence of a stochastic approximation version of the EM algorithm.
+      Convergence of a stochastic approximation version of the EM algorithm.
     """
 
     key: Array

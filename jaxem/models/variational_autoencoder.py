@@ -280,19 +280,21 @@ class VariationalAutoencoder(ELBOModel):
         """
         return _vae_latents.evidence(self, params, self._ready(params, data), key, num_samples)
 
-    def active_units(self, params: PyTree, data: PyTree, threshold: float = 0.01) -> Array:
+    def active_units(self, params: PyTree, data: PyTree, threshold: float = 0.01, *, key: Array | None = None) -> Array:
         """(Q,) whether the variance over data of E[z_q | x] is above the threshold (Burda et al. 2016, section 5.2).
 
         A latent that is not active carries nothing of x: its posterior collapsed to the prior, up to sign and scale.
+        A semi-amortised model needs a key, as in `encode`.
         """
-        return jnp.var(self.encode(params, data).mean(), 0) > threshold
+        return jnp.var(self.encode(params, data, key=key).mean(), 0) > threshold
 
-    def kl_per_dimension(self, params: PyTree, data: PyTree) -> Array:
+    def kl_per_dimension(self, params: PyTree, data: PyTree, *, key: Array | None = None) -> Array:
         """(Q,) mean over data of KL(q(z_q | x) || N(0, 1)), nats: near 0 where a latent's posterior has collapsed.
 
         Raises TypeError where the KL does not split: for a mixture prior, or a q that is no `DiagonalNormal`.
+        A semi-amortised model needs a key, as in `encode`.
         """
-        q = self.encode(params, data)
+        q = self.encode(params, data, key=key)
         if self.prior is not None or not isinstance(q, DiagonalNormal):
             found = "a mixture prior" if self.prior is not None else type(q).__name__
             raise TypeError(
