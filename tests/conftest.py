@@ -17,11 +17,13 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # a third less com
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + FLAGS
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-# One cache of compiled programs for the processes of one run: what one has compiled the others load.
+# One cache of compiled programs for the processes of one run: what one has compiled the others load. A folder named
+# by the environment is kept, and the next run compiles only what has changed.
 CACHE = None
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    CACHE = tempfile.mkdtemp(prefix="jaxem-tests-")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        CACHE = tempfile.mkdtemp(prefix="jaxem-tests-")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
