@@ -12,10 +12,12 @@ from jaxem import _inputs
 from jaxem._normal import DiagonalNormal
 from jaxem._numerics import is_concrete
 from jaxem._pytree import dataclass, static
+from jaxem._rows import rows
 from jaxem._tree import PyTree, map_rows, num_rows
 from jaxem.estimators import StickingTheLanding
 from jaxem.models import _vae_latents
 from jaxem.models.variational_autoencoder import VariationalAutoencoder
+from jaxem.result import Fit
 
 # Rows refined together, draws behind each gradient and behind each look for the best q, and looks in all.
 ROWS, DRAWS, JUDGED, LOOKS = 512, 8, 64, 20
@@ -63,8 +65,7 @@ class AmortisationGap:
 
 
 def amortisation_gap(
-    model: VariationalAutoencoder,
-    params: PyTree,
+    fit: Fit,
     data: PyTree,
     *,
     key: Array,
@@ -79,8 +80,7 @@ def amortisation_gap(
     all, is kept; what is reported is estimated by fresh draws, which chose nothing.
 
     Args:
-      model: a VAE whose q is a diagonal normal.
-      params: its params.
+      fit: of a VAE whose q is a diagonal normal.
       data: N rows.
       key: random key.
       num_steps: updates of q, at least 1.
@@ -91,7 +91,7 @@ def amortisation_gap(
       `AmortisationGap`. Time of N (8 num_steps + 3 S) decoder passes or so, in blocks of 512 rows.
 
     Raises:
-      TypeError: model is no VAE, or its q no diagonal normal.
+      TypeError: fit is no fit of a VAE, or its q no diagonal normal.
       ValueError: data outside the likelihood's support, or counts below 1.
 
     Examples:
@@ -99,21 +99,24 @@ def amortisation_gap(
       >>> from jaxem.networks import mlp
       >>> x = jax.random.bernoulli(jax.random.key(0), 0.3, (64, 5)).astype(float)
       >>> model = jaxem.VAE(mlp(8, 4), mlp(8, 5), latent_dim=2)
-      >>> gap = amortisation_gap(model, model.init(jax.random.key(1), x, None), x, key=jax.random.key(2))
+      >>> climb = jaxem.GradientAscent(batch_size=32)
+      >>> fit = jaxem.fit(model, x, key=jax.random.key(1), algorithm=climb, max_steps=0)
+      >>> gap = amortisation_gap(fit, x, key=jax.random.key(2))
       >>> bool(gap.amortisation.mean() > gap.approximation.mean() > 0)  # of a network that has learned nothing
       True
 
     References:
       Cremer, Li and Duvenaud (2018), Inference suboptimality in variational autoencoders.
     """
-    if not isinstance(model, VariationalAutoencoder):
-        raise TypeError(f"model: expected a jaxem.VAE; found {model!r}")
+    if not isinstance(fit, Fit) or not isinstance(fit.model, VariationalAutoencoder):
+        raise TypeError(f"fit: expected a fit of a jaxem.VAE; found {type(getattr(fit, 'model', fit)).__name__}")
+    model, params = fit.model, fit.params
     _inputs.check_count("num_steps", num_steps, 1)
     refine, report, encoder = jax.random.split(_inputs.as_key(key), 3)
-    data = model._ready(params, data)
+    data = rows(model, params, data)
     q = model.encode(params, data, key=encoder)
     if not isinstance(q, DiagonalNormal):
-        raise TypeError(f"model: expected an encoder of means and log-variances; found q of {type(q).__name__}")
+        raise TypeError(f"fit: expected an encoder of means and log-variances; found q of {type(q).__name__}")
     rate = jnp.asarray(learning_rate, q.loc.dtype)
     best = _refine(model, params, data, q, refine, rate, int(num_steps))
     first = _vae_latents.evidence(model, params, data, report, num_samples, q)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem import _inputs
+from jaxem import _inputs, _rows
 from jaxem._numerics import is_concrete, weigh
 from jaxem._pytree import dataclass
 from jaxem._tree import BLOCK_ROWS, PyTree, float_dtype, map_rows, num_rows, sum_rows
@@ -230,10 +230,9 @@ def importance(
         raise TypeError(f"fit: expected what jaxem.fit returns; found {fit!r}")
     _inputs.check_count("num_draws", num_draws, MIN_DRAWS)
     dtype = float_dtype(fit.params)
-    data = _inputs.cast_floats(_inputs.as_data(data), dtype)
-    weights = _inputs.as_weights(weights, num_rows(data), dtype)
+    data = _rows.rows(fit.model, fit.params, data)
+    weights = _rows.as_weights(weights, num_rows(data), dtype)
     _check_model(fit.model, weights)
-    fit.model.validate(data, fit.params)
     together = max(1, min(num_draws, BLOCK_ROWS // num_rows(data)))
     rounds = -(-num_draws // together)
     keys = jax.random.split(_inputs.as_key(key), rounds * together).reshape(rounds, together)

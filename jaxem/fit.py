@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem import _inputs, _shapes, _tree
+from jaxem import _inputs, _rows, _shapes, _tree
 from jaxem._numerics import is_concrete, namespace
 from jaxem._pytree import dataclass, static
 from jaxem._tree import Packed, PyTree
@@ -174,9 +174,9 @@ def prepare(
         _inputs.check_count("screen.keep", screen.keep, 1)
     _inputs.check_model(model)
     key = _inputs.as_key(key)
-    data = _inputs.as_data(data)
+    data = _rows.as_data(data)
     dtype = _tree.float_dtype(data)
-    weights = _inputs.as_weights(weights, _tree.num_rows(data), dtype)
+    weights = _rows.as_weights(weights, _tree.num_rows(data), dtype)
     algorithm = choose_algorithm(model, algorithm, _tree.num_rows(data)).tabulate(max_steps)
     algorithm = algorithm.bind(model, data, key, int(max_steps))
     stop = model.default_stop() if stop is None else stop

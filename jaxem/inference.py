@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem import _inputs
+from jaxem import _rows
 from jaxem._pytree import dataclass
 from jaxem._tree import PyTree, float_dtype, num_rows
 from jaxem.result import Fit
@@ -30,8 +30,8 @@ def _scores(fit: Fit, data: PyTree, weights: Array | None) -> tuple[_Scores, int
         raise TypeError(
             f"fit: {type(fit.model).__name__} has no density with num_parameters, so bic, aic and icl do not apply"
         )
-    data = _inputs.cast_floats(_inputs.as_data(data), float_dtype(fit.params))
-    weights = _inputs.as_weights(weights, num_rows(data), float_dtype(data))
+    data = _rows.rows(fit.model, fit.params, data)
+    weights = _rows.as_weights(weights, num_rows(data), float_dtype(data))
     return _evaluate(fit, data, weights), fit.model.num_parameters(fit.params)
 
 

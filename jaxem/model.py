@@ -1,5 +1,7 @@
 """The protocols a model implements, shortest first: what EM, restarts, statuses and wrappers ask of it."""
 
+import functools
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -9,8 +11,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxem._numerics import slack, weigh
-from jaxem._pytree import dataclass
-from jaxem._tree import PyTree, as_floats, float_dtype, map_rows, num_rows, sum_rows
+from jaxem._pytree import dataclass, static
+from jaxem._rows import Rows, takes_rows
+from jaxem._tree import PyTree, float_dtype, map_rows, num_rows, sum_rows
 from jaxem.elbo import Decomposition, decompose
 from jaxem.rules import Exact, Rule
 from jaxem.stopping import Stop, StopRule
@@ -50,11 +53,21 @@ class Health:
         return Health(jnp.zeros((), dtype), jnp.full((), jnp.inf, dtype), jnp.zeros((), jnp.int32))
 
 
+@dataclass
 class ELBOModel(ABC):
     """The least a model can be: params and an ELBO. Enough for gradient ascent.
 
     A model is a frozen `jaxem.dataclass`: its floats and arrays are leaves, its ints and strings `jaxem.static`.
+
+    Attributes:
+      rows: what the rows of the fit looked like (their shapes and the names of their columns), which later ones are
+        held against; set at the end of `fit`.
     """
+
+    # The class that params have, where it is known: other arguments in their place are then named.
+    params_type: ClassVar[type | None] = None
+
+    rows: Rows | None = static(default=None, kw_only=True, repr=False)
 
     @abstractmethod
     def init(self, key: Array, data: PyTree, weights: Array) -> PyTree:
@@ -94,7 +107,40 @@ class ELBOModel(ABC):
         return data
 
     def validate(self, data: PyTree, params: PyTree | None) -> None:
-        """Raises ValueError or TypeError for data or params that do not suit the model; called on the host by `fit`."""
+        """Raises ValueError or TypeError for settings or params that do not suit the model or the number of rows.
+
+        Called on the host by `fit`, once `check_rows` has let the data pass.
+        """
+
+    def check_rows(self, data: PyTree, params: PyTree | None = None) -> None:
+        """Raises for rows that the model cannot have made, or that are not as wide as `params`; nothing by default.
+
+        Called on the host for data that are read and finite: by `fit`, and by every method that takes rows. Values are
+        looked at only where they are no tracers.
+        """
+
+    def check_params(self, params: PyTree) -> None:
+        """Raises TypeError for what is no params of this model, as data in their place; on the host."""
+        expected = self.params_type
+        if expected is not None and not isinstance(params, expected):
+            swapped = "; params come first, then data" if hasattr(params, "shape") or isinstance(params, list) else ""
+            hint = "; give its .params" if hasattr(params, "params") else swapped
+            raise TypeError(
+                f"params: expected {expected.__name__}, as in fit.params; found a {type(params).__name__}{hint}"
+            )
+
+    def row_keys(self) -> tuple[str, ...] | None:
+        """Names of the columns that the model takes as a dict, for which a frame is taken apart; None by default."""
+        return None
+
+    def __dir__(self) -> list[str]:
+        # What a person calls; what the engine calls is out of the way.
+        hooks = _hooks(type(self))
+        return [name for name in super().__dir__() if name not in hooks]
+
+    def inside(self, params: PyTree) -> tuple["ELBOModel", PyTree]:
+        """The model and the params that a fit's questions are for; itself unless a wrapper has others inside."""
+        return self, params
 
     def constraints(self) -> PyTree:
         """A pytree like the params with a `jaxem.constraints` object at each leaf; needed for gradients and checks.
@@ -136,6 +182,30 @@ class ELBOModel(ABC):
         return Stop()
 
 
+# Methods of the protocols that are for people; all others are for the engine.
+_ASKED = frozenset({"posterior", "predict", "log_prob", "decompose", "local", "means", "bind"})
+
+
+@functools.cache
+def _hooks(cls: type) -> frozenset[str]:
+    """Public names that the abstract classes above `cls` define for the engine."""
+    names = (name for base in cls.__mro__ if inspect.isabstract(base) or base is ELBOModel for name in vars(base))
+    return frozenset(name for name in names if not name.startswith("_")) - _ASKED
+
+
+@functools.cache
+def _questions(cls: type) -> tuple[str, ...]:
+    hooks = _hooks(cls)
+    methods = [(n, getattr(cls, n)) for n in dir(cls) if not n.startswith("_") and n not in hooks]
+    return tuple(n for n, m in methods if inspect.isfunction(m) and list(inspect.signature(m).parameters)[1:2] == ["params"])
+
+
+def verbs(model: ELBOModel) -> tuple[str, ...]:
+    """Names of what can be asked of a model at its params: methods whose first argument is params, no hooks."""
+    inner = getattr(model, "model", None)  # what a wrapper answers by the model inside
+    return tuple(sorted({*_questions(type(model)), *(verbs(inner) if isinstance(inner, ELBOModel) else ())}))
+
+
 class LatentModel(ELBOModel):
     """A model whose E-step has a closed form: expected statistics in, params out."""
 
@@ -175,6 +245,7 @@ class LatentModel(ELBOModel):
         """The E-step rule used when an algorithm names none."""
         return Exact()
 
+    @takes_rows
     def elbo_data(self, params: PyTree, data: PyTree, weights: Array | None = None, key: Array | None = None) -> Array:
         """ELBO.data of the model's own E-step, nats."""
         return self.e_step(params, data, weights).elbo_data
@@ -231,6 +302,7 @@ class DiscreteLatent(LatentModel):
     def _rows(self, data: PyTree) -> int:
         return self.block_rows or max(1, num_rows(data))
 
+    @takes_rows
     def e_step(self, params: PyTree, data: PyTree, weights: Array | None = None, rule: Rule | None = None) -> EStep:
         """Responsibilities by the rule, then statistics; O(N K) time, in blocks of rows where the model sets them."""
         rule = self.default_rule() if rule is None else rule
@@ -245,6 +317,7 @@ class DiscreteLatent(LatentModel):
             weights = jnp.ones(num_rows(data), float_dtype(data))
         return sum_rows(block, data, weights, self._rows(data))
 
+    @takes_rows
     def decompose(
         self, params: PyTree, old: PyTree, data: PyTree, weights: Array | None = None, rule: Rule | None = None
     ) -> Decomposition:
@@ -279,17 +352,20 @@ class DiscreteLatent(LatentModel):
 
         return sum_rows(block, data, weights, self._rows(data))
 
+    @takes_rows
     def posterior(self, params: PyTree, data: PyTree) -> Array:
         """(N, K) responsibilities p(z_n = k | x_n), whatever rule the fit used; compiled once per shape."""
-        return _posterior(self, params, as_floats(data, float_dtype(params)))
+        return _posterior(self, params, data)
 
+    @takes_rows
     def predict(self, params: PyTree, data: PyTree) -> Array:
         """(N,) the most probable state, ties to the lowest index; no (N, K) array where the model works in blocks."""
-        return _predict(self, params, as_floats(data, float_dtype(params)))
+        return _predict(self, params, data)
 
+    @takes_rows
     def log_prob(self, params: PyTree, data: PyTree) -> Array:
         """(N,) log p(x_n | theta), nats."""
-        return _log_prob(self, params, as_floats(data, float_dtype(params)))
+        return _log_prob(self, params, data)
 
 
 @jax.jit

@@ -1,5 +1,6 @@
 """What a fit returns: the winner, and the fate of every restart."""
 
+import functools
 from collections import Counter
 from typing import Any
 
@@ -10,7 +11,7 @@ from jaxem._numerics import is_concrete
 from jaxem._pytree import dataclass
 from jaxem._tree import PyTree
 from jaxem.elbo import ELBO
-from jaxem.model import Health
+from jaxem.model import Health, verbs
 from jaxem.stopping import Status
 
 
@@ -43,7 +44,11 @@ class Restarts:
 
 @dataclass
 class Fit:
-    """The result of `fit` or `run`; a pytree.
+    """The result of `fit`; a pytree.
+
+    The model's questions can be asked of it: `fit.predict(x)`, `fit.posterior(x)`, `fit.log_prob(x)`,
+    `fit.sample(n, key=key)`, `fit.transform(x)` ... are those of `fit.model` at `fit.params` (or of the model inside a
+    wrapper). Rows are held against those of the fit: their shape, their columns' names and the order of these.
 
     Attributes:
       model: the model, bound to the data.
@@ -70,6 +75,23 @@ class Fit:
     health: Health
     coincident: Array
     restarts: Restarts
+
+    def __getattr__(self, name: str) -> Any:
+        # A question to the model at the params: fit.predict(x) is fit.model.predict(fit.params, x), in any wrapper.
+        if name.startswith("_") or name in self.__dataclass_fields__:
+            raise AttributeError(name)
+        if np.ndim(self.status) > 0:
+            raise AttributeError(f"a batch of fits has no {name}; ask each: jax.vmap(lambda fit: fit.{name}(...))(fits)")
+        model, params = self.model.inside(self.params)
+        if name not in verbs(model):
+            raise AttributeError(f"a Fit of {model!r} has no {name!r}; it has {', '.join(verbs(model))}")
+        method = getattr(model, name)
+        question = functools.update_wrapper(functools.partial(method, params), method)
+        del question.__wrapped__  # so that its signature is without params
+        return question
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *verbs(self.model.inside(self.params)[0])})
 
     def warnings(self) -> list[str]:
         """What a careful reader should know about this fit, in sentences; empty if there is nothing."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem import _inputs, _shapes, constraints
+from jaxem import _inputs, _rows, _shapes, constraints
 from jaxem._tree import PyTree, float_dtype, num_rows
 from jaxem.elbo import decompose
 from jaxem.fit import choose_algorithm, fit
@@ -31,7 +31,7 @@ class _Case:
     def __init__(self, model: Any, data: PyTree, key: Array, num_starts: int, algorithm: Any = None):
         self.key, self.num_starts = key, num_starts
         self.free = model
-        self.data = _inputs.cast_floats(_inputs.as_data(data), jnp.float64)
+        self.data = _inputs.cast_floats(_rows.as_data(data), jnp.float64)
         self.num = num_rows(self.data)
         self.weights = jnp.asarray(np.random.default_rng(0).uniform(0.5, 2.0, self.num))
         model = _inputs.cast_floats(model, jnp.float64)

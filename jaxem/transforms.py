@@ -11,7 +11,8 @@ from jax import Array
 
 from jaxem._numerics import is_concrete, safe_divide
 from jaxem._pytree import dataclass, static
-from jaxem._tree import PyTree, as_floats, float_dtype, map_rows, num_rows, sum_rows
+from jaxem._rows import takes_rows
+from jaxem._tree import PyTree, float_dtype, map_rows, num_rows, sum_rows
 from jaxem.model import DiscreteLatent, ELBOModel, EStep, Health, LatentModel
 from jaxem.rules import Rule
 from jaxem.stopping import StopRule
@@ -30,6 +31,19 @@ class Wrapper(LatentModel):
 
     def init(self, key: Array, data: PyTree, weights: Array) -> PyTree:
         return self.model.init(key, data, weights)
+
+    def check_rows(self, data: PyTree, params: PyTree | None = None) -> None:
+        self.model.check_rows(data, params)
+
+    def check_params(self, params: PyTree) -> None:
+        self.model.check_params(params)
+
+    def inside(self, params: PyTree) -> tuple[Any, PyTree]:
+        model, inner = dataclasses.replace(self.model, rows=self.rows).inside(params)
+        return dataclasses.replace(self, model=model, rows=model.rows), inner  # type: ignore[type-var]
+
+    def row_keys(self) -> tuple[str, ...] | None:
+        return self.model.row_keys()
 
     def bind(self, data: PyTree, weights: Array) -> Any:
         return dataclasses.replace(self, model=self.model.bind(data, weights))  # type: ignore[type-var]
@@ -98,23 +112,27 @@ class Chunked(Wrapper):
     def _rows(self, data: PyTree) -> int:
         return self.size
 
+    @takes_rows
     def e_step(self, params: PyTree, data: PyTree, weights: Array | None = None, rule: Rule | None = None) -> EStep:
         """The model's E-step, summed over chunks."""
         weights = jnp.ones(num_rows(data), float_dtype(data)) if weights is None else weights
         params = self.model.prepare(params)
         return sum_rows(lambda x, w: self.model.e_step(params, x, w, rule), data, weights, self.size)
 
+    @takes_rows
     def posterior(self, params: PyTree, data: PyTree) -> Array:
         """(N, K) responsibilities, a chunk at a time."""
-        return _map(self, "posterior", params, as_floats(data, float_dtype(params)))
+        return _map(self, "posterior", params, data)
 
+    @takes_rows
     def predict(self, params: PyTree, data: PyTree) -> Array:
         """(N,) most probable states; no (N, K) array."""
-        return _map(self, "predict", params, as_floats(data, float_dtype(params)))
+        return _map(self, "predict", params, data)
 
+    @takes_rows
     def log_prob(self, params: PyTree, data: PyTree) -> Array:
         """(N,) log p(x_n), nats; no (N, K) array."""
-        return _map(self, "log_prob", params, as_floats(data, float_dtype(params)))
+        return _map(self, "log_prob", params, data)
 
     def validate(self, data: PyTree, params: PyTree | None) -> None:
         """Checks the size, and what the model checks."""
@@ -161,7 +179,15 @@ class PartlyLabelled(Wrapper, DiscreteLatent):
     model: Any
 
     def validate(self, data: PyTree, params: PyTree | None) -> None:
-        """Checks the pair, the labels or the mask, and what the model checks."""
+        """What the model checks."""
+        self.model.validate(data[0], params)
+
+    def row_keys(self) -> tuple[str, ...] | None:
+        """None: data are a pair."""
+        return None
+
+    def check_rows(self, data: PyTree, params: PyTree | None = None) -> None:
+        """Checks the pair, the labels or the mask, and the observations as the model does."""
         if not isinstance(self.model, DiscreteLatent):
             raise TypeError(f"partly_labelled: expected a model with a discrete latent; found {self.model!r}")
         if not isinstance(data, tuple) or len(data) != 2 or not hasattr(data[1], "ndim"):
@@ -171,7 +197,7 @@ class PartlyLabelled(Wrapper, DiscreteLatent):
             raise ValueError(f"data[1]: expected labels (N,) or a mask (N, K); found shape {known.shape}")
         if is_concrete(known):
             self._check_values(np.asarray(known))
-        self.model.validate(data[0], params)
+        self.model.check_rows(data[0], params)
 
     def _check_values(self, known: np.ndarray) -> None:
         num = getattr(self.model, "num_components", getattr(self.model, "num_clusters", None))
@@ -193,6 +219,11 @@ class PartlyLabelled(Wrapper, DiscreteLatent):
     def bind(self, data: PyTree, weights: Array) -> "PartlyLabelled":
         """Binds the model to the observations."""
         return PartlyLabelled(self.model.bind(data[0], weights))
+
+    def inside(self, params: PyTree) -> tuple[Any, PyTree]:
+        """The model inside, which takes rows without labels."""
+        rows = None if self.rows is None else self.rows.part("[0]")
+        return dataclasses.replace(self.model, rows=rows).inside(params)
 
     def arrange(self, data: PyTree) -> PyTree:
         """The data as they are."""
@@ -264,15 +295,15 @@ def partly_labelled(model: DiscreteLatent) -> PartlyLabelled:
       model: any `DiscreteLatent`, such as `GMM(3)`.
 
     Returns:
-      A model. New rows without labels are for the inner model: `fit.model.model.posterior(fit.params, x)`. A start
-      makes one (N, K) array.
+      A model. `fit.predict(x)`, `fit.posterior(x)` ... take new rows without labels; `fit.model.posterior(fit.params,
+      (x, known))` rows with them. A start makes one (N, K) array.
 
     Examples:
       >>> import jaxem
       >>> x = jnp.array([[0.0], [0.2], [0.1], [3.0], [3.3], [2.8]])
       >>> labels = jnp.array([1, -1, -1, 0, -1, -1])
       >>> fit = jaxem.fit(partly_labelled(jaxem.GMM(2)), (x, labels), key=jax.random.key(0))
-      >>> fit.model.model.predict(fit.params, x).tolist()
+      >>> fit.predict(x).tolist()
       [1, 1, 1, 0, 0, 0]
 
     References:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem import _inputs, _tree
+from jaxem import _inputs, _rows, _tree
 from jaxem._numerics import is_concrete, namespace
 from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree
@@ -176,9 +176,9 @@ class GradientAscent(Algorithm):
         held_out, weights = self.held_out, self.held_out_weights
         if held_out is not None:
             held_out = _inputs.as_more(held_out, data, "held_out")
-            model.validate(held_out, None)
+            model.check_rows(held_out)
             dtype = _tree.float_dtype(data)
-            weights = _inputs.as_weights(weights, _tree.num_rows(held_out), dtype, "held_out_weights")
+            weights = _rows.as_weights(weights, _tree.num_rows(held_out), dtype, "held_out_weights")
         return dataclasses.replace(
             self,
             learning_rate=self._rates(max(1, updates)),

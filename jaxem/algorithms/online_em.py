@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem import _inputs, _tree
+from jaxem import _inputs, _rows, _tree
 from jaxem._numerics import is_concrete
 from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree
@@ -198,9 +198,11 @@ class OnlineEM(Algorithm):
         super().validate(model, 0)
         if isinstance(num_rows, bool) or not (np.ndim(num_rows) == 0 and 0 < num_rows < np.inf):
             raise ValueError(f"num_rows: expected a finite number > 0; found {num_rows!r}")
-        sample = _inputs.as_data(sample)
+        model = dataclasses.replace(model, rows=None)  # a fit's model, and a sample without names
+        sample = _rows.as_data(sample, "sample", model.row_keys())
+        model.check_rows(sample)
         dtype = _tree.float_dtype(sample)
-        weights = _inputs.as_weights(weights, _tree.num_rows(sample), dtype)
+        weights = _rows.as_weights(weights, _tree.num_rows(sample), dtype)
         model = _inputs.cast_floats(model, dtype)
         model.validate(sample, None)
         params = _inputs.as_params(params, jax.eval_shape(_start, model, sample, weights), 1, dtype)
@@ -224,8 +226,8 @@ class OnlineEM(Algorithm):
           ValueError, TypeError: bad input, named.
         """
         dtype = state.num_rows.dtype
-        batch = _tree.as_floats(_inputs.as_data(batch), dtype)
-        weights = _inputs.as_weights(weights, _tree.num_rows(batch), dtype)
+        batch = _rows.rows(model, state.params, batch, "batch")
+        weights = _rows.as_weights(weights, _tree.num_rows(batch), dtype)
         algorithm = self
         if callable(self.rate):
             rate = self.rate(int(state.step) if is_concrete(state.step) else state.step)  # type: ignore[arg-type]

@@ -8,16 +8,28 @@ import numpy as np
 from jax import Array
 
 from jaxem._numerics import is_concrete
+from jaxem._rows import where_it_lies
 
 
-def check_matrix(x: Any) -> None:
-    """Raises unless data are one array (N, D) with D >= 1."""
+def check_matrix(x: Any, columns: int | None = None) -> None:
+    """Raises unless data are one array (N, D), D as given or any >= 1."""
     if len(jax.tree.leaves(x)) != 1 or not hasattr(x, "ndim"):
         raise TypeError(f"data: expected one array (N, D); found a {type(x).__name__}")
     if x.ndim != 2:
-        raise ValueError(f"data: expected shape (N, D); found {x.shape}; one column is data[:, None]")
+        remedy = "data.reshape(len(data), -1) makes columns of the rest"
+        remedy = "one column is data[:, None], one row data[None]" if x.ndim < 2 else remedy
+        raise ValueError(f"data: expected shape (N, D); found {x.shape}; {remedy}")
+    if columns is not None and x.shape[1] != columns:
+        raise ValueError(f"data: expected {columns} columns, as the params have; found shape {x.shape}")
     if x.shape[1] == 0:
         raise ValueError(f"data: expected at least one column; found shape {x.shape}")
+
+
+def check_covariance(family: Any, params: Any) -> None:
+    """Raises TypeError for params of another shape of covariance than the family's."""
+    found = getattr(params, "covariance_type", family.covariance)
+    if found != family.covariance:
+        raise TypeError(f"params: expected those of covariance {family.covariance!r}, the model's; found {found!r}")
 
 
 def check_strength(name: str, value: Any) -> None:
@@ -44,9 +56,7 @@ def check_array(name: str, value: Any, shapes: tuple[tuple[Any, ...], ...], posi
 
 def require(x: Any, ok: Any, expected: str, column: int | None = None) -> None:
     """Raises ValueError naming the first entry of x (N, D) where `ok(x, namespace)` does not hold; on the host."""
-    on_host = not isinstance(x, jax.Array) or next(iter(x.devices())).platform == "cpu"
-    xp: Any = np if on_host else jnp  # data on an accelerator are not copied
-    values = np.asarray(x) if on_host else x
+    xp, values = where_it_lies(x)
     values = values if column is None else values[:, column, None]
     bad = ~ok(values, xp)
     if bool(xp.any(bad)):

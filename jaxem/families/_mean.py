@@ -105,12 +105,19 @@ class MeanFamily(Family):
     def _check_pseudo_mean(self, dim: int) -> None:
         """Raises ValueError unless the pseudo-mean that was given suits D columns."""
 
+    def _num_columns(self, params: Any) -> int:
+        """D of params."""
+        return jax.tree.leaves(params)[0].shape[-1]
+
     def validate(self, x: Any) -> None:
-        """Checks that data are one (N, D) array of values that the family can make, and the prior."""
-        check_matrix(x)
+        """Checks the prior."""
         check_strength("pseudo_observations", self.pseudo_observations)
         if self.pseudo_mean is not None and is_concrete(self.pseudo_mean):
             self._check_pseudo_mean(x.shape[1])
+
+    def check_rows(self, x: Any, params: Any = None) -> None:
+        """Checks that data are one (N, D) array of values that the family can make, as wide as params."""
+        check_matrix(x, None if params is None else self._num_columns(params))
         if is_concrete(x):
             self._check(x)
 

@@ -67,12 +67,12 @@ class Binomial(_mean.MeanFamily):
     def __repr__(self) -> str:
         return f"Binomial({self.num_trials})"
 
-    def validate(self, x: Any) -> None:
-        """Checks the number of trials, that data are one (N, D) array of counts up to it, and the prior."""
+    def check_rows(self, x: Any, params: BinomialParams | None = None) -> None:
+        """Checks the number of trials, and that data are one (N, D) array of counts up to it."""
         n = self.num_trials
         if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
             raise ValueError(f"num_trials: expected an integer >= 1; found {n!r}")
-        super().validate(x)
+        super().check_rows(x, params)
 
     def _mean(self, params: BinomialParams) -> Array:
         return self.num_trials * params.prob

@@ -87,15 +87,18 @@ class Categorical(_mean.MeanFamily):
         item, level = self._indicators()
         return (x[:, item] == level.astype(x.dtype)[None]).astype(x.dtype)
 
-    def validate(self, x: Any) -> None:
-        """Checks the numbers of levels, that data are one (N, D) array of codes below them, and the prior."""
+    def check_rows(self, x: Any, params: CategoricalParams | None = None) -> None:
+        """Checks the numbers of levels, and that data are one (N, D) array of codes below them."""
         num = self.num_levels
         ints = isinstance(num, tuple) and all(isinstance(n, (int, np.integer)) and n >= 2 for n in num)
         if not ints or not num:
             raise ValueError(f"num_levels: expected a tuple of integers >= 2, one for each column; found {num!r}")
-        super().validate(x)
+        super().check_rows(x, params)
         if x.shape[1] != len(num):
             raise ValueError(f"data: expected {len(num)} columns, as many as num_levels; found shape {x.shape}")
+
+    def _num_columns(self, params: CategoricalParams) -> int:
+        return len(params.probs)
 
     def _mean(self, params: CategoricalParams) -> Array:
         return jnp.concatenate(params.probs, 1)

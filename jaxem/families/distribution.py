@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -84,8 +85,8 @@ class Distribution(Family):
         with standard_promotion():
             return self.make(**params)
 
-    def validate(self, x: Any) -> None:
-        """Checks that rows have the shape of the distribution, and that params and data have a density."""
+    def check_rows(self, x: Any, params: Any = None) -> None:
+        """Checks that rows have the shape of the distribution, or of the fit, and a density under its first values."""
         if len(jax.tree.leaves(x)) != 1 or not hasattr(x, "ndim") or x.ndim < 2:
             found = f"shape {x.shape}" if hasattr(x, "shape") else f"a {type(x).__name__}"
             raise ValueError(f"data: expected one array (N, D); found {found}; one column is data[:, None]")
@@ -93,10 +94,12 @@ class Distribution(Family):
         row = tuple(one.batch_shape) + tuple(one.event_shape)
         if row not in ((), x.shape[1:]):
             raise ValueError(f"data: expected rows of shape {row}, as {self!r} has; found {x.shape[1:]}")
+        if self.location is not None and math.prod(x.shape[1:]) != self.location.shape[0]:
+            raise ValueError(f"data: expected {self.location.shape[0]} columns, as in the fit; found shape {x.shape}")
         if not is_concrete(x, self.values):
             return
         with standard_promotion():
-            log_prob = np.asarray(one.log_prob(x[:1000])).reshape(min(len(x), 1000), -1)
+            log_prob = np.asarray(one.log_prob(x)).reshape(len(x), -1)
         if np.isnan(log_prob).any():
             n = int(np.argmax(np.isnan(log_prob).any(1)))
             raise ValueError(f"data: expected values with a density under {self!r}; found row {n}: {np.asarray(x[n])}")

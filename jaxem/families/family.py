@@ -104,7 +104,14 @@ class Family(ABC):
         return self
 
     def validate(self, x: PyTree) -> None:
-        """Raises ValueError for data that do not suit the family; on the host."""
+        """Raises ValueError for settings that are wrong or do not suit the data; on the host."""
+
+    def check_rows(self, x: PyTree, params: PyTree | None = None) -> None:
+        """Raises for rows that the family cannot have made, or that are not as wide as `params`; on the host."""
+
+    def row_keys(self) -> tuple[str, ...] | None:
+        """Names of the columns that the family takes as a dict; None by default."""
+        return None
 
     def elbo_params(self, params: PyTree) -> Array:
         """Penalty or log prior, nats; 0 by default."""

@@ -13,7 +13,7 @@ from jaxem import constraints
 from jaxem._numerics import einsum, is_concrete, namespace, safe_divide
 from jaxem._pytree import dataclass
 from jaxem.families import _special
-from jaxem.families._checks import check_array, check_matrix, check_strength
+from jaxem.families._checks import check_array, check_matrix, check_strength, require
 from jaxem.families._mean_prior import MeanPrior, PlacedFamily
 
 
@@ -121,16 +121,19 @@ class Gamma(PlacedFamily):
         return "Gamma()"
 
     def validate(self, x: Any) -> None:
-        """Checks that data are one (N, D) array of positive numbers, and the prior."""
-        check_matrix(x)
-        if is_concrete(x) and not bool((x > 0).all()):
-            raise ValueError(f"data: expected positive numbers for Gamma; found {float(x.min())!r}")
+        """Checks the prior."""
         check_strength("pseudo_observations", self.pseudo_observations)
         dim = x.shape[1]
         if self.pseudo_shape is not None:
             check_array("pseudo_shape", self.pseudo_shape, ((), (dim,)), positive=True)
         if self.pseudo_mean is not None:
             check_array("pseudo_mean", self.pseudo_mean, ((dim,), (None, dim)), positive=True)
+
+    def check_rows(self, x: Any, params: GammaParams | None = None) -> None:
+        """Checks that data are one (N, D) array of positive numbers, as wide as params."""
+        check_matrix(x, None if params is None else params.shape.shape[-1])
+        if is_concrete(x):
+            require(x, lambda v, xp: v > 0, "positive numbers for Gamma")
 
     def bind(self, x: Array, weights: Array) -> "Gamma":
         """Takes means, spreads and the location of the logs from the data."""

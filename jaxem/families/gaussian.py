@@ -12,7 +12,7 @@ from jax import Array
 from jaxem import constraints
 from jaxem._numerics import einsum, namespace, safe_divide
 from jaxem._pytree import dataclass, static
-from jaxem.families._checks import check_array, check_matrix, check_strength
+from jaxem.families._checks import check_array, check_covariance, check_matrix, check_strength
 from jaxem.families._covariance import SHAPES, Covariance, Penalty
 from jaxem.families._mean_prior import MeanPrior, PlacedFamily
 
@@ -132,9 +132,8 @@ class Gaussian(PlacedFamily):
         return SHAPES[self.covariance]
 
     def validate(self, x: Any) -> None:
-        """Checks the covariance's name, that data are one (N, D) array, and the penalty."""
+        """Checks the covariance's name and the penalty."""
         _ = self._shape
-        check_matrix(x)
         check_strength("pseudo_observations", self.pseudo_observations)
         dim = x.shape[1]
         if self.mean_pseudo_observations is not None:
@@ -145,6 +144,11 @@ class Gaussian(PlacedFamily):
             check_array("pseudo_mean", self.pseudo_mean, ((dim,), (None, dim)))
         if self.pseudo_covariance is not None:
             check_array("pseudo_covariance", self.pseudo_covariance, ((dim,),), positive=True)
+
+    def check_rows(self, x: Any, params: GaussianParams | None = None) -> None:
+        """Checks that data are one (N, D) array, as wide as params of this covariance."""
+        check_covariance(self, params)
+        check_matrix(x, None if params is None else params.mean.shape[-1])
 
     def bind(self, x: Array, weights: Array) -> "Gaussian":
         """Takes location, variances and total weight from the data, accurately at any offset."""

@@ -148,7 +148,11 @@ class LinearRegression(Family):
         return "LinearRegression()" if self.fit_intercept else "LinearRegression(fit_intercept=False)"
 
     def validate(self, x: PyTree) -> None:
-        """Checks that data are (x, y) of shapes (N, P) and (N,), and the prior."""
+        """Checks the prior."""
+        check_strength("pseudo_observations", self.pseudo_observations)
+
+    def check_rows(self, x: PyTree, params: LinearRegressionParams | None = None) -> None:
+        """Checks that data are (x, y) of shapes (N, P) and (N,), with P as params have it."""
         named = isinstance(x, dict) and set(x) == {"x", "y"}
         if not named and not (isinstance(x, tuple) and len(x) == 2):
             raise TypeError(f'data: expected (x, y) or {{"x": x, "y": y}}; found a {type(x).__name__}')
@@ -159,7 +163,10 @@ class LinearRegression(Family):
             raise ValueError(f"data: expected covariates x of shape (N, P), P >= 1; found {design.shape}")
         if y.shape != design.shape[:1]:
             raise ValueError(f"data: expected responses y of shape {design.shape[:1]}; found {y.shape}")
-        check_strength("pseudo_observations", self.pseudo_observations)
+        if params is not None and design.shape[1] != params.coef.shape[-1]:
+            raise ValueError(
+                f"data: expected {params.coef.shape[-1]} covariates, as the params have; found {design.shape[1]}"
+            )
 
     def bind(self, x: PyTree, weights: Array) -> "LinearRegression":
         """Takes centres and spreads of covariates and response from the data."""

@@ -52,6 +52,18 @@ class Product(Family):
         return {name: f(family, *(tree[name] for tree in trees)) for name, family in self.families.items()}
 
     def validate(self, x: PyTree) -> None:
+        """Lets each family check its settings."""
+        for name, family in self.families.items():
+            try:
+                family.validate(x[name])
+            except (TypeError, ValueError) as error:
+                raise type(error)(_named(name, str(error))) from None
+
+    def row_keys(self) -> tuple[str, ...] | None:
+        """The names, for which a frame is taken apart."""
+        return tuple(self.families) if isinstance(self.families, dict) else None
+
+    def check_rows(self, x: PyTree, params: PyTree | None = None) -> None:
         """Checks that data are a dict with the names of the families, and lets each family check its part."""
         if not isinstance(self.families, dict) or not self.families:
             raise ValueError(f"families: expected a dict of at least one name -> family; found {self.families!r}")
@@ -64,7 +76,7 @@ class Product(Family):
             raise ValueError(f"data: expected the keys {sorted(self.families)}; found {sorted(x)}")
         for name, family in self.families.items():
             try:
-                family.validate(x[name])
+                family.check_rows(x[name], None if params is None else params[name])
             except (TypeError, ValueError) as error:
                 raise type(error)(_named(name, str(error))) from None
 

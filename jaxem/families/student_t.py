@@ -12,7 +12,7 @@ from jaxem import constraints
 from jaxem._numerics import einsum, namespace, safe_divide
 from jaxem._pytree import dataclass, static
 from jaxem.families import _special
-from jaxem.families._checks import check_array
+from jaxem.families._checks import check_array, check_covariance, check_matrix
 from jaxem.families._covariance import SHAPES
 from jaxem.families.family import Family
 from jaxem.families.gaussian import Gaussian, GaussianParams, GaussianScale, GaussianStats
@@ -122,6 +122,11 @@ class StudentT(Family):
         if df is None:
             return
         check_array("degrees_of_freedom", df, ((), (None,)), positive=True)
+
+    def check_rows(self, x: Any, params: StudentTParams | None = None) -> None:
+        """Checks that data are one (N, D) array, as wide as params of this covariance."""
+        check_covariance(self, params)
+        check_matrix(x, None if params is None else params.mean.shape[-1])
 
     def bind(self, x: Array, weights: Array) -> "StudentT":
         """Takes location and variances from the data, as `Gaussian`."""

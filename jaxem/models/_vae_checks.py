@@ -24,6 +24,15 @@ def check_support(model: Any, data: PyTree) -> None:
         model.likelihood.validate(x)
 
 
+def check_width(model: Any, data: PyTree, params: PyTree) -> None:
+    """Raises ValueError for rows that the encoder cannot take at its params."""
+    try:
+        jax.eval_shape(model.encoder.apply, params["encoder"], data)
+    except (TypeError, ValueError) as error:
+        shapes = ", ".join(str(leaf.shape) for leaf in jax.tree.leaves(data))
+        raise ValueError(f"data: expected rows that the encoder takes; found shape {shapes}: {error}") from None
+
+
 def check(model: Any, data: PyTree) -> None:
     """Raises TypeError or ValueError, naming the argument, for settings, data or networks that do not suit."""
     _inputs.check_count("latent_dim", model.latent_dim, 1)
@@ -35,7 +44,6 @@ def check(model: Any, data: PyTree) -> None:
         raise TypeError(f"estimator: expected an estimator, as jaxem.SGVBB(); found {model.estimator!r}")
     _check_numbers("beta", model.beta, (0, 1))
     _check_numbers("refinement_rate", model.refinement_rate, (0,))
-    check_support(model, data)
     if model.prior is None:
         model.estimator.validate(DiagonalNormal.standard(model.latent_dim))
     elif isinstance(model.prior, Mixture):

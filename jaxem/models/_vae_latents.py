@@ -60,7 +60,7 @@ class MixturePrior:
 
     def sample(self, *, seed: Array, sample_shape: tuple[int, ...]) -> Array:
         """(n, Q) draws for sample_shape (n,)."""
-        return self.model.sample(seed, self.params, sample_shape[0])[0]  # type: ignore[attr-defined]
+        return self.model.sample(self.params, sample_shape[0], key=seed)[0]  # type: ignore[attr-defined]
 
 
 @dataclass

@@ -10,15 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem import _inputs, _tree, constraints
+from jaxem import _rows, constraints
+from jaxem._inputs import as_key
 from jaxem._numerics import is_concrete, weigh
 from jaxem._pytree import dataclass, static
+from jaxem._rows import takes_rows
 from jaxem._tree import BLOCK_ROWS, PyTree, float_dtype, map_rows, num_rows, sum_rows
 from jaxem.families import Family, Gaussian
 from jaxem.families._checks import check_array
 from jaxem.model import DiscreteLatent, Health
 from jaxem.models._mixing import DirichletMixing, StickMixing
-from jaxem.models.mixture import Mixture, MixtureParams, MixtureStats, check_components, start
+from jaxem.models.mixture import Mixture, MixtureParams, MixtureStats, check_components, check_family, start
 from jaxem.priors import GaussianPrior, Prior, default_prior
 from jaxem.rules import Exact
 
@@ -125,6 +127,7 @@ class BayesianMixture(DiscreteLatent):
     total_weight: Array | None = dataclasses.field(default=None, repr=False)
 
     block_rows: ClassVar[int | None] = BLOCK_ROWS
+    params_type: ClassVar[type] = BayesianMixtureParams
 
     def __repr__(self) -> str:
         return f"BayesianMixture({self.family!r}, {self.num_components}, mixing={self.mixing!r})"
@@ -151,6 +154,21 @@ class BayesianMixture(DiscreteLatent):
             raise ValueError(
                 f"data: expected at least num_components = {self.num_components} rows; found {num_rows(data)}"
             )
+
+    def check_rows(self, data: PyTree, params: BayesianMixtureParams | None = None) -> None:
+        """The family's checks, against the shapes of the plug-in params."""
+        check_family(self.family)
+        plug = None
+        if params is not None:
+            plug = jax.eval_shape(lambda p: self._prior.plug_in(self.family, p)[0], params.components)
+            num = jax.tree.leaves(plug)[0].shape[0]
+            if num != self.num_components:
+                raise ValueError(f"params: expected those of {self.num_components} components; found {num}")
+        self.family.check_rows(data, plug)
+
+    def row_keys(self) -> tuple[str, ...] | None:
+        """The family's."""
+        return self.family.row_keys() if isinstance(self.family, Family) else None
 
     def bind(self, data: PyTree, weights: Array) -> "BayesianMixture":
         """Binds the family and the prior to the data."""
@@ -195,11 +213,12 @@ class BayesianMixture(DiscreteLatent):
         Raises:
           ValueError: resp has another shape.
         """
-        data = _inputs.as_data(data)
+        data = _rows.as_data(data)
+        self.check_rows(data)
         num, dtype = num_rows(data), float_dtype(data)
         if np.shape(resp) != (num, self.num_components):
             raise ValueError(f"resp: expected shape ({num}, {self.num_components}); found {np.shape(resp)}")
-        weights = _inputs.as_weights(weights, num, dtype)
+        weights = _rows.as_weights(weights, num, dtype)
         return _from_responsibilities(self, data, jnp.asarray(resp, dtype), weights)
 
     def _update(self, plug: PyTree, stats: MixtureStats) -> BayesianMixtureParams:
@@ -283,16 +302,18 @@ class BayesianMixture(DiscreteLatent):
         """N K D, as a rough size."""
         return self.num_components * super().step_cost(data)
 
+    @takes_rows
     def log_prob(self, params: BayesianMixtureParams, data: PyTree) -> Array:
         """(N,) log posterior predictive density of each row alone, nats, in blocks of rows.
 
         log sum_k E[mixing_k] p(x_n | data, k), with the mass left beyond the K-th stick given to the prior predictive.
         """
-        return _log_predictive(self, params, _tree.as_floats(data, float_dtype(params)))
+        return _log_predictive(self, params, data)
 
     def expected_mixing(self, params: BayesianMixtureParams) -> Array:
         """(K,) E mixing; sums to less than 1 where sticks leave a mass."""
-        return params.mixing.mean()[0]
+        self.check_params(params)
+        return _expected_mixing(params.mixing)
 
     def pruning(self, params: BayesianMixtureParams, min_count: float = 1.0) -> Pruning:
         """Which components have an expected count above `min_count`."""
@@ -300,6 +321,7 @@ class BayesianMixture(DiscreteLatent):
         kept = count > min_count
         return Pruning(count, kept, jnp.sum(jnp.where(kept, 0, count)))
 
+    @takes_rows
     def expected_num_components(
         self, params: BayesianMixtureParams, data: PyTree, weights: Array | None = None
     ) -> Array:
@@ -307,8 +329,7 @@ class BayesianMixture(DiscreteLatent):
 
         sum_k (1 - prod_n (1 - r_nk)) over the rows of positive weight. O(N K) time, in blocks.
         """
-        data = _tree.as_floats(data, float_dtype(params))
-        weights = _inputs.as_weights(weights, num_rows(data), float_dtype(params))
+        weights = _rows.as_weights(weights, num_rows(data), float_dtype(params))
         return _expected_num(self, params, data, weights)
 
     def label_correction(self, params: BayesianMixtureParams, min_count: float = 1.0) -> Array:
@@ -331,36 +352,54 @@ class BayesianMixture(DiscreteLatent):
 
     def plug_in(self, params: BayesianMixtureParams) -> MixtureParams:
         """A point: params of `Mixture(family, K)` with proportions E mixing (rescaled) and the plug-in components."""
-        mixing = self.expected_mixing(params)
-        return MixtureParams(mixing / jnp.sum(mixing), self._prior.plug_in(self.family, params.components)[0])
+        self.check_params(params)
+        return _plug_in(self, params)
 
-    def draw(self, key: Array, params: BayesianMixtureParams) -> MixtureParams:
+    def draw(self, params: BayesianMixtureParams, *, key: Array) -> MixtureParams:
         """Params of `Mixture(family, K)` drawn from the posterior q.
 
         Args:
-          key: random key.
           params: the posterior.
+          key: random key.
 
         Returns:
           `MixtureParams`; of sticks, the proportions are rescaled to sum to 1.
         """
-        mixing_key, key = jax.random.split(key)
-        mixing = params.mixing.draw(mixing_key)
-        return MixtureParams(mixing / jnp.sum(mixing), self._prior.draw(key, self.family, params.components))
+        self.check_params(params)
+        return _draw(self, params, as_key(key))
 
-    def sample(self, key: Array, params: BayesianMixtureParams, num_samples: int) -> tuple[PyTree, Array]:
+    def sample(self, params: BayesianMixtureParams, num_samples: int, *, key: Array) -> tuple[PyTree, Array]:
         """Rows of one mixture drawn from the posterior.
 
         Args:
-          key: random key.
           params: the posterior.
-          num_samples: N.
+          num_samples: N >= 1.
+          key: random key.
 
         Returns:
           data (N, ...) and the component (N,) of each row. The rows share one draw of the parameters.
         """
-        draw_key, key = jax.random.split(key)
-        return Mixture(self.family, self.num_components).sample(key, self.draw(draw_key, params), num_samples)
+        draw_key, key = jax.random.split(as_key(key))
+        drawn = self.draw(params, key=draw_key)
+        return Mixture(self.family, self.num_components).sample(drawn, num_samples, key=key)
+
+
+@jax.jit
+def _draw(model: BayesianMixture, params: BayesianMixtureParams, key: Array) -> MixtureParams:
+    mixing_key, key = jax.random.split(key)
+    mixing = params.mixing.draw(mixing_key)
+    return MixtureParams(mixing / jnp.sum(mixing), model._prior.draw(key, model.family, params.components))
+
+
+@jax.jit
+def _plug_in(model: BayesianMixture, params: BayesianMixtureParams) -> MixtureParams:
+    mixing = params.mixing.mean()[0]
+    return MixtureParams(mixing / jnp.sum(mixing), model._prior.plug_in(model.family, params.components)[0])
+
+
+@jax.jit
+def _expected_mixing(mixing: Any) -> Array:
+    return mixing.mean()[0]
 
 
 @jax.jit

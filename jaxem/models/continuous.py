@@ -12,6 +12,7 @@ from jax import Array
 from jaxem._normal import standard_promotion
 from jaxem._numerics import weigh
 from jaxem._pytree import dataclass, static
+from jaxem._rows import takes_rows
 from jaxem._tree import PyTree, float_dtype, num_rows, sum_rows
 from jaxem.elbo import soften
 from jaxem.model import EStep, LatentModel
@@ -176,6 +177,7 @@ class ContinuousLatent(LatentModel):
         value, resp, _ = soften(log_weight, jnp.ones((), log_weight.dtype), 0)
         return z, value - math.log(rule.num_samples), resp
 
+    @takes_rows
     def e_step(self, params: PyTree, data: PyTree, weights: Array | None = None, rule: Rule | None = None) -> EStep:
         """Statistics by importance sampling, and the importance-weighted bound of log p(x), nats.
 
@@ -205,6 +207,7 @@ class ContinuousLatent(LatentModel):
         weights = jnp.ones(num_rows(data), float_dtype(data)) if weights is None else weights
         return sum_rows(block, data, weights, self.block_rows or max(1, num_rows(data)))
 
+    @takes_rows
     def elbo_data(self, params: PyTree, data: PyTree, weights: Array | None = None, key: Array | None = None) -> Array:
         """The importance-weighted bound with `num_samples` draws, nats; differentiable where the draws are.
 

@@ -1,16 +1,17 @@
 """Empirical Bayes: the settings of a prior estimated by maximising the same ELBO."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jax import Array
 
 from jaxem._ascent import ascend, check_optimizer
 from jaxem._pytree import dataclass, static
+from jaxem._rows import takes_rows
 from jaxem._tree import PyTree
 from jaxem.constraints import Constraint
-from jaxem.model import EStep, Health
+from jaxem.model import ELBOModel, EStep, Health
 from jaxem.rules import Rule
 from jaxem.transforms import Wrapper
 
@@ -82,10 +83,20 @@ class EmpiricalBayes(Wrapper):
 
     def inside(self, params: EmpiricalBayesParams) -> tuple[Any, PyTree]:
         """The bound model with the estimated settings, and its params; for predictions."""
-        model = self.model
+        model = dataclasses.replace(self.model, rows=self.rows)
         for name, value in params.settings.items():
             model = _replace(model, name, value)
         return model, params.inner
+
+    params_type: ClassVar[type] = EmpiricalBayesParams
+
+    def check_params(self, params: EmpiricalBayesParams) -> None:
+        """Raises TypeError for other params."""
+        ELBOModel.check_params(self, params)
+
+    def check_rows(self, data: PyTree, params: EmpiricalBayesParams | None = None) -> None:
+        """The checks of the model inside."""
+        self.model.check_rows(data, None if params is None else params.inner)
 
     def _constraints(self) -> dict[str, Constraint]:
         known = self.model.hyperparameters()
@@ -111,6 +122,7 @@ class EmpiricalBayes(Wrapper):
         settings = {name: jnp.asarray(_get(self.model, name)) for name in self.names}
         return EmpiricalBayesParams(self.model.init(key, data, weights), settings)
 
+    @takes_rows
     def e_step(self, params: PyTree, data: PyTree, weights: Array | None = None, rule: Rule | None = None) -> EStep:
         """That of the model inside, which the settings do not enter."""
         model, inner = self.inside(params)

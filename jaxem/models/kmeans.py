@@ -1,7 +1,7 @@
 """K-means: the hard limit of a mixture of equal spherical Gaussians, with an assignment kernel of its own."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,8 @@ from jax import Array
 from jaxem import constraints
 from jaxem._numerics import einsum, namespace, safe_divide
 from jaxem._pytree import dataclass, static
-from jaxem._tree import PyTree, as_floats, float_dtype, map_rows, num_rows, sum_rows
+from jaxem._rows import takes_rows
+from jaxem._tree import PyTree, float_dtype, map_rows, num_rows, sum_rows
 from jaxem.families._checks import check_matrix
 from jaxem.model import DiscreteLatent, EStep, Health
 from jaxem.models import _lloyd, _seeding
@@ -83,6 +84,8 @@ class KMeans(DiscreteLatent):
     origin: Array | None = dataclasses.field(default=None, repr=False, kw_only=True)
     reserve: tuple[Array, Array] | None = dataclasses.field(default=None, repr=False, kw_only=True)
 
+    params_type: ClassVar[type] = KMeansParams
+
     def __repr__(self) -> str:
         return f"KMeans({self.num_clusters})"
 
@@ -95,9 +98,15 @@ class KMeans(DiscreteLatent):
             raise ValueError(f"init_method: expected 'kmeans++' or 'random'; found {self.init_method!r}")
         if self.init_size < num:
             raise ValueError(f"init_size: expected at least num_clusters = {num} rows; found {self.init_size}")
-        check_matrix(data)
         if num_rows(data) < num:
             raise ValueError(f"data: expected at least num_clusters = {num} rows; found {num_rows(data)}")
+
+    def check_rows(self, data: PyTree, params: KMeansParams | None = None) -> None:
+        """Checks that data are one (N, D) array, as wide as the centroids."""
+        if params is not None and np.shape(params.centroids)[-2] != self.num_clusters:
+            shape = np.shape(params.centroids)
+            raise ValueError(f"params: expected {self.num_clusters} centroids; found shape {shape}")
+        check_matrix(data, None if params is None else params.centroids.shape[-1])
 
     def bind(self, data: Array, weights: Array) -> "KMeans":
         """Keeps the mean, and at most 4096 evenly spaced rows, the places an empty cluster can move to."""
@@ -151,6 +160,7 @@ class KMeans(DiscreteLatent):
     def _rows(self, data: PyTree) -> int:
         return _lloyd.block_rows(num_rows(data), self.num_clusters)
 
+    @takes_rows
     def e_step(
         self, params: KMeansParams, data: Array, weights: Array | None = None, rule: Rule | None = None
     ) -> EStep:
@@ -216,23 +226,25 @@ class KMeans(DiscreteLatent):
         """N K D."""
         return self.num_clusters * super().step_cost(data)
 
+    @takes_rows
     def inertia(self, params: KMeansParams, data: PyTree, weights: Array | None = None) -> Array:
         """The distortion J = sum_n w_n |x_n - nearest centroid|^2 = -2 ELBO.data, from differences."""
-        data = as_floats(data, float_dtype(params))
-        weights = None if weights is None else jnp.asarray(weights).astype(data.dtype)
         return -2 * _e_step(self, params, data, weights).elbo_data
 
+    @takes_rows
     def predict(self, params: KMeansParams, data: PyTree) -> Array:
         """(N,) nearest centroid, ties to the lowest index."""
-        return _labels(self, params, as_floats(data, float_dtype(params)))
+        return _labels(self, params, data)
 
+    @takes_rows
     def posterior(self, params: KMeansParams, data: PyTree) -> Array:
         """(N, K) one-hot assignments."""
-        return jax.nn.one_hot(self.predict(params, data), self.num_clusters, dtype=params.centroids.dtype)
+        return jax.nn.one_hot(_labels(self, params, data), self.num_clusters, dtype=params.centroids.dtype)
 
+    @takes_rows
     def transform(self, params: KMeansParams, data: PyTree) -> Array:
         """(N, K) distances to the centroids, from differences: exactly 0 from a point to itself."""
-        return _distances(self, params, as_floats(data, float_dtype(params)))
+        return _distances(self, params, data)
 
     def log_prob(self, params: KMeansParams, data: PyTree) -> Array:
         """Raises TypeError: K-means has an objective but no density."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxem._numerics import weigh
+from jaxem._rows import takes_rows
 from jaxem._tree import BLOCK_ROWS, PyTree, float_dtype, num_rows, sum_rows
 from jaxem.expfam import ExponentialFamily
 from jaxem.model import EStep, LatentModel
@@ -124,6 +125,7 @@ class MeanField(LatentModel):
         """Mean parameters of the global factors."""
         return {name: factor.family.means(params[name]) for name, factor in self._named(local=False).items()}
 
+    @takes_rows
     def local(self, params: PyTree, x: PyTree) -> dict[str, Any]:
         """Natural parameters of the local factors, optimal given the global ones; leaves (N, ...)."""
         return self._local(self.means(params), x)
@@ -138,6 +140,7 @@ class MeanField(LatentModel):
         value = lambda local: jnp.sum(self.expected_log_lik({**means, **local}, x))
         return {n: _symmetrise(named[n].family, g) for n, g in jax.grad(value)(point).items()}
 
+    @takes_rows
     def e_step(self, params: PyTree, data: PyTree, weights: Array | None = None, rule: Rule | None = None) -> EStep:
         """Solves the local factors; statistics are gradients of the expected log-likelihood in the global means."""
         if not isinstance(rule, Exact | None):
@@ -162,6 +165,7 @@ class MeanField(LatentModel):
             total = total + jnp.sum(weigh(w, entropy.reshape(w.shape[0], -1)))
         return total
 
+    @takes_rows
     def elbo_data(self, params: PyTree, data: PyTree, weights: Array | None = None, key: Array | None = None) -> Array:
         """ELBO.data with local factors solved, nats; differentiable in params."""
         weights = jnp.ones(num_rows(data), float_dtype(data)) if weights is None else weights

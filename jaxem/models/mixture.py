@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from jaxem import constraints
+from jaxem._inputs import as_key, check_count
 from jaxem._numerics import is_concrete, namespace, safe_divide, safe_log
 from jaxem._pytree import dataclass, static
 from jaxem._tree import BLOCK_ROWS, PyTree, num_rows
@@ -78,6 +80,7 @@ class Mixture(DiscreteLatent):
     total_weight: Array | None = dataclasses.field(default=None, repr=False)
 
     block_rows: ClassVar[int | None] = BLOCK_ROWS
+    params_type: ClassVar[type] = MixtureParams
 
     def __repr__(self) -> str:
         known = self.num_active is not None and is_concrete(self.num_active)
@@ -103,6 +106,19 @@ class Mixture(DiscreteLatent):
             raise ValueError(f"data: expected at least num_components = {num} rows; found {num_rows(data)}")
         if params is not None:
             _check_mixing("params.mixing", params.mixing)
+
+    def check_rows(self, data: PyTree, params: MixtureParams | None = None) -> None:
+        """The family's checks, and that params are of K components."""
+        check_family(self.family)
+        if params is not None and params.mixing.shape[-1] != self.num_components:
+            raise ValueError(
+                f"params: expected those of {self.num_components} components; found {params.mixing.shape[-1]}"
+            )
+        self.family.check_rows(data, None if params is None else params.components)
+
+    def row_keys(self) -> tuple[str, ...] | None:
+        """The family's."""
+        return self.family.row_keys() if isinstance(self.family, Family) else None
 
     def bind(self, data: PyTree, weights: Array) -> "Mixture":
         """Binds the family to the data and keeps the sum of the weights."""
@@ -199,20 +215,26 @@ class Mixture(DiscreteLatent):
         num = self.num_components if self.num_active is None else int(self.num_active)
         return num - 1 + self.family.num_parameters(params.components, num)
 
-    def sample(self, key: Array, params: MixtureParams, num_samples: int) -> tuple[PyTree, Array]:
+    def sample(self, params: MixtureParams, num_samples: int, *, key: Array) -> tuple[PyTree, Array]:
         """Draws from the mixture.
 
+        Compiled for the next power of two of rows, of which the first are returned: one program serves many sizes.
+
         Args:
-          key: random key.
           params: parameters.
-          num_samples: N.
+          num_samples: N >= 1.
+          key: random key.
 
         Returns:
           data (N, ...) and the component (N,) that each row came from.
+
+        Raises:
+          TypeError, ValueError: no params of this model, no count, no key.
         """
-        component_key, data_key = jax.random.split(key)
-        component = jax.random.categorical(component_key, safe_log(params.mixing), shape=(num_samples,))
-        return self.family.sample(data_key, params.components, component), component
+        self.check_params(params)
+        check_count("num_samples", num_samples, 1)
+        drawn = _sample(self, params, as_key(key), max(32, 1 << (int(num_samples) - 1).bit_length()))
+        return jax.tree.map(lambda leaf: leaf[:num_samples], drawn)
 
     def distribution(self, params: MixtureParams) -> Any:
         """The mixture as a `distrax.Distribution` (imports distrax)."""
@@ -242,6 +264,20 @@ class Mixture(DiscreteLatent):
             raise ValueError(f"mixing: expected shape ({self.num_components},); found {mixing.shape}")
         _check_mixing("mixing", mixing)
         return MixtureParams(mixing, parts)
+
+
+@partial(jax.jit, static_argnums=3)
+def _sample(model: Mixture, params: MixtureParams, key: Array, num: int) -> tuple[PyTree, Array]:
+    component_key, data_key = jax.random.split(key)
+    component = jax.random.categorical(component_key, safe_log(params.mixing), shape=(num,))
+    return model.family.sample(data_key, params.components, component), component
+
+
+def check_family(family: Any) -> None:
+    """Raises TypeError for what is no family of observations."""
+    if not isinstance(family, Family):
+        hint = "; call it first" if isinstance(family, type) else ""
+        raise TypeError(f"family: expected one of jaxem.families, as jaxem.Gaussian(); found {family!r}{hint}")
 
 
 def start(

@@ -2,15 +2,17 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jaxem import constraints
+from jaxem._inputs import as_key, check_count
 from jaxem._normal import DiagonalNormal
 from jaxem._pytree import dataclass, static
+from jaxem._rows import takes_rows
 from jaxem._tree import BLOCK_ROWS, PyTree, as_floats, float_dtype, num_rows, sum_rows
 from jaxem.estimators import SGVBA, SGVBB, Estimator
 from jaxem.likelihoods import Likelihood
@@ -66,6 +68,14 @@ class VariationalAutoencoder(ELBOModel):
         estimator = f"{type(self.estimator).__name__}({self.estimator.num_samples})"
         return f"VAE(latent_dim={self.latent_dim}, {type(self.likelihood).__name__}, {estimator}{prior})"
 
+    params_type: ClassVar[type] = dict
+
+    def check_rows(self, data: PyTree, params: PyTree | None = None) -> None:
+        """Checks the support of the likelihood, and that the encoder of params takes rows of this width."""
+        _vae_checks.check_support(self, data)
+        if params is not None:
+            _vae_checks.check_width(self, data, params)
+
     def validate(self, data: PyTree, params: PyTree | None) -> None:
         """Checks the settings, the data's support and the shapes of both networks, before anything is compiled."""
         _vae_checks.check(self, data)
@@ -111,6 +121,7 @@ class VariationalAutoencoder(ELBOModel):
             spec["baseline"] = constraints.Fixed()
         return spec
 
+    @takes_rows
     def elbo_data(self, params: PyTree, data: PyTree, weights: Array | None = None, key: Array | None = None) -> Array:
         """Sum of weights * the estimator's values at beta = 1, nats; raises ValueError without a key."""
         if key is None:
@@ -232,6 +243,7 @@ class VariationalAutoencoder(ELBOModel):
         """Whether two components of a mixture prior are the same."""
         return super().coincident(params) if self.prior is None else self.prior.coincident(params["prior"])
 
+    @takes_rows
     def encode(self, params: PyTree, data: PyTree, *, key: Array | None = None) -> Any:
         """Q(z | x) of each datum, a `DiagonalNormal` (N, Q) or what the encoder returns; `.mean()` are the codes.
 
@@ -239,7 +251,7 @@ class VariationalAutoencoder(ELBOModel):
         """
         if key is None and self.num_refinements:
             raise ValueError("key: a semi-amortised model needs a random key to refine q; found None")
-        return _encode(self, params, self._ready(params, data), key)
+        return _encode(self, params, data, key)
 
     def decode(self, params: PyTree, z: Any) -> Array:
         """E[x | z] for z (n, Q): (n, D), or (n, D, L) probabilities of a categorical likelihood."""
@@ -252,18 +264,22 @@ class VariationalAutoencoder(ELBOModel):
         """E[x | z] at the mean of q(z | x): like `decode`."""
         return self.decode(params, self.encode(params, data, key=key).mean())
 
-    def sample(self, key: Array, params: PyTree, num_samples: int) -> tuple[Array, Array]:
+    def sample(self, params: PyTree, num_samples: int, *, key: Array) -> tuple[Array, Array]:
         """Draws from the model: data (num_samples, D), and the z (num_samples, Q) that they came from."""
-        return _sample(self, params, key, num_samples)
+        self.check_params(params)
+        check_count("num_samples", num_samples, 1)
+        return _sample(self, params, as_key(key), int(num_samples))
 
+    @takes_rows
     def elbo(self, params: PyTree, data: PyTree, *, key: Array, num_samples: int = 100) -> Array:
         """(N,) ELBO of each datum, nats, at beta = 1 and never the importance-weighted bound; in blocks of rows."""
-        return _vae_latents.elbo(self, params, self._ready(params, data), key, num_samples)
+        return _vae_latents.elbo(self, params, data, key, num_samples)
 
     def log_prob(self, params: PyTree, data: PyTree, *, key: Array, num_samples: int = 1000) -> Array:
         """(N,) estimates of log p(x), nats: `evidence(...).log_prob`, below it in expectation."""
         return self.evidence(params, data, key=key, num_samples=num_samples).log_prob
 
+    @takes_rows
     def evidence(self, params: PyTree, data: PyTree, *, key: Array, num_samples: int = 1000) -> Evidence:
         """Log p(x) of each datum by importance sampling from q, with effective sample sizes.
 
@@ -278,7 +294,7 @@ class VariationalAutoencoder(ELBOModel):
         Returns:
           `Evidence`. Time of N S decoder evaluations, in chunks of rows and draws: memory does not grow with S.
         """
-        return _vae_latents.evidence(self, params, self._ready(params, data), key, num_samples)
+        return _vae_latents.evidence(self, params, data, key, num_samples)
 
     def active_units(self, params: PyTree, data: PyTree, threshold: float = 0.01, *, key: Array | None = None) -> Array:
         """(Q,) whether the variance over data of E[z_q | x] is above the threshold (Burda et al. 2016, section 5.2).
@@ -301,12 +317,6 @@ class VariationalAutoencoder(ELBOModel):
                 f"kl_per_dimension: expected a standard normal prior and a diagonal normal q; found {found}"
             )
         return jnp.mean(q.kl_per_dimension(self.latent_prior(params)), 0)
-
-    def _ready(self, params: PyTree, data: PyTree) -> PyTree:
-        """Data in the dtype of the params, in the likelihood's support."""
-        data = as_floats(data, float_dtype(params))
-        _vae_checks.check_support(self, data)
-        return data
 
 
 @jax.jit
