@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from jax import Array
 
-from jaxem import _checkpoint
+from jaxem import _checkpoint, _table
 from jaxem._numerics import is_concrete
+from jaxem._table import Problem, Screen, Table
 from jaxem._tree import PyTree
-from jaxem.fit import Problem, Screen, Table, advance, checked, finish, prepare, start
+from jaxem.fit import checked, finish, prepare
 from jaxem.model import ELBOModel
 from jaxem.result import Fit
 from jaxem.stopping import Status, StopRule
@@ -116,7 +117,9 @@ def run(
         model, data, key, params, weights, algorithm, stop, max_steps, num_restarts, restart_batch, screen
     )
     saver = None if checkpoint is None else _checkpoint.Saver(checkpoint, problem)
-    table = start(problem) if saver is None else saver.resume(start(problem))
+    table = _table.start(problem)
+    if saver is not None:
+        table = saver.resume(table)
     listeners = [callback] if callback is not None else []
     bar = _Bar(num_restarts, max_steps) if progress else None
     if bar is not None:
@@ -144,7 +147,7 @@ def _drive(
     try:
         while True:
             segment = time.perf_counter()
-            table = advance(problem, table, np.int32(sweeps))
+            table = _table.advance(problem, table, np.int32(sweeps))
             seen = _progress(problem, table, began)
             took = time.perf_counter() - segment
             if saver is not None:

@@ -1,7 +1,6 @@
 """check_model: the contract that every jaxem model keeps, as one call for a test-suite."""
 
 import dataclasses
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from jaxem import _inputs, _shapes, constraints
+from jaxem._table import advance
 from jaxem._tree import PyTree, float_dtype, num_rows
 from jaxem.elbo import decompose
 from jaxem.fit import choose_algorithm, fit
@@ -251,7 +251,7 @@ def _degenerate(case: _Case) -> None:
 
 
 def _traces(case: _Case) -> None:
-    loop = sys.modules["jaxem.fit"].advance
+    loop: Any = advance
     data = jax.tree.map(lambda a: jnp.concatenate([a, a[:1]]), case.data)  # a shape of its own
     counts = [loop._cache_size()]
     for seed, atol, temperature in ((0, 1e-6, 1.0), (1, 1e-6, 1.0), (1, 1e-3, 1.0), (1, 1e-3, 2.0)):
