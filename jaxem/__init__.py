@@ -3,13 +3,14 @@
 from jaxem import expfam, families, likelihoods, networks, priors
 from jaxem._normal import DiagonalNormal
 from jaxem._pytree import dataclass, static
+from jaxem._table import Screen
 from jaxem.algorithms import EM, CoordinateAscent, GeneralizedEM, GradientAscent, OnlineEM, OnlineState, StochasticEM
 from jaxem.amortisation import AmortisationGap, amortisation_gap
 from jaxem.diagnostics import importance, pareto_k
 from jaxem.elbo import ELBO, Decomposition, decompose, free_energy
 from jaxem.estimators import IWAE, SGVBA, SGVBB, Estimator, ScoreFunction, StickingTheLanding
 from jaxem.families import Family, Gaussian
-from jaxem.fit import Screen, fit
+from jaxem.fit import fit
 from jaxem.inference import aic, bic, icl
 from jaxem.model import DiscreteLatent, ELBOModel, EStep, LatentModel
 from jaxem.models.bayesian_mixture import BayesianGMM, BayesianMixture

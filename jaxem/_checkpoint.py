@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxem.fit import Problem, Table
+from jaxem._table import Problem, Table
 
 # Seconds between two writes while a run goes on.
 INTERVAL = 5.0

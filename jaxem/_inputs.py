@@ -50,7 +50,9 @@ def as_more(more: Any, data: PyTree, name: str) -> PyTree:
     def check(path: Any, leaf: Array, own: Array) -> Array:
         if leaf.shape[1:] != own.shape[1:]:
             shape = ("n", *own.shape[1:])
-            raise ValueError(f"{name + jax.tree_util.keystr(path)}: expected the data's shape {shape}; found {leaf.shape}")
+            raise ValueError(
+                f"{name + jax.tree_util.keystr(path)}: expected the data's shape {shape}; found {leaf.shape}"
+            )
         return place(leaf, own.dtype)
 
     return jax.tree_util.tree_map_with_path(check, more, data)

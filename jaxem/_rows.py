@@ -69,7 +69,9 @@ def _other_names(expected: tuple[str, ...], found: tuple[str, ...]) -> str:
     missing = [name for name in expected if name not in found]
     extra = [name for name in found if name not in expected]
     if not missing and not extra:
-        return f"expected the columns in the order of the fit, {_listed(expected)}; found {_listed(found)}; reorder them"
+        return (
+            f"expected the columns in the order of the fit, {_listed(expected)}; found {_listed(found)}; reorder them"
+        )
     parts = [f"{what} {_listed(names)}" for what, names in (("without", missing), ("besides", extra)) if names]
     return f"expected the columns of the fit, {_listed(expected)}; found a frame {' and '.join(parts)}"
 

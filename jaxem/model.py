@@ -197,7 +197,9 @@ def _hooks(cls: type) -> frozenset[str]:
 def _questions(cls: type) -> tuple[str, ...]:
     hooks = _hooks(cls)
     methods = [(n, getattr(cls, n)) for n in dir(cls) if not n.startswith("_") and n not in hooks]
-    return tuple(n for n, m in methods if inspect.isfunction(m) and list(inspect.signature(m).parameters)[1:2] == ["params"])
+    return tuple(
+        n for n, m in methods if inspect.isfunction(m) and list(inspect.signature(m).parameters)[1:2] == ["params"]
+    )
 
 
 def verbs(model: ELBOModel) -> tuple[str, ...]:

@@ -81,7 +81,9 @@ class Fit:
         if name.startswith("_") or name in self.__dataclass_fields__:
             raise AttributeError(name)
         if np.ndim(self.status) > 0:
-            raise AttributeError(f"a batch of fits has no {name}; ask each: jax.vmap(lambda fit: fit.{name}(...))(fits)")
+            raise AttributeError(
+                f"a batch of fits has no {name}; ask each: jax.vmap(lambda fit: fit.{name}(...))(fits)"
+            )
         model, params = self.model.inside(self.params)
         if name not in verbs(model):
             raise AttributeError(f"a Fit of {model!r} has no {name!r}; it has {', '.join(verbs(model))}")

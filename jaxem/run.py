@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from jax import Array
 
-from jaxem import _checkpoint
+from jaxem import _checkpoint, _table
 from jaxem._numerics import is_concrete
+from jaxem._table import Problem, Screen, Table
 from jaxem._tree import PyTree
-from jaxem.fit import Problem, Screen, Table, advance, checked, finish, prepare, start
+from jaxem.fit import checked, finish, prepare
 from jaxem.model import ELBOModel
 from jaxem.result import Fit
 from jaxem.stopping import Status, StopRule
@@ -112,11 +113,13 @@ def run(
     if time_limit is not None and not time_limit >= 0:
         raise ValueError(f"time_limit: expected seconds >= 0 or None; found {time_limit!r}")
     began = time.perf_counter()
-    problem = prepare(
+    problem, seen = prepare(
         model, data, key, params, weights, algorithm, stop, max_steps, num_restarts, restart_batch, screen
     )
     saver = None if checkpoint is None else _checkpoint.Saver(checkpoint, problem)
-    table = start(problem) if saver is None else saver.resume(start(problem))
+    table = _table.start(problem)
+    if saver is not None:
+        table = saver.resume(table)
     listeners = [callback] if callback is not None else []
     bar = _Bar(num_restarts, max_steps) if progress else None
     if bar is not None:
@@ -128,7 +131,7 @@ def run(
             bar.close()
     if saver is not None:
         saver.save(table)
-    return checked(finish(problem, table))
+    return checked(finish(problem, table), seen)
 
 
 def _drive(
@@ -144,7 +147,7 @@ def _drive(
     try:
         while True:
             segment = time.perf_counter()
-            table = advance(problem, table, np.int32(sweeps))
+            table = _table.advance(problem, table, np.int32(sweeps))
             seen = _progress(problem, table, began)
             took = time.perf_counter() - segment
             if saver is not None:

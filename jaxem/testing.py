@@ -1,7 +1,6 @@
 """check_model: the contract that every jaxem model keeps, as one call for a test-suite."""
 
 import dataclasses
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from jaxem import _inputs, _rows, _shapes, constraints
+from jaxem._table import advance
 from jaxem._tree import PyTree, float_dtype, num_rows
 from jaxem.elbo import decompose
 from jaxem.fit import choose_algorithm, fit
@@ -31,7 +31,8 @@ class _Case:
     def __init__(self, model: Any, data: PyTree, key: Array, num_starts: int, algorithm: Any = None):
         self.key, self.num_starts = key, num_starts
         self.free = model
-        self.data = _inputs.cast_floats(_rows.as_data(data), jnp.float64)
+        self.data = _inputs.cast_floats(_rows.as_data(data, keys=model.row_keys()), jnp.float64)
+        model.check_rows(self.data)
         self.num = num_rows(self.data)
         self.weights = jnp.asarray(np.random.default_rng(0).uniform(0.5, 2.0, self.num))
         model = _inputs.cast_floats(model, jnp.float64)
@@ -251,7 +252,7 @@ def _degenerate(case: _Case) -> None:
 
 
 def _traces(case: _Case) -> None:
-    loop = sys.modules["jaxem.fit"].advance
+    loop: Any = advance
     data = jax.tree.map(lambda a: jnp.concatenate([a, a[:1]]), case.data)  # a shape of its own
     counts = [loop._cache_size()]
     for seed, atol, temperature in ((0, 1e-6, 1.0), (1, 1e-6, 1.0), (1, 1e-3, 1.0), (1, 1e-3, 2.0)):

@@ -1,7 +1,5 @@
 """The loop and the table of restarts: what is promised, in the terms it is promised."""
 
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +7,9 @@ import pytest
 
 import jaxem
 from jaxem import Status
+from jaxem._table import advance
 
 KEY = jax.random.key(0)
-advance = sys.modules["jaxem.fit"].advance
 OPTIONS = {"num_restarts": 12, "restart_batch": 4, "max_steps": 60}
 
 

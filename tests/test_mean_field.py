@@ -9,6 +9,7 @@ import pytest
 
 import jaxem
 from jaxem import Status, expfam
+from jaxem._table import advance
 from jaxem.expfam import Delta
 from jaxem.models.mean_field import Factor, MeanField
 
@@ -78,11 +79,9 @@ def test_sweeps_are_in_the_models_order_not_the_alphabets(draws):
 
 def test_a_second_fit_compiles_nothing(draws):
     """A new key and new numbers of the prior: neither the loop nor the probing of the model."""
-    import sys
-
     from jaxem.models import _probe
 
-    programs = (sys.modules["jaxem.fit"].advance, _probe._gradient, _probe._prior_gradient)
+    programs = (advance, _probe._gradient, _probe._prior_gradient)
     jaxem.fit(UnknownNormal(), draws, key=KEY)
     before = [program._cache_size() for program in programs]
     jaxem.fit(UnknownNormal(0.1, 2.0, 3.0), draws, key=jax.random.key(5))
