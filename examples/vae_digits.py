@@ -58,7 +58,7 @@ def main() -> None:
         rows.insert(1, (name, *elbo, found.log_prob, found.effective_size))
         active, kl = model.active_units(params, test), np.asarray(model.kl_per_dimension(params, test))
         print(f"{fit}\n{active.sum()} of 16 latents active, with {kl.min():.1f} to {kl.max():.1f} nats each")
-        print(jaxem.amortisation_gap(model, params, test[:100], key=key, num_samples=draws), "\n")
+        print(jaxem.amortisation_gap(fit, test[:100], key=key, num_samples=draws), "\n")
     print(f"{'nats per image':<18}train ELBO   test ELBO   test NLL ({draws} draws)   effective size: mean, 5%")
     for name, one, two, log_prob, size in rows:
         error = np.std(log_prob) / len(test) ** 0.5
@@ -67,7 +67,7 @@ def main() -> None:
     leading = np.argsort(-kl)[:5].tolist()
     axes = {
         "reconstructions": plot.reconstructions(fit, test, shape=shape),
-        "samples": plot.images(model.sample(key, params, 60)[0], shape=shape),
+        "samples": plot.images(model.sample(params, 60, key=key)[0], shape=shape),
         "latents": plot.latent_space(fit, test, labels=labels[parts[2]], columns=leading[:2]),
         "traversals": plot.traversals(fit, data=test[0], shape=shape, latents=leading),
     }

@@ -130,7 +130,7 @@ def _from_objects(name: str, array: np.ndarray) -> np.ndarray:
         try:
             out[i] = value
         except OverflowError:
-            out[i] = np.inf if value > 0 else -np.inf
+            out[i] = np.inf
     if whole and array.size and np.all(np.abs(out) < 2.0**62):
         return array.astype(np.int64)
     return out.reshape(array.shape)
@@ -156,11 +156,12 @@ def _check_dtype(name: str, dtype: Any) -> None:
     if jnp.issubdtype(dtype, jax.dtypes.prng_key):
         raise TypeError(f"{name}: expected numbers; found random keys")
     kind = getattr(dtype, "kind", "V")
-    if kind in "biuf" or jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer) and kind != "m":
+    if kind in "biuf" or jnp.issubdtype(dtype, jnp.floating) or (jnp.issubdtype(dtype, jnp.integer) and kind != "m"):
         return
     if getattr(dtype, "names", None):
         raise TypeError(
             f"{name}: expected numbers; found a structured array with the fields {', '.join(dtype.names)}; stack them "
             "as columns, as numpy.lib.recfunctions.structured_to_unstructured does"
         )
-    raise TypeError(f"{name}: expected real numbers; found {_REMEDIES.get(kind, f'dtype {dtype}')}")
+    what = f": {_REMEDIES[kind]}" if kind in _REMEDIES else ""
+    raise TypeError(f"{name}: expected real numbers; found dtype {dtype}{what}")

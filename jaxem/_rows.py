@@ -162,7 +162,7 @@ def _check_rows(name: str, array: Any, names: tuple[str, ...] | None) -> None:
 
 
 def where_it_lies(array: Any) -> tuple[Any, Any]:
-    """(numpy, values) on the host, (jax.numpy, array) elsewhere: what lies on accelerators, or on many, is not copied."""
+    """(numpy, values) on the host, (jax.numpy, array) elsewhere: nothing is copied from accelerators."""
     local = not isinstance(array, jax.Array) or (
         len(array.devices()) == 1 and next(iter(array.devices())).platform == "cpu"
     )
@@ -240,29 +240,30 @@ def rows(model: Any, params: PyTree, data: Any, name: str = "data") -> PyTree:
     data, seen = read(data, name, model.row_keys())
     if model.rows is not None:
         model.rows.check(seen, name)
+    data = _cast(data, float_dtype(params), name, seen)
     model.check_rows(data, params)
-    dtype = float_dtype(params)
-    return data if float_dtype(data) == dtype else _cast(data, dtype, name, seen)
+    return data
 
 
 def takes_rows(method: Method) -> Method:
     """Makes a method `f(self, params, data, ...)` of a model take its rows, and weights, through the door.
 
     Args:
-      method: a method whose first two arguments are params and data; one called `weights` is checked as well.
+      method: a method whose first two arguments are params and rows; one called `weights` is checked as well.
 
     Returns:
       The method with the same signature.
     """
     signature = inspect.signature(method)
+    _, at, taken, *_ = signature.parameters
 
     @functools.wraps(method)
     def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
         call = signature.bind(self, *args, **kwargs)
         given = call.arguments
-        given["data"] = rows(self, given["params"], given["data"])
+        data = given[taken] = rows(self, given[at], given[taken])
         if given.get("weights") is not None and is_concrete(given["weights"]):
-            given["weights"] = as_weights(given["weights"], num_rows(given["data"]), float_dtype(given["data"]))
+            given["weights"] = as_weights(given["weights"], num_rows(data), float_dtype(data))
         return method(*call.args, **call.kwargs)
 
     return checked  # type: ignore[return-value]

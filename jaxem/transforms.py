@@ -18,6 +18,7 @@ from jaxem.rules import Rule
 from jaxem.stopping import StopRule
 
 
+@dataclass
 class Wrapper(LatentModel):
     """A model around another, `self.model`, which answers all that the wrapper does not."""
 
@@ -40,13 +41,13 @@ class Wrapper(LatentModel):
 
     def inside(self, params: PyTree) -> tuple[Any, PyTree]:
         model, inner = dataclasses.replace(self.model, rows=self.rows).inside(params)
-        return dataclasses.replace(self, model=model, rows=model.rows), inner  # type: ignore[type-var]
+        return dataclasses.replace(self, model=model, rows=model.rows), inner
 
     def row_keys(self) -> tuple[str, ...] | None:
         return self.model.row_keys()
 
     def bind(self, data: PyTree, weights: Array) -> Any:
-        return dataclasses.replace(self, model=self.model.bind(data, weights))  # type: ignore[type-var]
+        return dataclasses.replace(self, model=self.model.bind(data, weights))
 
     def m_step(self, params: PyTree, stats: PyTree) -> PyTree:
         return self.model.m_step(params, stats)
@@ -106,7 +107,6 @@ class Wrapper(LatentModel):
 class Chunked(Wrapper):
     """A model whose E-step scans over chunks of rows; see `chunked`."""
 
-    model: Any
     size: int = static()
 
     def _rows(self, data: PyTree) -> int:

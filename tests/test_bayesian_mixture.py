@@ -271,13 +271,13 @@ def test_predictive_density_integrates_to_one(geyser):
 def test_draws_have_the_posteriors_moments(shape, blobs):
     resp = np.eye(2)[(np.arange(120) % 3 == 0).astype(int)]
     model, params = posterior(jaxem.BayesianGMM(2, shape), blobs, resp)
-    draws = jax.jit(jax.vmap(lambda key: model.draw(key, params)))(jax.random.split(KEY, 4000))
+    draws = jax.jit(jax.vmap(lambda key: model.draw(params, key=key)))(jax.random.split(KEY, 4000))
     np.testing.assert_allclose(draws.mixing.mean(0), model.expected_mixing(params), atol=5e-3)
     np.testing.assert_allclose(draws.components.mean.mean(0), params.components.plug.mean, atol=0.05)
     precision = np.linalg.inv(jax.vmap(lambda c: c.covariance)(draws.components)).mean(0)
     expected = np.linalg.inv(params.components.plug.covariance)
     np.testing.assert_allclose(precision, expected, rtol=0.05, atol=0.02 * expected.max())
-    x, z = model.sample(KEY, params, 50)
+    x, z = model.sample(params, 50, key=KEY)
     assert x.shape == (50, 2)
     assert set(np.asarray(z)) <= {0, 1}
 

@@ -53,7 +53,7 @@ def test_what_a_fitted_mixture_offers(extremes, gumbels):
     model, params = gumbels.model, gumbels.params
     log_prob = model.log_prob(params, extremes)
     np.testing.assert_allclose(model.distribution(params).components_distribution.batch_shape, (2,))
-    draws, component = model.sample(KEY, params, 4000)
+    draws, component = model.sample(params, 4000, key=KEY)
     assert draws.shape == (4000, 1)
     for k in range(2):
         loc, scale = (float(params.components[name][k, 0]) for name in ("loc", "scale"))

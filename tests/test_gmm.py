@@ -107,7 +107,7 @@ def test_distribution_is_the_same_density(blobs, covariance):
 def test_samples_have_the_moments_of_the_params(blobs):
     for covariance in ("full", "tied", "diag", "spherical"):
         result = jaxem.fit(jaxem.GMM(3, covariance), blobs, key=KEY, max_steps=20)
-        x, label = result.model.sample(jax.random.key(5), result.params, 40_000)
+        x, label = result.sample(40_000, key=jax.random.key(5))
         np.testing.assert_allclose(np.bincount(label) / 40_000, result.params.mixing, atol=0.01)
         for k in range(3):
             rows = np.asarray(x)[np.asarray(label) == k]

@@ -21,7 +21,7 @@ def nan_at(x, value=np.nan):
 
 
 CASES = {
-    "nan": (GMM2, nan_at(X), {}, ValueError, "data: expected finite numbers; found 1"),
+    "nan": (GMM2, nan_at(X), {}, ValueError, "data: expected finite numbers; found nan in row 3, column 1"),
     "inf": (GMM2, nan_at(X, np.inf), {}, ValueError, "data: expected finite"),
     "kmeans nan": (jaxem.KMeans(2), nan_at(X), {}, ValueError, "data: expected finite"),
     "one axis": (GMM2, X[:, 0], {}, ValueError, r"data: expected shape \(N, D\); found \(10,\)"),
@@ -36,8 +36,14 @@ CASES = {
     "none": (GMM2, None, {}, ValueError, "data: expected at least one array; found none"),
     "strings": (GMM2, np.array([["a", "b"]] * 3), {}, TypeError, "data: expected real numbers; found dtype <U1"),
     "complex": (GMM2, X + 1j, {}, TypeError, "data: expected real numbers; found dtype complex128"),
-    "object": (GMM2, X.astype(object), {}, TypeError, "data: expected real numbers; found dtype object"),
-    "ragged": (GMM2, [[1.0, 2.0], [3.0]], {}, TypeError, "data: expected real numbers; found dtype object"),
+    "object": (GMM2, np.array([[1, {}]]), {}, TypeError, "data: expected numbers; found a dict.* in row 0, column 1"),
+    "ragged": (
+        GMM2,
+        [[1.0, 2.0], [3.0]],
+        {},
+        TypeError,
+        "data: expected numbers; found 2 entries in row 0 and 1 entries in row 1",
+    ),
     "two lengths": (GMM2, (X, X[:5]), {}, ValueError, r"data: .*shared leading axis; found lengths \[5, 10\]"),
     "two arrays": (GMM2, (X, X), {}, TypeError, r"data: expected one array \(N, D\); found a tuple"),
     "negative weight": (GMM2, X, {"weights": -np.ones(10)}, ValueError, "weights: expected numbers >= 0; found -1"),

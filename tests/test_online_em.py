@@ -363,7 +363,7 @@ def test_bad_streams_are_named(blobs):
     with pytest.raises(ValueError, match=r"params.centroids: expected shape \(3, 2\)"):
         algorithm.begin(model, bad, blobs, num_rows=120)
     state = algorithm.begin(model, params, blobs, num_rows=120)
-    with pytest.raises(ValueError, match="data: expected finite numbers"):
+    with pytest.raises(ValueError, match="batch: expected finite numbers"):
         algorithm.update(model, state, np.full((4, 2), np.nan))
     with pytest.raises(ValueError, match=r"weights: expected shape \(4,\)"):
         algorithm.update(model, state, blobs[:4], np.ones(3))

@@ -26,7 +26,7 @@ def test_chunked_equals_whole(blobs, chunks):
 
 def test_what_is_not_chunked_is_the_models_own(blobs, chunks):
     assert chunks.model.num_parameters(chunks.params) == 2 + 6 + 9
-    assert chunks.model.sample(KEY, chunks.params, 5)[0].shape == (5, 2)
+    assert chunks.sample(5, key=KEY)[0].shape == (5, 2)
     with pytest.raises(AttributeError):
         _ = chunks.model.no_such_thing
 

@@ -67,7 +67,7 @@ def test_per_datum_posteriors_fit_without_an_encoder(wine):
     model = jaxem.VAE(PerDatum(60, 2 * Q), mlp(13), estimator=jaxem.StickingTheLanding(), **options)
     algorithm = GradientAscent(learning_rate=0.03, num_passes=100)
     fit = jaxem.fit(model, data, key=KEY, algorithm=algorithm, stop=NEVER, max_steps=20)
-    gap = jaxem.amortisation_gap(fit.model, fit.params, data, key=KEY)
+    gap = jaxem.amortisation_gap(fit, data, key=KEY)
     assert fit.trace[-1] > fit.trace[0] + 100
     assert gap.amortisation.mean() < 0.1  # each q was climbed by itself already
     assert gap.approximation.mean() < 0.2

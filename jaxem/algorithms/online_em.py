@@ -198,9 +198,7 @@ class OnlineEM(Algorithm):
         super().validate(model, 0)
         if isinstance(num_rows, bool) or not (np.ndim(num_rows) == 0 and 0 < num_rows < np.inf):
             raise ValueError(f"num_rows: expected a finite number > 0; found {num_rows!r}")
-        model = dataclasses.replace(model, rows=None)  # a fit's model, and a sample without names
-        sample = _rows.as_data(sample, "sample", model.row_keys())
-        model.check_rows(sample)
+        sample = _rows.rows(model, params, sample, "sample")
         dtype = _tree.float_dtype(sample)
         weights = _rows.as_weights(weights, _tree.num_rows(sample), dtype)
         model = _inputs.cast_floats(model, dtype)

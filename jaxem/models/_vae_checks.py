@@ -19,9 +19,15 @@ from jaxem.models.mixture import Mixture
 
 def check_support(model: Any, data: PyTree) -> None:
     """Raises for data that the likelihood gives no probability; values only where they are no tracers."""
+    _check_likelihood(model)
     x = observed(data)
     if is_concrete(x):
         model.likelihood.validate(x)
+
+
+def _check_likelihood(model: Any) -> None:
+    if not isinstance(model.likelihood, Likelihood):
+        raise TypeError(f"likelihood: expected one of jaxem.likelihoods, or None; found {model.likelihood!r}")
 
 
 def check_width(model: Any, data: PyTree, params: PyTree) -> None:
@@ -38,8 +44,7 @@ def check(model: Any, data: PyTree) -> None:
     _inputs.check_count("latent_dim", model.latent_dim, 1)
     _inputs.check_count("num_refinements", model.num_refinements, 0)
     _inputs.check_count("num_score_samples", model.num_score_samples, 1)
-    if not isinstance(model.likelihood, Likelihood):
-        raise TypeError(f"likelihood: expected one of jaxem.likelihoods, or None; found {model.likelihood!r}")
+    _check_likelihood(model)
     if not isinstance(model.estimator, Estimator):
         raise TypeError(f"estimator: expected an estimator, as jaxem.SGVBB(); found {model.estimator!r}")
     _check_numbers("beta", model.beta, (0, 1))
