@@ -42,7 +42,7 @@ CASES = {
         [[1.0, 2.0], [3.0]],
         {},
         TypeError,
-        "data: expected numbers; found 2 entries in row 0 and 1 entries in row 1",
+        "found 2 entries in row 0 and 1 entries in row 1",
     ),
     "two lengths": (GMM2, (X, X[:5]), {}, ValueError, r"data: .*shared leading axis; found lengths \[5, 10\]"),
     "two arrays": (GMM2, (X, X), {}, TypeError, r"data: expected one array \(N, D\); found a tuple"),
