@@ -51,7 +51,7 @@ def main() -> None:
     algorithm = jaxem.GradientAscent(optax.adamw(1.0, weight_decay=0.1), 64, **more)
     for name, estimator in (("IWAE(8)", jaxem.IWAE(8)), ("VAE", jaxem.SGVBB())):
         model = jaxem.VAE(encoder, out, latent_dim=16, likelihood=likelihoods.Binomial(16), estimator=estimator)
-        fit = jaxem.run(model, train, key=key, algorithm=algorithm, max_steps=2 if args.toy else 60, progress=True)
+        fit = jaxem.fit(model, train, key=key, algorithm=algorithm, max_steps=2 if args.toy else 60, progress=True)
         model, params = fit.model, fit.params
         elbo = [float(model.elbo(params, part, key=key).mean()) for part in (train, test)]
         found = model.evidence(params, test, key=key, num_samples=draws)

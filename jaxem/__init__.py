@@ -1,6 +1,7 @@
 """jaxem: latent-variable models fitted by climbing one ELBO, from many restarts, in compiled JAX programs."""
 
 from jaxem import expfam, families, likelihoods, networks, priors
+from jaxem._drive import Progress
 from jaxem._normal import DiagonalNormal
 from jaxem._pytree import dataclass, static
 from jaxem._table import Screen
@@ -24,7 +25,6 @@ from jaxem.models.vae import VAE
 from jaxem.models.variational_autoencoder import VariationalAutoencoder
 from jaxem.result import Fit, FitError, Restarts
 from jaxem.rules import Exact, Hard, ReverseKL, Rule, Sampled, Tempered
-from jaxem.run import Progress, run
 from jaxem.stopping import Status, Step, Stop, StopAitken, StopAll, StopAny, StopGradient, StopParams, StopQ, StopRule
 from jaxem.transforms import chunked, partly_labelled
 
@@ -105,6 +105,5 @@ __all__ = [
     "pareto_k",
     "partly_labelled",
     "priors",
-    "run",
     "static",
 ]

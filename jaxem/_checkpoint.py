@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the table of restarts in one .npz file, with a fingerprint of the problem it belongs to."""
+"""Checkpoints of a fit: the table of restarts in one .npz file, with a fingerprint of the problem it belongs to."""
 
 import dataclasses
 import hashlib
@@ -15,27 +15,25 @@ import numpy as np
 
 from jaxem._table import Problem, Table
 
-# Seconds between two writes while a run goes on.
+# Seconds between two writes while a fit goes on.
 INTERVAL = 5.0
 # What a checkpoint's own entries are called; columns of the packed states are column0, column1, ...
 FINGERPRINT, TRACE, SCREENED = "fingerprint", "trace", "screened"
 
 
 class Saver:
-    """Writes the table of one run, and reads it back.
+    """Writes the table of one fit, and reads it back.
 
-    A host-side object of `run`; not a pytree.
+    A host-side object; not a pytree.
     """
 
     def __init__(self, path: str | Path, problem: Problem):
         self._path = Path(path)
-        if self._path.is_dir() or not self._path.parent.is_dir():
-            raise ValueError(f"checkpoint: expected a file in a directory that exists; found {str(path)!r}")
         self._fingerprint = fingerprint(problem)
         self._written = time.perf_counter()
 
     def resume(self, table: Table) -> Table:
-        """The table as it was saved, or as given where there is no file; ValueError for a file of another run."""
+        """The table as it was saved, or as given where there is no file; ValueError for a file of another fit."""
         if not self._path.exists():
             return table
         try:
@@ -44,13 +42,13 @@ class Saver:
             found = json.loads(str(saved[FINGERPRINT]))
         except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(
-                f"checkpoint: expected a file written by jaxem.run; found {self._path} ({error})"
+                f"checkpoint: expected a file written by jaxem.fit; found {self._path} ({error})"
             ) from None
         expected = self._fingerprint
         different = [name for name in expected if found.get(name) != expected[name]]
         if different:
             raise ValueError(
-                f"checkpoint: expected a file of this run; found {self._path}, of one with another "
+                f"checkpoint: expected a file of this fit; found {self._path}, of one with another "
                 f"{', '.join(different)}; give another path, or delete the file to start afresh"
             )
         old = (*table.packed.columns, table.trace, table.screened)

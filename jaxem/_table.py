@@ -1,6 +1,8 @@
 """The table of restarts: what a fit needs, the state of all restarts, and the compiled loop that steps them."""
 
 import dataclasses
+import math
+import os
 from functools import partial
 from typing import Any
 
@@ -15,8 +17,10 @@ from jaxem._pytree import dataclass, static
 from jaxem._tree import Packed, PyTree
 from jaxem.stopping import Status, Step, StopRule
 
-# More sweeps than a fit can take; an argument like any other, so that `run` steps the very same program.
+# More sweeps than a fit can take; an argument like any other, so that segments are steps of the very same program.
 FOREVER = np.int32(2**31 - 1)
+# Most bytes of the trace, of which three copies exist for a while: 300,000 restarts of 200 steps in float64.
+TRACE_BYTES = 1 << 29
 
 
 @dataclass
@@ -89,22 +93,58 @@ def restart_keys(key: Array, num: int) -> Array:
 
 
 @jax.jit
-def _draw(problem: Problem) -> tuple[Any, PyTree, PyTree]:
+def draw(problem: Problem) -> tuple[Any, PyTree, PyTree]:
     """The model bound to the data, the data in its layout, and the params of all starts."""
     model = problem.model.bind(problem.data, problem.weights)
     data = model.arrange(problem.data)
     if problem.params is not None:
         return model, data, problem.params
     # One at a time: half the compile time of a batch, and a start does not depend on the lane width.
-    draw = lambda key: model.init(key, problem.data, problem.weights)
+    one = lambda key: model.init(key, problem.data, problem.weights)
     if problem.num_restarts > 1:
-        return model, data, jax.lax.map(draw, problem.keys)
-    return model, data, draw(problem.keys[0])
+        params = jax.lax.map(one, problem.keys)
+        _check_memory(problem, model, params)
+        return model, data, params
+    return model, data, one(problem.keys[0])
 
 
-def start(problem: Problem) -> Table:
-    """Binds the model and draws the starts."""
-    model, data, params = _draw(problem)
+def check_trace(num_restarts: int, max_steps: int, dtype: Any) -> None:
+    """Raises ValueError where R x (max_steps + 1) numbers are more than anyone can want."""
+    size = num_restarts * (max_steps + 1) * jnp.dtype(dtype).itemsize
+    if size > TRACE_BYTES:
+        name, value = max(("max_steps", max_steps), ("num_restarts", num_restarts), key=lambda pair: pair[1])
+        raise ValueError(
+            f"{name}: expected a trace, num_restarts x (max_steps + 1) numbers, of at most {TRACE_BYTES >> 20} MiB; "
+            f"found {value}, which makes it {size >> 20} MiB; lower it, and go on by another fit (from params= of "
+            "the last, or with another key)"
+        )
+
+
+def _check_memory(problem: Problem, model: Any, params: PyTree) -> None:
+    """Raises ValueError where the states of all restarts cannot fit, which `draw` asks once, when it is traced."""
+    num, dtype, memory = problem.num_restarts, problem.weights.dtype, _memory()
+    states = jax.eval_shape(lambda params: problem.algorithm.init(model, params, num, dtype), params)
+    size = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(states))  # before and after a segment
+    if size > memory:
+        raise ValueError(
+            f"num_restarts: expected restarts whose states fit twice into the {memory / 2**30:.1f} GiB of memory; found "
+            f"{num}, which take {size / 2**30:.1f} GiB; lower it, and fit again with another key"
+        )
+
+
+def _memory() -> float:
+    """Bytes of memory of the default device, or of this machine; infinite where neither tells."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not every system has it
+        return math.inf
+
+
+def begin(problem: Problem, model: Any, data: PyTree, params: PyTree) -> Table:
+    """The table before the first step, of what `draw` gives."""
     num, dtype, xp = problem.num_restarts, _tree.float_dtype(problem.data), namespace(params)
     params = jax.tree.map(lambda a: xp.asarray(a)[None] if num == 1 else xp.asarray(a), params)
     packed = _tree.pack(problem.algorithm.init(model, params, num, dtype))

@@ -1,6 +1,9 @@
 """fit: every argument checked, the table of restarts stepped to its end, and the winner described."""
 
 import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from jaxem import _inputs, _rows, _shapes, _table, _tree
+from jaxem._drive import Progress, Watch, drive
 from jaxem._numerics import is_concrete, namespace
 from jaxem._rows import Rows
 from jaxem._table import Problem, Screen, Table, fence, unfinished
@@ -34,17 +38,33 @@ def fit(
     num_restarts: int = 1,
     restart_batch: int | None = None,
     screen: Screen | None = None,
+    callback: Callable[[Progress], Any] | None = None,
+    progress: bool = False,
+    time_limit: float | None = None,
+    checkpoint: str | Path | None = None,
 ) -> Fit:
     """Fits a model from one or many starts, in one compiled program, and reports the fate of each.
 
     Restart i starts from fold_in(key, i) alone. Finished restarts cost nothing: each sweep steps the first
     `restart_batch` that still run. Results are bit-identical for equal `restart_batch`, device kind and JAX version,
-    whatever the number of restarts and their neighbours, under `run` and inside the caller's `jit`; across different
-    widths, and under the caller's `vmap`, which widens the lanes, they agree to rounding, which in float32 may lead to
-    another optimum.
+    whatever the number of restarts and their neighbours, watched or not, resumed or not, and inside the caller's `jit`;
+    across different widths, and under the caller's `vmap`, which widens the lanes, they agree to rounding, which in
+    float32 may lead to another optimum.
 
     The winner is the best restart by ELBO.total among those that converged and are not DEGENERATE; if there is none,
     among the finite that are not DEGENERATE; if there is none, among all finite, and the status says so.
+
+    Ctrl-C, a callback that returns True and the time limit end a fit early: restarts that still ran end as INTERRUPTED
+    with their params so far, and the best is returned. The host steps the program in segments of about 0.2 s, or of one
+    sweep where that takes longer; Ctrl-C waits 0.3 s for the one under way, then leaves it to the device and returns
+    what there was before. Compilation is not cut short. Ctrl-C before any step has finished, as while the starts are
+    drawn, raises KeyboardInterrupt: there is nothing to return.
+
+    With a `checkpoint` the state of all restarts, optimisers and random streams included, is written to that file every
+    few seconds and at the end, whatever ends it. If the file is there, the fit goes on from it: one that was killed, or
+    ended by an error, Ctrl-C, a callback or the time limit, then ends bit-identical to one that never was, on the same
+    device kind and JAX version. A file that belongs to another model, data, key or setting is refused, never
+    overwritten; what functions compute cannot be compared, only their names and the values they hold.
 
     Args:
       model: a model, such as `GMM(3)` or `KMeans(8)`.
@@ -52,21 +72,31 @@ def fit(
         are (float64 needs JAX's x64 mode); integers become the default float, half precision float32.
       key: a JAX random key, `jax.random.key(0)`.
       params: start from these instead of random starts; with R > 1 restarts every leaf has a leading axis R.
+        Interchangeable parts, as components, then keep the order they have here; after random starts the largest come
+        first.
       weights: (N,) non-negative; None for ones. Weight 2 is a row twice, weight 0 an absent row.
       algorithm: `EM()` by default; `GeneralizedEM()` for a model without a closed M-step, `CoordinateAscent()` for a
         mean-field one, `GradientAscent()` for an `ELBOModel` without an E-step.
       stop: the stop rule, as `Stop`; None for the model's own.
-      max_steps: most M-steps of a restart.
+      max_steps: most M-steps of a restart; the trace, R (max_steps + 1) numbers, may take 512 MiB.
       num_restarts: R >= 1.
       restart_batch: number of lanes W stepped together, at most R; None chooses from the shapes.
       screen: optional `Screen`.
+      callback: called with a `Progress` after each segment; returning True ends the fit. Its exceptions pass through.
+      progress: whether to show a tqdm bar (needs tqdm): over restarts, or over the steps of a single one.
+      time_limit: seconds, compilation included; None for no limit. At least one sweep is done.
+      checkpoint: path of a .npz file to write and to resume from; None for none. Of the size of the params and the
+        algorithm's state for all restarts.
 
     Returns:
-      A `Fit`. May be called under the caller's `jit` and `vmap`; then nothing raises and the codes tell.
+      A `Fit`. May be called under the caller's `jit` and `vmap`: then it is part of that program, nothing raises and
+      the codes tell, and there is no host for `callback`, `progress`, `time_limit` and `checkpoint`, which are refused.
 
     Raises:
-      ValueError, TypeError: bad input, named, before anything is compiled (values only where they are no tracers).
+      ValueError, TypeError: bad input, named, before anything is compiled (values only where they are no tracers); a
+        checkpoint of another fit.
       FitError: no restart has a finite objective; its `.fit` holds the codes.
+      KeyboardInterrupt: Ctrl-C before any step has finished.
 
     Time is O(steps * cost of an E-step); memory O(R (params + max_steps)).
 
@@ -76,13 +106,23 @@ def fit(
       >>> result = jaxem.fit(jaxem.GMM(1), x, key=jax.random.key(1))
       >>> bool(result.status == jaxem.Status.CONVERGED), int(result.num_steps)
       (True, 1)
+      >>> show = lambda progress: print(progress.statuses)
+      >>> result = jaxem.fit(jaxem.GMM(1), x, key=jax.random.key(1), callback=show)
+      {'RUNNING': 1}
+      {'CONVERGED': 1}
     """
+    began = time.perf_counter()
+    watch = Watch(callback, progress, time_limit, checkpoint)
+    watch.check()
     problem, seen = prepare(
         model, data, key, params, weights, algorithm, stop, max_steps, num_restarts, restart_batch, screen
     )
+    if is_concrete(problem):
+        return checked(drive(problem, watch, began, finish), seen)
+    watch.refuse()
     problem = fence(problem)
-    table = fence(_table.advance(problem, fence(_table.start(problem)), _table.FOREVER))
-    return checked(finish(problem, table), seen)
+    table = fence(_table.begin(problem, *_table.draw(problem)))
+    return checked(finish(problem, fence(_table.advance(problem, table, _table.FOREVER))), seen)
 
 
 def prepare(
@@ -112,6 +152,7 @@ def prepare(
     data, seen = _rows.read(data, keys=model.row_keys())
     model.check_rows(data)
     dtype = _tree.float_dtype(data)
+    _table.check_trace(int(num_restarts), int(max_steps), dtype)
     weights = _rows.as_weights(weights, _tree.num_rows(data), dtype)
     algorithm = choose_algorithm(model, algorithm, _tree.num_rows(data)).tabulate(max_steps)
     algorithm = algorithm.bind(model, data, key, int(max_steps))
@@ -126,6 +167,8 @@ def prepare(
         )
         model.validate(data, params)
     _shapes.check(model, data, weights, key)
+    if screen is not None:  # int32 in the program
+        screen = Screen(min(screen.num_steps, max_steps), min(screen.keep, num_restarts))
     lanes = min(num_restarts, restart_batch or _lanes(model.step_cost(data)))
     keys = _table.restart_keys(key, int(num_restarts))
     sizes = int(max_steps), int(num_restarts), int(lanes)
@@ -185,7 +228,7 @@ def _finish(problem: Problem, table: Table) -> Fit:
     hits = finite & ~(spike & ~spike[winner]) & model.same_optimum(total, won.elbo.total)
     result = Fit(
         model=model,
-        params=model.canonical(won.params),
+        params=model.canonical(won.params) if problem.params is None else won.params,
         elbo=won.elbo,
         status=status[winner],
         num_steps=num_steps[winner],

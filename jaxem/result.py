@@ -52,7 +52,8 @@ class Fit:
 
     Attributes:
       model: the model, bound to the data.
-      params: the winner's params, interchangeable parts in canonical order.
+      params: the winner's params, interchangeable parts in canonical order, or in that of the params it started from
+        where these were given.
       elbo: `ELBO` of those params, nats, summed over observations; `.data` is the log-likelihood for exact E-steps.
       status: the winner's `Status` code.
       num_steps: M-steps behind the params.

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import jaxem
-from jaxem import GradientAscent, Status, constraints
+from jaxem import GradientAscent, Status, _drive, constraints
 
 KEY = jax.random.key(0)
 NEVER = jaxem.Stop(-np.inf)
@@ -158,7 +158,7 @@ def test_a_new_rate_or_key_or_patience_compiles_nothing(blobs):
     first = go(None, KEY, 5)
     before = len(traces)
     second = go(0.3, jax.random.key(3), 6)
-    jaxem.run(
+    jaxem.fit(
         Counting(),
         blobs,
         key=KEY,
@@ -218,14 +218,12 @@ def test_restarts_know_nothing_of_each_other(blobs):
 
 
 @pytest.mark.parametrize("segment", [1e-9, 0.2])
-def test_run_is_fit(blobs, monkeypatch, segment):
-    import sys
-
-    monkeypatch.setattr(sys.modules["jaxem.run"], "SEGMENT", segment)
+def test_segments_change_no_bit(blobs, monkeypatch, segment):
+    monkeypatch.setattr(_drive, "SEGMENT", segment)
     algorithm = GradientAscent(batch_size=32, learning_rate=0.05)
     model = Location(noise=1.0)
-    ran = jaxem.run(model, blobs, key=KEY, algorithm=algorithm, max_steps=8, stop=NEVER, num_restarts=3)
-    same(ran, location(blobs, algorithm, model, num_restarts=3))
+    watched = location(blobs, algorithm, model, num_restarts=3, callback=lambda seen: None)
+    same(watched, location(blobs, algorithm, model, num_restarts=3))
 
 
 def test_early_stopping_keeps_the_best(blobs):

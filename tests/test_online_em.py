@@ -289,7 +289,7 @@ def test_restarts_in_lanes(blobs):
     result = jaxem.fit(jaxem.KMeans(3), blobs, num_restarts=3, restart_batch=2, **options)
     assert result.restarts.counts() == {"MAX_STEPS": 3}
     assert float(result.elbo.total) == max(result.restarts.elbo.total.tolist())
-    again = jaxem.run(jaxem.KMeans(3), blobs, num_restarts=3, restart_batch=2, **options)
+    again = jaxem.fit(jaxem.KMeans(3), blobs, num_restarts=3, restart_batch=2, **options)
     np.testing.assert_array_equal(result.restarts.trace, again.restarts.trace)
 
 

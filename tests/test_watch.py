@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jaxem
-from jaxem import Status, _checkpoint
+from jaxem import Status, _checkpoint, _drive, _table
 
 KEY = jax.random.key(0)
 OPTIONS = {"num_restarts": 12, "restart_batch": 4, "max_steps": 60}
@@ -27,9 +27,9 @@ def assert_same(a, b):
 
 @pytest.mark.parametrize("segment", [1e-9, 0.2])
 def test_bit_identical_to_fit(iris, table, monkeypatch, segment):
-    monkeypatch.setattr(sys.modules["jaxem.run"], "SEGMENT", segment)
+    monkeypatch.setattr(_drive, "SEGMENT", segment)
     seen = []
-    result = jaxem.run(jaxem.GMM(3), iris, key=KEY, callback=seen.append, **OPTIONS)
+    result = jaxem.fit(jaxem.GMM(3), iris, key=KEY, callback=seen.append, **OPTIONS)
     assert_same(result, table)
     finished = [p.finished for p in seen]
     assert finished == sorted(finished)
@@ -53,12 +53,12 @@ def test_nothing_is_traced_after_fit(iris):
     jaxem.fit(Counting(3), iris, key=KEY, **OPTIONS)
     assert traces
     before = len(traces)
-    jaxem.run(Counting(3), iris, key=KEY, **OPTIONS)
+    jaxem.fit(Counting(3), iris, key=KEY, **OPTIONS)
     assert len(traces) == before
 
 
 def test_a_callback_can_end_it(iris):
-    result = jaxem.run(jaxem.GMM(3), iris, key=KEY, callback=lambda p: p.steps > 8, **OPTIONS)
+    result = jaxem.fit(jaxem.GMM(3), iris, key=KEY, callback=lambda p: p.steps > 8, **OPTIONS)
     codes = np.asarray(result.restarts.status)
     assert (codes == Status.INTERRUPTED).any()
     assert np.isfinite(result.elbo.total)
@@ -66,13 +66,13 @@ def test_a_callback_can_end_it(iris):
 
 
 def test_control_c_returns_the_best_so_far(iris, monkeypatch):
-    monkeypatch.setattr(sys.modules["jaxem.run"], "SEGMENT", 1e-9)  # look after every sweep
+    monkeypatch.setattr(_drive, "SEGMENT", 1e-9)  # look after every sweep
 
     def interrupt(progress):
         if progress.finished >= 3:
             raise KeyboardInterrupt
 
-    result = jaxem.run(jaxem.GMM(3), iris, key=KEY, callback=interrupt, **OPTIONS)
+    result = jaxem.fit(jaxem.GMM(3), iris, key=KEY, callback=interrupt, **OPTIONS)
     counts = result.restarts.counts()
     assert counts["INTERRUPTED"] >= 1
     assert counts["CONVERGED"] >= 3
@@ -80,11 +80,11 @@ def test_control_c_returns_the_best_so_far(iris, monkeypatch):
 
 
 def test_a_time_limit_of_zero_still_returns_a_fit(iris):
-    result = jaxem.run(jaxem.GMM(3), iris, key=KEY, time_limit=0.0, **OPTIONS)
+    result = jaxem.fit(jaxem.GMM(3), iris, key=KEY, time_limit=0.0, **OPTIONS)
     assert result.restarts.counts() == {"INTERRUPTED": 12}
     assert "INTERRUPTED" in repr(result)
     with pytest.raises(ValueError, match="time_limit: expected seconds >= 0"):
-        jaxem.run(jaxem.GMM(3), iris, key=KEY, time_limit=-1.0)
+        jaxem.fit(jaxem.GMM(3), iris, key=KEY, time_limit=-1.0)
 
 
 def test_errors_of_a_callback_pass_through(iris):
@@ -92,11 +92,11 @@ def test_errors_of_a_callback_pass_through(iris):
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
-        jaxem.run(jaxem.GMM(3), iris, key=KEY, callback=fail, **OPTIONS)
+        jaxem.fit(jaxem.GMM(3), iris, key=KEY, callback=fail, **OPTIONS)
 
 
 def test_the_bar(iris, capsys):
-    jaxem.run(jaxem.GMM(3), iris, key=KEY, progress=True, **OPTIONS)
+    jaxem.fit(jaxem.GMM(3), iris, key=KEY, progress=True, **OPTIONS)
     shown = capsys.readouterr().err
     assert "12/12" in shown
     assert "best" in shown
@@ -104,7 +104,7 @@ def test_the_bar(iris, capsys):
 
 def test_refused_under_jit(iris):
     with pytest.raises(TypeError, match="inside jit or vmap call fit"):
-        jax.jit(lambda x: jaxem.run(jaxem.GMM(3), x, key=KEY))(iris)
+        jax.jit(lambda x: jaxem.fit(jaxem.GMM(3), x, key=KEY))(iris)
 
 
 @pytest.mark.parametrize("algorithm", ["em", "gradient"])
@@ -114,29 +114,29 @@ def test_an_interrupted_run_resumes_bit_identical(iris, tmp_path, algorithm):
     if algorithm == "gradient":
         options |= {"algorithm": jaxem.GradientAscent(batch_size=50), "stop": jaxem.Stop(-np.inf), "max_steps": 6}
     whole = jaxem.fit(jaxem.GMM(3), iris, key=KEY, **options)
-    cut = jaxem.run(jaxem.GMM(3), iris, key=KEY, checkpoint=path, callback=lambda p: p.steps > 3, **options)
+    cut = jaxem.fit(jaxem.GMM(3), iris, key=KEY, checkpoint=path, callback=lambda p: p.steps > 3, **options)
     assert "INTERRUPTED" in cut.restarts.counts()
     steps = []
-    resumed = jaxem.run(
+    resumed = jaxem.fit(
         jaxem.GMM(3), iris, key=KEY, checkpoint=str(path), callback=lambda p: steps.append(p.steps), **options
     )
     assert steps[0] > 3
     assert_same(resumed, whole)
-    assert_same(jaxem.run(jaxem.GMM(3), iris, key=KEY, checkpoint=path, **options), whole)
+    assert_same(jaxem.fit(jaxem.GMM(3), iris, key=KEY, checkpoint=path, **options), whole)
     assert [file.name for file in tmp_path.iterdir()] == ["run.npz"]
 
 
 SCRIPT = """
 import sys, time
 import jax, numpy as np, optax, jaxem
-from jaxem import _checkpoint
+from jaxem import _checkpoint, _drive
 _checkpoint.INTERVAL = 0.0
-sys.modules["jaxem.run"].SEGMENT = 1e-9  # look after every step
+_drive.SEGMENT = 1e-9  # look after every step
 path, slow = sys.argv[1], sys.argv[2] == "slow"
 x = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
 algorithm = jaxem.GradientAscent(optax.adamw(1e-2), batch_size=16)
 tell = lambda p: (print(p.steps, flush=True), time.sleep(0.2 if slow else 0))[0]
-fit = jaxem.run(jaxem.GMM(2), x, key=jax.random.key(0), algorithm=algorithm, stop=jaxem.Stop(-np.inf), max_steps=40,
+fit = jaxem.fit(jaxem.GMM(2), x, key=jax.random.key(0), algorithm=algorithm, stop=jaxem.Stop(-np.inf), max_steps=40,
                 checkpoint=path if path else None, callback=tell)
 np.savez(sys.argv[3], *jax.tree.leaves((fit.params, fit.elbo, fit.trace, fit.status)))
 """
@@ -173,7 +173,7 @@ def test_a_checkpoint_of_another_run_is_refused(blobs, tmp_path):
         algorithm = jaxem.GradientAscent(optimizer, learning_rate=rate)
         options = {"checkpoint": path, "max_steps": 3} | options
         model = jaxem.GMM(2) if model is None else model
-        return jaxem.run(model, blobs if x is None else x, key=key, algorithm=algorithm, **options)
+        return jaxem.fit(model, blobs if x is None else x, key=key, algorithm=algorithm, **options)
 
     first = go()
     assert_same(go(), first)
@@ -188,11 +188,11 @@ def test_a_checkpoint_of_another_run_is_refused(blobs, tmp_path):
         ({"weights": np.full(120, 2.0)}, "weights"),
         ({"max_steps": 4}, "algorithm, max_steps"),
     ):
-        with pytest.raises(ValueError, match=f"checkpoint: expected a file of this run; .* with another {part};"):
+        with pytest.raises(ValueError, match=f"checkpoint: expected a file of this fit; .* with another {part};"):
             go(**change)
     assert path.read_bytes() == before
     path.write_bytes(before[:200])
-    with pytest.raises(ValueError, match="checkpoint: expected a file written by jaxem.run"):
+    with pytest.raises(ValueError, match="checkpoint: expected a file written by jaxem.fit"):
         go()
     with pytest.raises(ValueError, match="checkpoint: expected a file in a directory that exists"):
         go(checkpoint=tmp_path / "nowhere" / "run.npz")
@@ -213,7 +213,7 @@ def test_fingerprints_see_what_functions_hold():
 
 def test_the_bar_of_one_restart_counts_steps(iris, capsys):
     options = {"stop": jaxem.Stop(-np.inf), "max_steps": 7}
-    jaxem.run(jaxem.GMM(3), iris, key=KEY, progress=True, **options)
+    jaxem.fit(jaxem.GMM(3), iris, key=KEY, progress=True, **options)
     shown = capsys.readouterr().err
     assert "7/7" in shown
     assert "step" in shown
