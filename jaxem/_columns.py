@@ -156,7 +156,7 @@ def _check_dtype(name: str, dtype: Any) -> None:
     if jnp.issubdtype(dtype, jax.dtypes.prng_key):
         raise TypeError(f"{name}: expected numbers; found random keys")
     kind = getattr(dtype, "kind", "V")
-    if kind in "biuf" or jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer) and kind != "m":
+    if kind in "biuf" or jnp.issubdtype(dtype, jnp.floating) or (jnp.issubdtype(dtype, jnp.integer) and kind != "m"):
         return
     if getattr(dtype, "names", None):
         raise TypeError(
