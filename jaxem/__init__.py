@@ -5,6 +5,7 @@ from jaxem._drive import Progress
 from jaxem._normal import DiagonalNormal
 from jaxem._pytree import dataclass, static
 from jaxem._table import Screen
+from jaxem._warn import FitWarning
 from jaxem.algorithms import EM, CoordinateAscent, GeneralizedEM, GradientAscent, OnlineEM, OnlineState, StochasticEM
 from jaxem.amortisation import AmortisationGap, amortisation_gap
 from jaxem.diagnostics import importance, pareto_k
@@ -51,6 +52,7 @@ __all__ = [
     "Family",
     "Fit",
     "FitError",
+    "FitWarning",
     "GMM",
     "Gaussian",
     "GeneralizedEM",

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
+import numpy as np
 
 T = TypeVar("T")
 
@@ -33,12 +34,47 @@ def static(**kwargs: Any) -> Any:
     return dataclasses.field(metadata={"static": True}, **kwargs)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Saved:
+    """A JAX array as it is pickled: by itself it would come back as float32 in a process without x64 mode, silently."""
+
+    array: np.ndarray
+
+
+def _save(leaf: Any) -> Any:
+    plain = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+    return _Saved(np.asarray(leaf)) if plain and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended) else leaf
+
+
+def _load(leaf: Any) -> Any:
+    if not isinstance(leaf, _Saved):
+        return leaf
+    kept = jax.dtypes.canonicalize_dtype(leaf.array.dtype) == leaf.array.dtype
+    return jax.device_put(leaf.array) if kept else leaf.array
+
+
+def _statics(instance: Any) -> set[str]:
+    return {f.name for f in dataclasses.fields(instance) if f.metadata.get("static", False)}
+
+
+def _getstate(self: Any) -> dict[str, Any]:
+    statics = _statics(self)
+    return {name: v if name in statics else jax.tree.map(_save, v) for name, v in vars(self).items()}
+
+
+def _setstate(self: Any, state: dict[str, Any]) -> None:
+    statics = _statics(self)
+    for name, value in state.items():
+        object.__setattr__(self, name, value if name in statics else jax.tree.map(_load, value))
+
+
 @dataclass_transform(frozen_default=True, field_specifiers=(static, dataclasses.field))
 def dataclass(cls: type[T]) -> type[T]:
     """Makes a class a frozen dataclass that JAX treats as a pytree.
 
     Instances are compared by identity (their leaves may be arrays) and changed by `dataclasses.replace`. JAX rebuilds
-    instances with tracers in them, so `__init__` and `__post_init__` must not inspect values.
+    instances with tracers in them, so `__init__` and `__post_init__` must not inspect values. They are pickled with
+    NumPy arrays, which come back as JAX arrays unless JAX would round them: 64 bits where its x64 mode is off.
 
     Args:
       cls: a class with annotated fields; fields made by `static()` become part of the tree structure.
@@ -71,6 +107,8 @@ def dataclass(cls: type[T]) -> type[T]:
     def unflatten(aux: tuple[Any, ...], children: Iterable[Any]) -> T:
         return cls(**dict(zip(leaves, children, strict=True)), **dict(zip(statics, aux, strict=True)))
 
+    if "__getstate__" not in vars(cls):
+        cls.__getstate__, cls.__setstate__ = _getstate, _setstate  # type: ignore[attr-defined, method-assign]
     # Not `register_dataclass`: two classes with the same field names then have equal tree structures (in JAX 0.10 and
     # 0.12), and in 0.10 `jit` ran the program of one for the other where their hashes agreed in seven bits.
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)

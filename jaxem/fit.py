@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem import _inputs, _rows, _shapes, _table, _tree
+from jaxem import _inputs, _rows, _shapes, _table, _tree, _verdict
 from jaxem._drive import Progress, Watch, drive
 from jaxem._numerics import is_concrete, namespace
 from jaxem._rows import Rows
@@ -18,7 +19,7 @@ from jaxem._table import Problem, Screen, Table, fence, unfinished
 from jaxem._tree import Packed, PyTree
 from jaxem.algorithms import EM, Algorithm, CoordinateAscent, GeneralizedEM, GradientAscent
 from jaxem.model import ELBOModel, Health, LatentModel
-from jaxem.result import Fit, FitError, Restarts
+from jaxem.result import Fit, Restarts
 from jaxem.stopping import Status, StopRule
 
 # A component whose spread is more than this share the penalty's is a spike; honest optima are below 4e-5.
@@ -51,8 +52,11 @@ def fit(
     across different widths, and under the caller's `vmap`, which widens the lanes, they agree to rounding, which in
     float32 may lead to another optimum.
 
-    The winner is the best restart by ELBO.total among those that converged and are not DEGENERATE; if there is none,
-    among the finite that are not DEGENERATE; if there is none, among all finite, and the status says so.
+    The winner is the best restart by ELBO.total of the best grade that there is: CONVERGED; MAX_STEPS, INTERRUPTED or
+    SCREENED; DECREASED or NONFINITE, with the params before that step; DEGENERATE. Its status says which, and where it
+    is not CONVERGED a `FitWarning` does, with the remedy; not for INTERRUPTED, nor for a MAX_STEPS that was asked for:
+    `max_steps=0`, a stop rule that cannot fire (`Stop(atol=-inf)`), or an algorithm whose normal end it is
+    (`GradientAscent`, `OnlineEM`, `StochasticEM`, sampled E-steps).
 
     Ctrl-C, a callback that returns True and the time limit end a fit early: restarts that still ran end as INTERRUPTED
     with their params so far, and the best is returned. The host steps the program in segments of about 0.2 s, or of one
@@ -89,8 +93,9 @@ def fit(
         algorithm's state for all restarts.
 
     Returns:
-      A `Fit`. May be called under the caller's `jit` and `vmap`: then it is part of that program, nothing raises and
-      the codes tell, and there is no host for `callback`, `progress`, `time_limit` and `checkpoint`, which are refused.
+      A `Fit`. May be called under the caller's `jit` and `vmap`: then it is part of that program, nothing warns or
+      raises and the codes tell, and there is no host for `callback`, `progress`, `time_limit` and `checkpoint`, which
+      are refused.
 
     Raises:
       ValueError, TypeError: bad input, named, before anything is compiled (values only where they are no tracers); a
@@ -118,11 +123,11 @@ def fit(
         model, data, key, params, weights, algorithm, stop, max_steps, num_restarts, restart_batch, screen
     )
     if is_concrete(problem):
-        return checked(drive(problem, watch, began, finish), seen)
+        return checked(problem, drive(problem, watch, began, finish), seen)
     watch.refuse()
     problem = fence(problem)
     table = fence(_table.begin(problem, *_table.draw(problem)))
-    return checked(finish(problem, fence(_table.advance(problem, table, _table.FOREVER))), seen)
+    return checked(problem, finish(problem, fence(_table.advance(problem, table, _table.FOREVER))), seen)
 
 
 def prepare(
@@ -200,8 +205,11 @@ def _lanes(cost: int) -> int:
 
 
 @jax.jit
-def _health(model: Any, packed: Packed) -> Health:
-    return jax.vmap(model.health)(packed.unpack().params)
+def _examine(model: Any, packed: Packed, weights: Array) -> tuple[Health, Array, Array, Array]:
+    """Health and slack of all restarts, the sum of the weights and the number of rows that have one."""
+    states, total = packed.unpack(), jnp.sum(weights)
+    slack = jax.vmap(model.slack, (0, None))(states.elbo.total, total)
+    return jax.vmap(model.health)(states.params), slack, total, jnp.sum(weights > 0, dtype=jnp.int32)
 
 
 def finish(problem: Problem, table: Table) -> Fit:
@@ -212,9 +220,10 @@ def finish(problem: Problem, table: Table) -> Fit:
 
 def _finish(problem: Problem, table: Table) -> Fit:
     """Resolves the codes, picks the winner and describes it. Restarts that still run are INTERRUPTED."""
-    model, health = table.model, _health(table.model, table.packed)
-    xp = namespace((health, table.packed))
-    packed, trace, health = jax.tree.map(xp.asarray, (table.packed, table.trace, health))
+    model, examined = table.model, _examine(table.model, table.packed, problem.weights)
+    xp = namespace((examined, table.packed))
+    packed, trace, examined = jax.tree.map(xp.asarray, (table.packed, table.trace, examined))
+    health, slack, total_weight, num_rows = examined
     states = packed.unpack()
     elbo, total = states.elbo, states.elbo.total
     finite, spike = xp.isfinite(total), xp.isfinite(total) & (health.influence > DEGENERATE)
@@ -222,10 +231,13 @@ def _finish(problem: Problem, table: Table) -> Fit:
     status = xp.where(status == Status.RUNNING, int(Status.MAX_STEPS), status)
     status = xp.where(spike, int(Status.DEGENERATE), status).astype(xp.int32)
     num_steps = states.num_steps
-    grade = xp.where(status == Status.CONVERGED, 3, xp.where(finite & ~spike, 2, xp.where(finite, 1, 0)))
+    failed = (status == Status.NONFINITE) | (status == Status.DECREASED)
+    grade = xp.where(status == Status.CONVERGED, 4, xp.where(failed, 2, 3))
+    grade = xp.where(finite, xp.where(spike, 1, grade), 0)
     winner = xp.argmax(xp.where(finite & (grade == xp.max(grade)), total, -xp.inf))
     won, health_won = jax.tree.map(lambda a: a[winner], (states, health))
-    hits = finite & ~(spike & ~spike[winner]) & model.same_optimum(total, won.elbo.total)
+    same = model.same_optimum(total, won.elbo.total, total_weight) | (abs(total - won.elbo.total) <= slack[winner])
+    hits = finite & ~(spike & ~spike[winner]) & same
     result = Fit(
         model=model,
         params=model.canonical(won.params) if problem.params is None else won.params,
@@ -238,17 +250,16 @@ def _finish(problem: Problem, table: Table) -> Fit:
         health=health_won,
         coincident=model.coincident(won.params),
         restarts=Restarts(elbo, status, num_steps, trace, health.influence, health.min_count, states.skipped),
+        total_weight=total_weight,
+        num_rows=num_rows,
     )
     return jax.device_put(result) if xp is np else result
 
 
-def checked(result: Fit, seen: Rows) -> Fit:
-    """The fit, its model told what rows look like; raises FitError where values are known and no restart is finite."""
+def checked(problem: Problem, result: Fit, seen: Rows) -> Fit:
+    """The fit, its model told what rows look like, once it is computed; warns and raises where values are known."""
     result = dataclasses.replace(result, model=dataclasses.replace(result.model, rows=seen))
-    if not is_concrete(result):
-        return result
-    jax.block_until_ready(result)
-    codes = result.restarts.status
-    if not np.isfinite(result.restarts.elbo.total).any() and not (np.asarray(codes) == Status.INTERRUPTED).any():
-        raise FitError(result)
+    if is_concrete(result):
+        jax.block_until_ready(result)
+        _verdict.announce(problem, result)
     return result

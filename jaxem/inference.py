@@ -1,41 +1,82 @@
-"""Information criteria for choosing among fitted models; lower is better."""
+"""Information criteria for choosing among fitted models; lower is better, and a spike is never lowest."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxem import _rows
-from jaxem._pytree import dataclass
+from jaxem._numerics import is_concrete
 from jaxem._tree import PyTree, float_dtype, num_rows
+from jaxem._warn import FitWarning, warn
+from jaxem.model import LatentModel
 from jaxem.result import Fit
-from jaxem.rules import Exact, Hard
+from jaxem.rules import Exact, Hard, Rule
+from jaxem.stopping import Status
 
 
-@dataclass
-class _Scores:
-    log_likelihood: Array
-    classification: Array
-    total_weight: Array
+@partial(jax.jit, static_argnames="allow_degenerate")
+def _evaluate(
+    model: LatentModel,
+    params: PyTree,
+    status: Array,
+    data: PyTree,
+    weights: Array,
+    rule: Rule,
+    allow_degenerate: bool,
+) -> tuple[Array, Array]:
+    """-2 log-likelihood by the rule, in one pass over the rows; the sum of the weights."""
+    value = model.e_step(params, data, weights, rule).elbo_data
+    # Not even when asked: whether NaN is the lowest of a table depends on where it stands.
+    out = jnp.isnan(value)
+    if not allow_degenerate:
+        out |= jnp.isinf(value) | (status == Status.DEGENERATE) | (status == Status.NONFINITE)
+    return jnp.where(out, jnp.inf, -2 * value), jnp.sum(weights)
 
 
-@jax.jit
-def _evaluate(fit: Fit, data: PyTree, weights: Array) -> _Scores:
-    soft = fit.model.e_step(fit.params, data, weights, Exact()).elbo_data
-    hard = fit.model.e_step(fit.params, data, weights, Hard()).elbo_data
-    return _Scores(soft, hard, jnp.sum(weights))
+def _scores(
+    fit: Fit, data: PyTree, weights: Array | None, rule: Rule, allow_degenerate: bool
+) -> tuple[Array, Array, Array | int]:
+    """-2 log-likelihood, +inf where the fit must not win; the sum of the weights; the number of free parameters."""
+    _check(fit)
+    data = _rows.rows(fit.model, fit.params, data)
+    counts = _rows.as_weights(weights, num_rows(data), float_dtype(data))
+    num = fit.model.num_parameters(fit.params)
+    if weights is not None and is_concrete(counts, num):
+        _check_counts(np.asarray(counts), float(num))
+    return *_evaluate(fit.model, fit.params, fit.status, data, counts, rule, bool(allow_degenerate)), num
 
 
-def _scores(fit: Fit, data: PyTree, weights: Array | None) -> tuple[_Scores, int]:
+def _check(fit: Fit) -> None:
+    """Raises unless it is one fit of a model with a density."""
+    if not isinstance(fit, Fit):
+        raise TypeError(
+            f"fit: expected the Fit that jaxem.fit returns, as bic(fit, data); found a {type(fit).__name__}"
+        )
     if not hasattr(fit.model, "num_parameters"):
         raise TypeError(
             f"fit: {type(fit.model).__name__} has no density with num_parameters, so bic, aic and icl do not apply"
         )
-    data = _rows.rows(fit.model, fit.params, data)
-    weights = _rows.as_weights(weights, num_rows(data), float_dtype(data))
-    return _evaluate(fit, data, weights), fit.model.num_parameters(fit.params)
+    if jnp.ndim(fit.status):
+        raise ValueError(
+            f"fit: expected one fit; found a batch of shape {jnp.shape(fit.status)}; use jax.vmap(lambda f: bic(f, x))"
+        )
 
 
-def bic(fit: Fit, data: PyTree, weights: Array | None = None) -> Array:
+def _check_counts(weights: np.ndarray, num_parameters: float) -> None:
+    """Warns of weights scaled down as a whole: fewer observations than rows, and than parameters."""
+    total, rows = float(weights.sum()), int((weights > 0).sum())
+    if total < min(rows, num_parameters):
+        warn(
+            f"weights: they sum to {total:.6g} over {rows} rows, fewer than the {num_parameters:.0f} parameters; they "
+            "are counts, their sum the n of the penalty: multiply them so that they sum to the number of observations",
+            FitWarning,
+        )
+
+
+def bic(fit: Fit, data: PyTree, *, weights: Array | None = None, allow_degenerate: bool = False) -> Array:
     """Bayesian information criterion, -2 log p(data) + p log n; lower is better, as in scikit-learn.
 
     From the plain log-likelihood, without penalty, of the fit's params; n is the sum of the weights. Mixture theory
@@ -44,13 +85,16 @@ def bic(fit: Fit, data: PyTree, weights: Array | None = None) -> Array:
     Args:
       fit: a fit of a model with a density.
       data: (N, ...) the data to score, usually those of the fit.
-      weights: (N,) or None for ones.
+      weights: (N,) counts, or None for ones.
+      allow_degenerate: the plain number for a fit that ended as DEGENERATE or NONFINITE too.
 
     Returns:
-      A scalar, in units of twice the nat.
+      A scalar, in units of twice the nat; +inf for a fit whose status is DEGENERATE or NONFINITE, unless allowed: its
+      likelihood has no upper end, so that its criterion compares with nothing. Also under `jit` and `vmap`.
 
     Raises:
-      TypeError: the model has no density (KMeans).
+      TypeError: no `Fit`, or its model has no density (KMeans).
+      ValueError: a batch of fits.
 
     Examples:
       >>> import jax, jaxem
@@ -62,32 +106,35 @@ def bic(fit: Fit, data: PyTree, weights: Array | None = None) -> Array:
     References:
       Schwarz (1978), Estimating the dimension of a model.
     """
-    scores, num = _scores(fit, data, weights)
-    return -2 * scores.log_likelihood + num * jnp.log(scores.total_weight)
+    value, total, num = _scores(fit, data, weights, Exact(), allow_degenerate)
+    return value + num * jnp.log(total)
 
 
-def aic(fit: Fit, data: PyTree, weights: Array | None = None) -> Array:
+def aic(fit: Fit, data: PyTree, *, weights: Array | None = None, allow_degenerate: bool = False) -> Array:
     """Akaike's information criterion, -2 log p(data) + 2 p; lower is better.
 
     Args:
       fit: a fit of a model with a density.
       data: (N, ...) the data to score.
-      weights: (N,) or None for ones.
+      weights: (N,) counts, or None for ones.
+      allow_degenerate: the plain number for a fit that ended as DEGENERATE or NONFINITE too.
 
     Returns:
-      A scalar, in units of twice the nat.
+      A scalar, in units of twice the nat; +inf for a fit whose status is DEGENERATE or NONFINITE, unless allowed: its
+      likelihood has no upper end, so that its criterion compares with nothing. Also under `jit` and `vmap`.
 
     Raises:
-      TypeError: the model has no density (KMeans).
+      TypeError: no `Fit`, or its model has no density (KMeans).
+      ValueError: a batch of fits.
 
     References:
       Akaike (1974), A new look at the statistical model identification.
     """
-    scores, num = _scores(fit, data, weights)
-    return -2 * scores.log_likelihood + 2 * num
+    value, _, num = _scores(fit, data, weights, Exact(), allow_degenerate)
+    return value + 2 * num
 
 
-def icl(fit: Fit, data: PyTree, weights: Array | None = None) -> Array:
+def icl(fit: Fit, data: PyTree, *, weights: Array | None = None, allow_degenerate: bool = False) -> Array:
     """Integrated complete-data likelihood criterion, BIC-like; lower is better, at least the BIC.
 
         ICL = -2 sum_n w_n max_k log p(x_n, z_n = k) + p log n = BIC - 2 sum_n w_n log max_k p(z_n = k | x_n)
@@ -98,17 +145,20 @@ def icl(fit: Fit, data: PyTree, weights: Array | None = None) -> Array:
     Args:
       fit: a fit of a model with a density.
       data: (N, ...) the data to score.
-      weights: (N,) or None for ones.
+      weights: (N,) counts, or None for ones.
+      allow_degenerate: the plain number for a fit that ended as DEGENERATE or NONFINITE too.
 
     Returns:
-      A scalar, in units of twice the nat.
+      A scalar, in units of twice the nat; +inf for a fit whose status is DEGENERATE or NONFINITE, unless allowed: its
+      likelihood has no upper end, so that its criterion compares with nothing. Also under `jit` and `vmap`.
 
     Raises:
-      TypeError: the model has no density (KMeans).
+      TypeError: no `Fit`, or its model has no density (KMeans).
+      ValueError: a batch of fits.
 
     References:
       Biernacki, Celeux and Govaert (2000), Assessing a mixture model for clustering with the integrated completed
       likelihood, section 2.
     """
-    scores, num = _scores(fit, data, weights)
-    return -2 * scores.classification + num * jnp.log(scores.total_weight)
+    value, total, num = _scores(fit, data, weights, Hard(), allow_degenerate)
+    return value + num * jnp.log(total)

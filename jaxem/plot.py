@@ -1,15 +1,15 @@
 """Pictures of fits, with matplotlib (the `examples` extra): each function draws on an Axes and returns it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
+from jaxem._plot_criteria import criteria
 from jaxem._plot_latent import images, latent_space, reconstructions, traversals
 from jaxem._plot_style import INK, PALETTE, check_fit, check_points, colours, new_axes
 from jaxem.result import Fit
@@ -257,56 +257,3 @@ def _limit_below(ax: Axes, trace: np.ndarray) -> None:
     top, low = ends.max(), min(np.quantile(start, 0.25), ends.min())
     if top > low > start.min():
         ax.set_ylim(low - 0.05 * (top - low), top + 0.05 * (top - low))
-
-
-def criteria(table: Mapping[str, Mapping[int, Any]], *, ax: Axes | None = None) -> Axes:
-    """Curves of a criterion, such as BIC or ICL, above its lowest value, over the number of components.
-
-    The axis is linear to 10 and logarithmic beyond, so that close rivals can be told apart beside hopeless ones; among
-    models compared by BIC a difference of 10 is very strong evidence (Kass and Raftery 1995). A star marks the lowest.
-
-    Args:
-      table: from a label (a covariance, say) to {K: value}; lower is better. Values that are not finite are left out.
-      ax: where to draw; None for a new figure.
-
-    Returns:
-      The Axes, one line per label and then the star.
-
-    Raises:
-      TypeError: table is not a mapping of mappings to numbers.
-      ValueError: there is no finite value in it.
-
-    Examples:
-      >>> import matplotlib.pyplot as plt
-      >>> ax = criteria({"full": {1: 30.0, 2: 20.0, 3: 25.0}, "tied": {1: 30.0, 2: 22.0}})
-      >>> ax.lines[-1].get_xydata().tolist()
-      [[2.0, 0.0]]
-      >>> plt.close(ax.figure)
-    """
-    if not isinstance(table, Mapping) or not all(isinstance(row, Mapping) for row in table.values()):
-        raise TypeError(f"table: expected a mapping from labels to mappings K -> value; found {table!r}")
-    try:
-        curves = {name: np.array(sorted(row.items()), float).reshape(-1, 2) for name, row in table.items()}
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"table: expected numbers for K and value; found {table!r}: {error}") from None
-    curves = {name: curve[np.isfinite(curve[:, 1])] for name, curve in curves.items()}
-    if not any(curve.size for curve in curves.values()):
-        raise ValueError(f"table: expected at least one finite value; found {table!r}")
-    best = min(curves, key=lambda name: curves[name][:, 1].min(initial=np.inf))
-    k, lowest = curves[best][np.argmin(curves[best][:, 1])]
-    ax = new_axes(ax)
-    for (name, curve), colour, marker in zip(curves.items(), colours(len(curves)), _markers(len(curves)), strict=True):
-        ax.plot(curve[:, 0], curve[:, 1] - lowest, marker=marker, color=colour, label=str(name), markersize=5, lw=1.4)
-    name = f"lowest: {best}, K = {k:g}"
-    ax.plot([k], [0], linestyle="none", marker="*", markersize=14, color="black", label=name, zorder=3, clip_on=False)
-    ax.set_yscale("symlog", linthresh=10)
-    ax.set_ylim(bottom=-2)
-    ax.yaxis.set_major_formatter(ScalarFormatter())
-    ax.set(xlabel="number of components K", ylabel=f"criterion above its lowest, {lowest:.2f}")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(frameon=False)
-    return ax
-
-
-def _markers(num: int) -> list[str]:
-    return ["osD^vPX"[i % 7] for i in range(num)]

@@ -63,6 +63,8 @@ class Fit:
       health: `jaxem.model.Health` of the params.
       coincident: whether two components are equal, which is a saddle.
       restarts: `Restarts`.
+      total_weight: sum of the weights, which count as observations.
+      num_rows: rows of positive weight.
     """
 
     model: Any
@@ -76,6 +78,16 @@ class Fit:
     health: Health
     coincident: Array
     restarts: Restarts
+    total_weight: Array
+    num_rows: Array
+
+    def verdict(self) -> str:
+        """How the winner ended, why as far as the model knows, and what to do, in a sentence or two."""
+        status = Status(int(self.status))
+        if not np.isfinite(float(self.elbo.total)):
+            return f"{status.name}: no restart has a finite objective"
+        advice = self.model.diagnose(self.params) if status == Status.DEGENERATE else []
+        return "; ".join([f"{status.name}: {status.message}", *(advice or _REMEDIES.get(status, []))])
 
     def __getattr__(self, name: str) -> Any:
         # A question to the model at the params: fit.predict(x) is fit.model.predict(fit.params, x), in any wrapper.
@@ -98,21 +110,21 @@ class Fit:
 
     def warnings(self) -> list[str]:
         """What a careful reader should know about this fit, in sentences; empty if there is nothing."""
-        notes = []
-        status = Status(int(self.status))
-        if status != Status.CONVERGED:
-            notes.append(f"{status.name}: {status.message}")
+        status, evaluated_only = Status(int(self.status)), self.trace.shape[0] == 1
+        asked_for = status == Status.CONVERGED or (status == Status.MAX_STEPS and evaluated_only)
+        notes = [] if asked_for else [self.verdict()]
+        if not np.isfinite(float(self.elbo.total)):
+            return notes + self.model.notes()
         total, codes = np.asarray(self.restarts.elbo.total), np.asarray(self.restarts.status)
         higher = int(((codes == Status.MAX_STEPS) & (total > float(self.elbo.total) + 0.01)).sum())
         if higher and status == Status.CONVERGED:
             notes.append(f"{higher} restarts stopped at max_steps with a higher objective: raise max_steps")
-        if codes.size > 1 and int(self.hits) == 1:
+        if codes.size > 1 and int(self.hits) == 1 and status != Status.DEGENERATE:
             notes.append("only one restart reached this optimum: try more restarts")
-        if float(self.health.influence) > 1e-3:
-            notes.append(f"the regulariser has influence {float(self.health.influence):.2g} on a component")
-        columns = getattr(getattr(self.params, "components", None), "mean", np.zeros((1, 0))).shape[-1]
-        if float(self.health.min_count) < 2 * (columns + 1):
-            notes.append(f"the smallest component has {float(self.health.min_count):.3g} observations")
+        influence = float(self.health.influence)
+        if influence > 1e-3 and status != Status.DEGENERATE:
+            notes += [f"the regulariser has influence {influence:.2g} on a component: it is near a spike"]
+        notes += self._small_component()
         if bool(self.coincident):
             notes.append("two components are equal: a saddle, or more components than distinct rows")
         if int(self.health.relocated):
@@ -122,27 +134,53 @@ class Fit:
             notes.append(f"{skipped} updates were skipped: their gradients were not finite")
         return notes + self.model.notes()
 
+    def _small_component(self) -> list[str]:
+        """A note where the smallest component has few observations: of itself, or because all weights are small."""
+        columns = getattr(getattr(self.params, "components", None), "mean", np.zeros((1, 0))).shape[-1]
+        enough, count = 2 * (columns + 1), float(self.health.min_count)
+        if not count < enough:
+            return []
+        total, rows = float(self.total_weight), int(self.num_rows)
+        if total < rows and count * rows / total >= enough:
+            return [
+                f"the weights sum to {total:.3g} over {rows} rows: they are counts here, so multiply them until "
+                "they sum to the number of observations"
+            ]
+        return [f"the smallest component has {count:.3g} observations: fewer components, or a shared covariance"]
+
     def __repr__(self) -> str:
         if not is_concrete(self) or np.ndim(self.status) > 0:
             return f"Fit(batch of shape {np.shape(self.status)})"
-        status, num = Status(int(self.status)), self.restarts.status.shape[0]
+        status, num, steps = Status(int(self.status)), self.restarts.status.shape[0], int(self.num_steps)
         fates = ", ".join(f"{n} {name}" for name, n in self.restarts.counts().items())
+        # What an end other than CONVERGED means is the first of the notes; a spike is no optimum to reach.
+        ended = f": {status.message}" if status == Status.CONVERGED else ""
+        optimum = np.isfinite(float(self.elbo.total)) and status != Status.DEGENERATE
         lines = [
             f"Fit of {self.model!r} ({self.elbo.data.dtype})",
             f"  elbo      {float(self.elbo.total):.6f} nats (data {float(self.elbo.data):.6f}, "
             f"params {float(self.elbo.params):.3g})",
-            f"  status    {status.name} after {int(self.num_steps)} steps: {status.message}",
-            f"  restarts  {num}: {fates}; {int(self.hits)} reached this optimum",
+            f"  status    {status.name} after {steps} step{'s' if steps != 1 else ''}{ended}",
+            f"  restarts  {num}: {fates}" + (f"; {int(self.hits)} reached this optimum" if optimum else ""),
         ]
         return "\n".join(lines + [f"  note      {note}" for note in self.warnings()])
+
+
+# What to do about an end that the model itself has nothing to say about.
+_REMEDIES = {
+    Status.MAX_STEPS: ["raise max_steps, or loosen the stop rule, as stop=jaxem.Stop(atol=1e-6)"],
+    Status.NONFINITE: ["try more restarts, other units of the data or float64"],
+    Status.DECREASED: ["try more restarts or float64; of a model of your own, check that m_step maximises"],
+    Status.DEGENERATE: ["try more restarts, fewer components or a stronger prior"],
+}
 
 
 class FitError(RuntimeError):
     """No restart of a fit has a finite objective. The `fit` attribute holds what there is, codes included."""
 
-    def __init__(self, fit: Fit):
-        self.fit = fit
-        super().__init__(
-            f"no restart reached a finite objective ({fit.restarts.counts()}): the data may overflow their dtype, or "
-            "the model's init or log-joint give NaN; the .fit attribute of this error holds the codes"
-        )
+    def __init__(self, fit: Fit, reasons: list[str]):
+        self.fit, self.reasons = fit, reasons
+        super().__init__(f"no restart has a finite objective ({fit.restarts.counts()}): {'; '.join(reasons)}")
+
+    def __reduce__(self) -> tuple:
+        return FitError, (self.fit, self.reasons)  # as it is raised again in another process

@@ -6,10 +6,11 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxem import constraints
-from jaxem._numerics import safe_divide
+from jaxem._numerics import is_concrete, safe_divide
 from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree
 
@@ -38,7 +39,7 @@ _MESSAGES = {
     Status.MAX_STEPS: "stopped at max_steps before the stop rule was met",
     Status.NONFINITE: "a step gave a non-finite objective; the last finite parameters are kept",
     Status.DECREASED: "a step lowered the objective by more than rounding; the parameters before it are kept",
-    Status.DEGENERATE: "a component collapsed onto a few points: its likelihood has no upper end (a spike)",
+    Status.DEGENERATE: "its likelihood has no upper end: only the regulariser keeps it finite (a spike)",
     Status.SCREENED: "left behind by screening after a short run",
     Status.INTERRUPTED: "stopped from outside: time limit, Ctrl-C or callback",
 }
@@ -92,6 +93,12 @@ class StopRule(ABC):
     """
 
     uses_trace: ClassVar[bool] = False
+
+    @property
+    def never(self) -> bool:
+        """Whether its settings (an atol of -inf) ask for exactly `max_steps` steps; False where they are traced."""
+        atol = getattr(self, "atol", 0.0)
+        return is_concrete(atol) and bool(np.all(np.isneginf(np.asarray(atol))))
 
     @abstractmethod
     def __call__(self, step: Step) -> Array:
@@ -279,6 +286,11 @@ class StopAny(StopRule):
         """Whether one of the rules looks at the trace."""
         return any(rule.uses_trace for rule in self.rules)
 
+    @property
+    def never(self) -> bool:
+        """Whether all of the rules cannot stop."""
+        return all(rule.never for rule in self.rules)
+
     def __call__(self, step: Step) -> Array:
         """Whether one of the rules says so."""
         return jnp.any(_votes(self.rules, step))
@@ -302,6 +314,11 @@ class StopAll(StopRule):
     def uses_trace(self) -> bool:  # type: ignore[override]
         """Whether one of the rules looks at the trace."""
         return any(rule.uses_trace for rule in self.rules)
+
+    @property
+    def never(self) -> bool:
+        """Whether one of the rules cannot stop."""
+        return any(rule.never for rule in self.rules)
 
     def __call__(self, step: Step) -> Array:
         """Whether all of the rules say so."""

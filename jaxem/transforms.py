@@ -93,8 +93,11 @@ class Wrapper(LatentModel):
     def coincident(self, params: PyTree) -> Array:
         return self.model.coincident(params)
 
-    def same_optimum(self, elbo: Array, best: Array) -> Array:
-        return self.model.same_optimum(elbo, best)
+    def diagnose(self, params: PyTree) -> list[str]:
+        return self.model.diagnose(params)
+
+    def same_optimum(self, elbo: Array, best: Array, total_weight: Array) -> Array:
+        return self.model.same_optimum(elbo, best, total_weight)
 
     def slack(self, elbo: Array, total_weight: Array) -> Array:
         return self.model.slack(elbo, total_weight)

@@ -3,10 +3,13 @@ import pathlib
 import re
 import runpy
 import sys
+import warnings
 
 import jax
 import matplotlib.pyplot as plt
 import pytest
+
+import jaxem
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
@@ -19,7 +22,9 @@ def example(monkeypatch, tmp_path, capsys):
     def run(name):
         output = tmp_path / "output"
         monkeypatch.setattr(sys, "argv", [name, "--toy", "--output", str(output)])
-        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", jaxem.FitWarning)  # a script handles what it knows
+            runpy.run_path(str(EXAMPLES / name), run_name="__main__")
         return capsys.readouterr().out, output
 
     yield run

@@ -1,5 +1,8 @@
 """The loop and the table of restarts: what is promised, in the terms it is promised."""
 
+import pickle
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -167,7 +170,7 @@ def test_a_degenerate_winner_is_only_a_last_resort_and_says_so():
 
 def test_all_failed_raises_on_the_host_and_is_defined_under_jit():
     model = Scripted(jnp.full(3, jnp.nan))
-    with pytest.raises(jaxem.FitError, match="NONFINITE.*overflow") as caught:
+    with pytest.raises(jaxem.FitError, match="NONFINITE.*: the starts are finite, but their log-joint") as caught:
         jaxem.fit(model, np.zeros(3), key=KEY, max_steps=2, num_restarts=3)
     assert caught.value.fit.restarts.counts() == {"NONFINITE": 3}
     inside = jax.jit(lambda x: jaxem.fit(model, x, key=KEY, max_steps=2, num_restarts=3))(np.zeros(3))
@@ -176,8 +179,106 @@ def test_all_failed_raises_on_the_host_and_is_defined_under_jit():
 
 
 def test_overflowing_data_is_a_fit_error_not_a_nan():
-    with pytest.raises(jaxem.FitError):
+    with pytest.raises(jaxem.FitError, match=r"data reach 3e\+200, whose squares overflow float64: rescale"):
         jaxem.fit(jaxem.KMeans(2), np.array([[1e200], [-1e200], [3e200]]), key=KEY)
+
+
+def test_a_fit_error_says_what_is_known_and_can_be_pickled():
+    @jaxem.dataclass
+    class Lost(Scripted):
+        def init(self, key, data, weights):
+            return {"t": jnp.where(jax.random.uniform(key) < 2, jnp.nan, 0)}
+
+        def notes(self):
+            return ["the model's own note"]
+
+    told = r"init gives NaN or infinities in params\['t'\] of 2 starts; the model's own"
+    with pytest.raises(jaxem.FitError, match=told):
+        jaxem.fit(Lost(jnp.full(3, jnp.nan)), np.zeros(3), key=KEY, max_steps=2, num_restarts=2)
+    with pytest.raises(jaxem.FitError) as caught:
+        jaxem.fit(Scripted(jnp.full(3, jnp.nan)), np.zeros(3), key=KEY, max_steps=2)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert str(again) == str(caught.value)
+    assert again.fit.restarts.counts() == {"NONFINITE": 1}
+
+
+UP, DOWN, FLAT = [-5.0, -4.0, -3.0], [-2.0, -1.0, -3.0], [-9.0, -9.0, -9.0]
+
+
+def test_honest_unfinished_restarts_win_over_failed_ones_with_a_higher_objective():
+    """Grades: CONVERGED, MAX_STEPS, DECREASED and NONFINITE, DEGENERATE."""
+    script = jnp.array([*UP, *DOWN, *FLAT])
+
+    def fit(*starts):
+        options = {"params": {"t": jnp.array(starts)}, "num_restarts": len(starts), "max_steps": 2}
+        result = jaxem.fit(Scripted(script), np.zeros(3), key=KEY, **options)
+        return Status(int(result.status)).name, float(result.elbo.total)
+
+    assert fit(0.0, 3.0) == ("MAX_STEPS", -3.0)
+    assert fit(3.0, 3.0) == ("DECREASED", -1.0)
+    assert fit(0.0, 3.0, 6.0) == ("CONVERGED", -9.0)
+
+
+def test_a_warning_names_the_end_the_reason_and_the_remedy_at_the_callers_line():
+    @jaxem.dataclass
+    class Explained(Scripted):
+        def diagnose(self, params):
+            return [f"rows after {float(params['t']):g} steps are one value; leave them out"]
+
+    up, data = jnp.array([-5.0, -4.0, -3.0, -2.0]), np.zeros(3)
+    with pytest.warns(jaxem.FitWarning, match="fit ended as MAX_STEPS: .* raise max_steps") as seen:
+        jaxem.fit(Scripted(up), data, key=KEY, max_steps=2, num_restarts=3)
+    assert len(seen) == 1
+    assert seen[0].filename == __file__
+    assert "\n" not in str(seen[0].message)
+    with pytest.warns(jaxem.FitWarning, match="fit ended as DECREASED: .* check that m_step maximises") as seen:
+        jaxem.fit(Scripted(-up), data, key=KEY, max_steps=2)
+    assert seen[0].filename == __file__
+    with pytest.warns(jaxem.FitWarning, match="fit ended as NONFINITE: .*; try more restarts"):
+        jaxem.fit(Scripted(jnp.array([-5.0, -4.0, jnp.nan])), data, key=KEY, max_steps=2)
+    with pytest.warns(jaxem.FitWarning, match="DEGENERATE: .* no upper end.*; rows after 2 steps are one value; leave"):
+        fit = jaxem.fit(Explained(up, 0.5), data, key=KEY, max_steps=2)
+    assert fit.warnings() == [fit.verdict()]
+
+
+def test_no_warning_where_the_end_is_no_news():
+    up, data = jnp.array([-5.0, -4.0, -3.0, -2.0]), np.zeros(3)
+    fit = lambda script=up, **options: jaxem.fit(Scripted(script), data, key=KEY, **{"max_steps": 2, **options})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", jaxem.FitWarning)
+        assert fit(jnp.zeros(4)).status == Status.CONVERGED
+        assert fit(max_steps=0).warnings() == []
+        never = jaxem.Stop(atol=-np.inf)
+        for stop in (never, jaxem.StopAny((never, never)), jaxem.StopAll((jaxem.Stop(), never))):
+            assert fit(stop=stop).status == Status.MAX_STEPS
+        assert fit(algorithm=jaxem.EM(jaxem.Sampled(KEY))).status == Status.MAX_STEPS
+        jax.jit(lambda x: jaxem.fit(Scripted(up), x, key=KEY, max_steps=2))(data)
+        interrupted = jaxem.fit(Scripted(up), data, key=KEY, max_steps=2, time_limit=0)
+        assert interrupted.status == Status.INTERRUPTED
+
+
+def test_one_optimum_is_told_by_weight_and_rounding(blobs):
+    """The same fit with weights of 1 and 1e6: as many restarts reach its optimum, float64 and float32."""
+    for dtype in (np.float64, np.float32):
+        hits = []
+        for factor in (1, 1e6):
+            options = {"weights": np.full(120, factor), "num_restarts": 8, "max_steps": 500}
+            fit = jaxem.fit(jaxem.GMM(3), blobs.astype(dtype), key=KEY, **options)
+            hits.append(int(fit.hits))
+            assert float(fit.total_weight) == pytest.approx(120 * factor)
+            assert int(fit.num_rows) == 120
+        assert hits[1] >= hits[0] > 1
+
+
+def test_weights_that_sum_to_one_are_told_for_what_they_are(blobs):
+    weights = np.r_[np.full(119, 1 / 119), 0]
+    options = {"key": KEY, "num_restarts": 8, "max_steps": 500}
+    fit = jaxem.fit(jaxem.GMM(3), blobs, weights=weights, **options)
+    assert int(fit.num_rows) == 119
+    assert any(note.startswith("the weights sum to 1 over 119 rows: they are counts") for note in fit.warnings())
+    assert "smallest component" not in repr(fit)
+    few = jaxem.fit(jaxem.GMM(3), blobs, weights=np.r_[np.ones(7), np.zeros(113)], **options)
+    assert any("the smallest component has" in note for note in few.warnings())
 
 
 def test_converged_wins_over_a_higher_unfinished_restart():

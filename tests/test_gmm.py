@@ -1,5 +1,7 @@
 """Mixtures on real data: published optima, spikes, saddles, and the views of a fitted mixture."""
 
+import dataclasses
+
 import distrax
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 import jaxem
 from jaxem import Status
 from jaxem._table import advance
+from jaxem.inference import _evaluate
 
 KEY = jax.random.key(0)
 TIGHT = jaxem.Stop(atol=1e-12)
@@ -131,7 +134,7 @@ def test_weights_are_counts(blobs):
     assert int(weighted.num_steps) == int(repeated.num_steps)
     np.testing.assert_allclose(weighted.elbo.total, repeated.elbo.total, rtol=1e-10)
     for criterion in (jaxem.bic, jaxem.aic, jaxem.icl):
-        a, b = criterion(weighted, blobs, counts), criterion(repeated, np.repeat(blobs, counts, axis=0))
+        a, b = criterion(weighted, blobs, weights=counts), criterion(repeated, np.repeat(blobs, counts, axis=0))
         assert float(a) == pytest.approx(float(b), rel=1e-10)
 
 
@@ -142,6 +145,73 @@ def test_criteria_by_hand(iris, iris_full):
     resp = np.asarray(iris_full.model.posterior(iris_full.params, iris))
     expected = float(jaxem.bic(iris_full, iris)) - 2 * np.log(resp.max(1)).sum()
     assert float(jaxem.icl(iris_full, iris)) == pytest.approx(expected)
+
+
+def test_a_pass_over_the_rows_is_compiled_once_for_two_criteria(iris, iris_full):
+    before = _evaluate._cache_size()
+    few = jaxem.fit(jaxem.GMM(3), iris, key=KEY, max_steps=7)  # another table of restarts, the same model
+    for fit in (iris_full, few):
+        for criterion in (jaxem.bic, jaxem.aic, jaxem.icl):
+            criterion(fit, iris)
+    assert _evaluate._cache_size() - before <= 2
+
+
+@pytest.mark.parametrize("seed", [0, 7, 19])
+def test_a_spike_is_never_the_lowest_criterion(seed):
+    """40 rows of one Gaussian in six columns: components of up to six rows have no bound, and would win."""
+    x = np.random.default_rng(seed).normal(size=(40, 6)).astype(np.float32)
+    fits = [jaxem.fit(jaxem.GMM(6, num_active=k), x, key=KEY, num_restarts=8, max_steps=500) for k in range(1, 7)]
+    spikes = np.array([int(fit.status) == Status.DEGENERATE for fit in fits])
+    assert not spikes[0]
+    assert spikes.sum() >= 2
+    for criterion in (jaxem.bic, jaxem.aic, jaxem.icl):
+        np.testing.assert_array_equal(np.isposinf([float(criterion(fit, x)) for fit in fits]), spikes)
+    values = np.array([float(jaxem.bic(fit, x)) for fit in fits])
+    assert np.argmin(values) == 0
+    plain = np.array([float(jaxem.bic(fit, x, allow_degenerate=True)) for fit in fits])
+    np.testing.assert_array_equal(plain[~spikes], values[~spikes])
+    assert np.argmin(plain) >= 4, "what the rule is there for"
+
+
+def test_criteria_under_the_callers_jit_and_vmap():
+    x = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+    options = {"key": KEY, "num_restarts": 8, "max_steps": 500}
+
+    def scores(num_active):
+        fit = jaxem.fit(jaxem.GMM(6, num_active=num_active), x, **options)
+        return jnp.stack([f(fit, x) for f in (jaxem.bic, jaxem.aic, jaxem.icl)])
+
+    found = jax.jit(jax.vmap(scores))(np.float32([1, 6]))
+    np.testing.assert_allclose(found[0], scores(1), rtol=1e-5)
+    assert np.isposinf(found[1]).all()
+
+
+def test_a_criterion_that_is_not_a_number_is_never_lowest(iris, iris_full):
+    lost = dataclasses.replace(iris_full, params=jax.tree.map(lambda a: a * np.nan, iris_full.params))
+    failed = dataclasses.replace(iris_full, status=np.int32(Status.NONFINITE))
+    for fit in (lost, failed):
+        assert np.isposinf(jaxem.bic(fit, iris))
+    assert np.isposinf(jaxem.bic(lost, iris, allow_degenerate=True))
+    assert jaxem.bic(failed, iris, allow_degenerate=True) == jaxem.bic(iris_full, iris)
+
+
+def test_criteria_tell_weights_that_are_no_counts(iris, iris_full):
+    told = "weights: they sum to 1 over 150 rows, fewer than the 44 parameters; they are counts"
+    with pytest.warns(jaxem.FitWarning, match=told) as seen:
+        jaxem.bic(iris_full, iris, weights=np.full(150, 1 / 150))
+    assert seen[0].filename == __file__
+    for weights in (np.full(150, 0.5), np.r_[np.ones(3), np.zeros(147)]):  # half a row each; three rows
+        jaxem.aic(iris_full, iris, weights=weights)
+
+
+def test_unsuitable_fits_are_named_by_the_criteria(iris, iris_full):
+    with pytest.raises(TypeError, match=r"fit: expected the Fit that jaxem\.fit returns, .* found a ndarray"):
+        jaxem.bic(iris, iris_full)
+    with pytest.raises(TypeError, match="found a MixtureParams"):
+        jaxem.icl(iris_full.params, iris)
+    batch = dataclasses.replace(iris_full, status=np.ones(3, np.int32))
+    with pytest.raises(ValueError, match=r"fit: expected one fit; found a batch of shape \(3,\)"):
+        jaxem.aic(batch, iris)
 
 
 def test_annealing_rises_at_the_end_and_waits_for_the_schedule(blobs):

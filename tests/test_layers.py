@@ -10,6 +10,7 @@ import jaxem
 ROOT = pathlib.Path(jaxem.__file__).parent
 LEVELS = {
     "_pytree": 0,
+    "_warn": 0,
     "_tree": 0,
     "_numerics": 0,
     "_columns": 0,
@@ -35,6 +36,7 @@ LEVELS = {
     "models": 3,
     "_table": 3,
     "_drive": 4,
+    "_verdict": 4,
     "fit": 4,
     "transforms": 3,
     "_checkpoint": 4,
@@ -42,6 +44,7 @@ LEVELS = {
     "diagnostics": 5,
     "inference": 5,
     "plot": 5,
+    "_plot_criteria": 5,
     "_plot_latent": 5,
     "_plot_style": 5,
     "testing": 5,

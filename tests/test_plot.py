@@ -143,14 +143,32 @@ def test_every_status_that_ends_a_restart_has_a_style():
     assert len(set(plot.STYLES.values())) == len(plot.STYLES)
 
 
-def test_criteria_marks_the_lowest_value_and_leaves_gaps():
+def test_criteria_marks_the_lowest_value_and_breaks_curves_at_gaps():
     ax = plot.criteria({"full": {3: 12.0, 1: 30.0, 2: np.nan}, "tied": {1: 31.0, 2: np.float32(11.5), 3: 13.0}})
     full, tied, star = ax.lines
-    assert full.get_xydata().tolist() == [[1.0, 18.5], [3.0, 0.5]]
+    np.testing.assert_array_equal(full.get_xydata(), [[1.0, 18.5], [2.0, np.nan], [3.0, 0.5]])
     assert tied.get_label() == "tied"
     assert star.get_xydata().tolist() == [[2.0, 0.0]]
     assert ax.get_ylabel() == "criterion above its lowest, 11.50"
     assert star.get_label() == "lowest: tied, K = 2"
+
+
+def test_criteria_marks_spikes_with_crosses_in_view_and_apart():
+    table = {"full": {1: 30.0, 2: np.inf, 5: np.inf}, "diag": {1: 31.0, 2: 11.5}, "tied": {1: 32.0, 2: -np.inf}}
+    ax = plot.criteria(table)
+    (crosses,) = ax.collections
+    where = np.asarray(crosses.get_offsets())
+    assert where[:, 0].tolist() == [2, 5, 2]
+    assert where[0, 1] == where[1, 1] > where[2, 1], "a row for each curve"
+    np.testing.assert_allclose(crosses.get_edgecolors()[:, :3], plot.colours(3)[[0, 0, 2]])
+    low, high = ax.get_xlim()
+    assert low < 1
+    assert high > 5
+    highest = ax.transAxes.inverted().transform(ax.transData.transform([1, 32 - 11.5]))[1]
+    assert highest < where[:, 1].min(), "above all curves"
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == ["full", "diag", "tied", "lowest: diag, K = 2", "no value: a spike, or not finite"]
+    assert not plot.criteria({"full": {1: 30.0, 2: 20.0}}).collections
 
 
 @pytest.mark.parametrize("num", [1, 6, 7, 40])

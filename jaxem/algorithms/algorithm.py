@@ -90,6 +90,11 @@ class Algorithm(ABC):
         """
         return self
 
+    @property
+    def open_ended(self) -> bool:
+        """Whether `max_steps` is its normal end, as noisy steps seldom meet a stop rule; `fit` is silent about it."""
+        return False
+
     def settled(self, model: Any, step: Array) -> Array:
         """Whether a stop rule may be trusted from `step` on; always by default."""
         return jnp.asarray(True)

@@ -210,6 +210,11 @@ class GradientAscent(Algorithm):
         """Updates in one pass over `num` rows."""
         return 1 if self.batch_size is None else -(-num // self.batch_size)
 
+    @property
+    def open_ended(self) -> bool:
+        """True."""
+        return True
+
     def settled(self, model: Any, step: Array) -> Array:
         """Whether the stop rule may be trusted: not with held-out data, nor before the first rate above 0."""
         if self.held_out is not None:

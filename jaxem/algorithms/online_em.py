@@ -131,6 +131,11 @@ class OnlineEM(Algorithm):
         table = jnp.asarray(self.rate, dtype)
         return table if table.ndim == 0 else table.at[step].get(mode="clip")
 
+    @property
+    def open_ended(self) -> bool:
+        """True."""
+        return True
+
     def settled(self, model: LatentModel, step: Array) -> Array:
         """Whether a stop rule may be trusted from `step` on: once the E-step rule has settled."""
         return self._rule(model).settled(step)

@@ -106,6 +106,11 @@ class StochasticEM(Algorithm):
                 raise ValueError(f"{name}: expected an integer >= {least}; found {value!r}")
         return self
 
+    @property
+    def open_ended(self) -> bool:
+        """True."""
+        return True
+
     def settled(self, model: LatentModel, step: Array) -> Array:
         """False: no stop rule applies."""
         return jnp.asarray(False)

@@ -164,6 +164,15 @@ class EmpiricalBayes(Wrapper):
         model, inner = self.inside(params)
         return model.health(inner)
 
+    def notes(self) -> list[str]:
+        """Those of the model inside."""
+        return self.model.notes()
+
+    def diagnose(self, params: EmpiricalBayesParams) -> list[str]:
+        """What the model inside says."""
+        model, inner = self.inside(params)
+        return model.diagnose(inner)
+
     def coincident(self, params: EmpiricalBayesParams) -> Array:
         """That of the model inside."""
         return self.model.coincident(params.inner)

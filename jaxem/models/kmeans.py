@@ -210,7 +210,7 @@ class KMeans(DiscreteLatent):
         unknown = Health.unknown(params.centroids.dtype)
         return dataclasses.replace(unknown, relocated=jnp.asarray(params.num_relocated, jnp.int32))
 
-    def same_optimum(self, elbo: Array, best: Array) -> Array:
+    def same_optimum(self, elbo: Array, best: Array, total_weight: Array) -> Array:
         """Within a relative 1e-4 of the best distortion."""
         return abs(elbo - best) <= 1e-4 * abs(best)
 

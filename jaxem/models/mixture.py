@@ -211,8 +211,9 @@ class Mixture(DiscreteLatent):
         return self.num_components * super().step_cost(data)
 
     def num_parameters(self, params: MixtureParams) -> int:
-        """Free parameters: K - 1 proportions and the family's, of the components in use."""
-        num = self.num_components if self.num_active is None else int(self.num_active)
+        """Free parameters: K - 1 proportions and the family's, of the components in use; traced where they are."""
+        num: Any = self.num_components if self.num_active is None else self.num_active
+        num = int(num) if is_concrete(num) else num
         return num - 1 + self.family.num_parameters(params.components, num)
 
     def sample(self, params: MixtureParams, num_samples: int, *, key: Array) -> tuple[PyTree, Array]:
