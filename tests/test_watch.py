@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jaxem
-from jaxem import Status, _checkpoint, _drive, _table
+from jaxem import Status, _checkpoint, _drive
 
 KEY = jax.random.key(0)
 OPTIONS = {"num_restarts": 12, "restart_batch": 4, "max_steps": 60}
