@@ -62,7 +62,7 @@ def main() -> None:
     run = lambda family, **kw: jaxem.fit(ARD(20, family), (x[~new], y[~new]), key=key, max_steps=steps, **kw)
     full, point = run(GAMMA), run(expfam.Delta(GAMMA))  # the one word that changes
     for name, fit in ("posterior", full), ("point", point), ("goes on", run(point.model.relevance, stop=FOREVER)):
-        m = jax.tree.map(np.asarray, fit.model.means(fit.params))
+        m = jax.tree.map(np.asarray, fit.means())
         cov = m["w"].xx - np.outer(m["w"].x, m["w"].x)
         print(f"{name}: {fit}")
         for d, column in enumerate(table.feature_names + [f"noise{i}" for i in range(10)]):

@@ -64,7 +64,7 @@ def main() -> None:
     model = jaxem.BayesianGMM(6, concentration=1e-3, **prior)
     fit = jaxem.fit(model, x, key=key, num_restarts=restarts, max_steps=2000)
     draw(model, fit, x, args.output)
-    print(f"{fit}\n\n{fit.model.pruning(fit.params)}\n\n K   ELBO       + log of equivalent orders   used")
+    print(f"{fit}\n\n{fit.pruning()}\n\n K   ELBO       + log of equivalent orders   used")
     for num in (1, 2, 3) if args.toy else range(1, 7):
         other = jaxem.BayesianGMM(num, concentration=1.0, **prior)
         found = jaxem.fit(other, x, key=key, num_restarts=restarts, max_steps=2000)

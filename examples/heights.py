@@ -29,7 +29,7 @@ DATA = pathlib.Path(__file__).parent / "data" / "galton_heights.csv"
 def draw(fit: jaxem.Fit, height: np.ndarray, people: np.ndarray, output: pathlib.Path) -> None:
     """Observed heights with the density above, responsibilities below."""
     (mixing, mean, std), grid, size = table(fit.params), np.linspace(55, 80, 300), people.sum(1)
-    parts, resp = mixing * norm.pdf(grid[:, None], mean, std), fit.model.posterior(fit.params, grid[:, None])
+    parts, resp = mixing * norm.pdf(grid[:, None], mean, std), fit.posterior(grid[:, None])
     figure, (top, below) = plt.subplots(2, 1, figsize=(7, 6), sharex=True, layout="constrained")
     top.hist(height, bins=np.arange(55.75, 80, 1), weights=size, density=True, color="lightgrey")
     top.plot(grid, parts.sum(1), color="black")

@@ -35,13 +35,13 @@ def main() -> None:
     fit = jax.block_until_ready(jaxem.fit(model, pixels, key=jax.random.key(0), num_restarts=4, max_steps=300))
     seconds = time.perf_counter() - start
 
-    palette, label = np.asarray(fit.params.centroids), np.asarray(fit.model.predict(fit.params, pixels))
+    palette, label = np.asarray(fit.params.centroids), np.asarray(fit.predict(pixels))
     painted = np.clip(np.round(palette[label]), 0, 255).astype(np.uint8).reshape(photograph.shape)
     error = painted.astype(np.float64) - photograph
     psnr = 10 * np.log10(255**2 / np.mean(error**2))
     print(fit)
     print(f"pixels      {pixels.shape[0]}, colours {len(np.unique(pixels, axis=0))} -> {args.colours}")
-    print(f"distortion  {float(fit.model.inertia(fit.params, pixels)):.0f} (sum of squared differences)")
+    print(f"distortion  {float(fit.inertia(pixels)):.0f} (sum of squared differences)")
     print(f"quality     PSNR {psnr:.2f} dB, a channel is off by {np.abs(error).mean():.2f} of 255 on average")
     print(f"restarts    distortions {np.round(-2 * np.asarray(fit.restarts.elbo.data)).tolist()}")
     print(f"time        {seconds:.1f} s, compilation included")

@@ -63,7 +63,7 @@ def main() -> None:
     axes = NORMAL.natural((pca.components_.T * pca.explained_variance_**0.5)[:, :Q], 1e3 * np.eye(Q))
     fit = run(params=model.init(key, x, None) | {"w": axes})
     print(f"random start: {run()}\nprincipal axes: {fit}\n")
-    alpha, tau, w = fit.model.means(fit.params).values()
+    alpha, tau, w = fit.means().values()
     kept = np.asarray(alpha.x * (np.diagonal(w.xx.sum(0)) - np.sum(w.x**2, 0)) / D < 0.5)  # data outweigh the prior
     for q in range(Q):
         print(f"latent {q}: alpha {alpha.x[q]:8.3f}, |w|^2 {w.x[:, q] @ w.x[:, q]:.4f}, {'kept' if kept[q] else 'off'}")

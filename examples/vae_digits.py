@@ -42,8 +42,8 @@ def main() -> None:
     family = families.Binomial(16, pseudo_observations=0.2, pseudo_mean=np.clip(train.mean(0), 0.05, 15.95))
     sizes = (3, 6) if args.toy else (40, 160, 640, min(1200, len(train)))
     fits = [jaxem.fit(jaxem.Mixture(family, k), train, key=key, max_steps=50) for k in sizes]
-    best = max(fits, key=lambda fit: float(fit.model.log_prob(fit.params, valid).mean()))
-    score = lambda part: np.asarray(best.model.log_prob(best.params, part))
+    best = max(fits, key=lambda fit: float(fit.log_prob(valid).mean()))
+    score = lambda part: np.asarray(best.log_prob(part))
     rows = [(f"mixture, K = {best.model.num_components}", score(train).mean(), score(test).mean(), score(test), None)]
     into, out = mlp(256, 32), mlp(256, x.shape[1])
     encoder = (into.init, lambda params, x: into.apply(params, x / 16))

@@ -1,6 +1,9 @@
 """jaxem: latent-variable models fitted by climbing one ELBO, from many restarts, in compiled JAX programs."""
 
-from jaxem import expfam, families, likelihoods, networks, priors
+import importlib
+from typing import Any
+
+from jaxem import constraints, expfam, families, likelihoods, networks, priors
 from jaxem._drive import Progress
 from jaxem._normal import DiagonalNormal
 from jaxem._pytree import dataclass, static
@@ -94,6 +97,7 @@ __all__ = [
     "amortisation_gap",
     "bic",
     "chunked",
+    "constraints",
     "dataclass",
     "decompose",
     "expfam",
@@ -109,3 +113,21 @@ __all__ = [
     "priors",
     "static",
 ]
+
+# Imported when they are first looked at: one takes matplotlib's seconds, the other is for those who write models.
+_LAZY = ("plot", "testing")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'jaxem' has no attribute {name!r}")
+    try:
+        return importlib.import_module(f"jaxem.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        raise ModuleNotFoundError("jaxem.plot draws with matplotlib: pip install matplotlib", name=error.name) from None
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

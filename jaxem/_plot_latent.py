@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from jaxem._plot_style import check_fit, check_points, colours, new_axes
+from jaxem._plot_style import check_fit, check_points, colours, fit_rows, new_axes
 from jaxem.result import Fit
 
 
@@ -101,7 +101,7 @@ def reconstructions(fit: Fit, data: Any, *, shape: Sequence[int], num: int = 12,
       >>> plt.close(ax.figure)
     """
     _check_vae(fit)
-    x = np.asarray(data)[:num]
+    x = fit_rows(fit, data)[:num]
     if x.ndim != 2 or not len(x):
         raise ValueError(f"data: expected shape (N, D) with N >= 1; found {x.shape}")
     height, width = _check_image(shape, x.shape[1])

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
+from jaxem._rows import rows
 from jaxem.result import Fit
 
 # Okabe and Ito (2008), without black and yellow: told apart by people with any common colour vision.
@@ -34,6 +35,11 @@ def check_fit(fit: Any) -> None:
         raise TypeError(f"fit: expected a jaxem Fit; found a {type(fit).__name__}")
     if np.ndim(fit.status) > 0:
         raise ValueError(f"fit: expected one fit; found a batch of shape {np.shape(fit.status)}")
+
+
+def fit_rows(fit: Fit, data: Any) -> np.ndarray:
+    """Rows for the model of a fit, or the one inside its wrapper, checked like those of any question."""
+    return np.asarray(rows(*fit.model.inside(fit.params), data))
 
 
 def check_points(data: Any, columns: Sequence[int], num_columns: int | None = None) -> tuple[np.ndarray, list[int]]:

@@ -127,8 +127,8 @@ def _check_memory(problem: Problem, model: Any, params: PyTree) -> None:
     size = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(states))  # before and after a segment
     if size > memory:
         raise ValueError(
-            f"num_restarts: expected restarts whose states fit twice into the {memory / 2**30:.1f} GiB of memory; found "
-            f"{num}, which take {size / 2**30:.1f} GiB; lower it, and fit again with another key"
+            f"num_restarts: expected restarts whose states fit twice into the {memory / 2**30:.1f} GiB of memory; "
+            f"found {num}, which take {size / 2**30:.1f} GiB; lower it, and fit again with another key"
         )
 
 

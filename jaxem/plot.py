@@ -11,7 +11,7 @@ from matplotlib.patches import Ellipse
 
 from jaxem._plot_criteria import criteria
 from jaxem._plot_latent import images, latent_space, reconstructions, traversals
-from jaxem._plot_style import INK, PALETTE, check_fit, check_points, colours, new_axes
+from jaxem._plot_style import INK, PALETTE, check_fit, check_points, colours, fit_rows, new_axes
 from jaxem.result import Fit
 from jaxem.stopping import Status
 
@@ -118,7 +118,7 @@ def components(
         found = type(fit.params if parts is None else parts).__name__
         raise TypeError(f"fit: expected params with components.mean and .covariance, or centroids; found {found}")
     mean = np.asarray(parts.mean if gaussian else fit.params.centroids, np.float64)
-    x, columns = check_points(data, columns, mean.shape[1])
+    x, columns = check_points(fit_rows(fit, data), columns, mean.shape[1])
     if not all(0 < float(level) < math.inf for level in levels):
         raise ValueError(f"levels: expected positive numbers of standard deviations; found {levels!r}")
     ax, palette = new_axes(ax), colours(mean.shape[0])
@@ -170,7 +170,7 @@ def responsibilities(fit: Fit, data: Any, *, columns: Sequence[int] = (0, 1), ax
     check_fit(fit)
     if not hasattr(fit.model, "posterior"):
         raise TypeError(f"fit: expected a model with a posterior; found {type(fit.model).__name__}")
-    x, columns = check_points(data, columns)
+    x, columns = check_points(fit_rows(fit, data), columns)
     resp = np.asarray(fit.model.posterior(fit.params, x), np.float64)
     resp = resp[:, : 1 + np.flatnonzero(resp.any(0))[-1]]  # unused components come last
     ax, palette = new_axes(ax), colours(resp.shape[1])
