@@ -39,7 +39,8 @@ def check_fit(fit: Any) -> None:
 
 def fit_rows(fit: Fit, data: Any) -> np.ndarray:
     """Rows for the model of a fit, or the one inside its wrapper, checked like those of any question."""
-    return np.asarray(rows(*fit.model.inside(fit.params), data))
+    model, params = fit.model.inside(fit.params)
+    return np.asarray(rows(model, params, data))
 
 
 def check_points(data: Any, columns: Sequence[int], num_columns: int | None = None) -> tuple[np.ndarray, list[int]]:
