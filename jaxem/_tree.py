@@ -93,6 +93,17 @@ def pack(tree: PyTree) -> Packed:
     return Packed(columns, (structure, tuple(places)))
 
 
+def against_each(f: Callable[[PyTree], Array], tree: PyTree) -> Array:
+    """(K, K) `f(entry)` (K,) for each of the K entries of the tree's leading axis, one at a time.
+
+    For comparisons of all pairs of components: memory of one entry against all, and K^2 for the result.
+    """
+    if namespace(tree) is jnp:
+        return jax.lax.map(f, tree)
+    rows = [f(jax.tree.map(lambda a, k=k: np.asarray(a)[k], tree)) for k in range(num_rows(tree))]
+    return np.stack(rows)  # type: ignore[return-value]
+
+
 def num_rows(data: PyTree) -> int:
     """Length of the leading axis that all leaves of `data` share."""
     return jax.tree.leaves(data)[0].shape[0]

@@ -1,3 +1,4 @@
+import tracemalloc
 import warnings
 
 import jax
@@ -5,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.cluster import KMeans as Peer
+from sklearn.datasets import make_blobs
 
 import jaxem
 from jaxem.models import _lloyd, _seeding
@@ -112,6 +114,19 @@ def test_lanes_relocate_as_alone():
         assert float(wide.restarts.elbo.data[i]) == pytest.approx(float(alone.elbo.data), rel=1e-9)
 
 
+def test_coincident_centroids_are_found_in_memory_of_the_centroids():
+    rng = np.random.default_rng(0)
+    c = np.round(rng.normal(size=(4000, 12)), 1)
+    model = jaxem.KMeans(4000)
+    tracemalloc.start()
+    assert not bool(model.coincident(KMeansParams(c)))
+    assert tracemalloc.get_traced_memory()[1] < 20 * c.nbytes
+    tracemalloc.stop()
+    c[3333] = c[7]
+    assert bool(model.coincident(KMeansParams(c)))
+    assert bool(jax.jit(model.coincident)(KMeansParams(jnp.asarray(c))))
+
+
 def test_fewer_distinct_rows_than_clusters():
     x = np.repeat([[0.0, 1.0], [4.0, 5.0]], 5, axis=0)
     result = jaxem.fit(jaxem.KMeans(4), x, key=KEY, num_restarts=4)
@@ -130,6 +145,86 @@ def test_weights_and_offsets():
     moved = jaxem.fit(jaxem.KMeans(4), x + 1e8, key=KEY, num_restarts=4)
     still = jaxem.fit(jaxem.KMeans(4), (x + 1e8) - 1e8, key=KEY, num_restarts=4)
     assert float(moved.elbo.data) == pytest.approx(float(still.elbo.data), rel=1e-6)
+
+
+@pytest.mark.parametrize("init", ["kmeans++", "random"])
+def test_starts_are_the_same_in_both_precisions(init):
+    """Blobs with K = 8, where every start ends elsewhere: a key must draw the same start whatever the dtype."""
+    x, _ = make_blobs(100, 5, centers=3, random_state=42)
+    model = jaxem.KMeans(8, init_method=init)
+    for seed in range(10):
+        single, double = (
+            jaxem.fit(model, x.astype(t), key=jax.random.key(seed), restart_batch=1) for t in ("f4", "f8")
+        )
+        assert float(single.elbo.total) == pytest.approx(float(double.elbo.total), rel=1e-6)
+
+
+def test_mixtures_start_alike_in_both_precisions(iris):
+    """The responsibilities of every kind of start, and the rows of a subsample."""
+    draw = jax.jit(_seeding.partition, static_argnums=(3, 4))
+    for method in _seeding.PARTITIONS:
+        resp = [draw(KEY, jnp.asarray(iris, t), jnp.ones(150, t), 4, method) for t in ("float32", "float64")]
+        np.testing.assert_allclose(resp[0], resp[1], atol=1e-6)
+    rows = [_seeding.subsample(KEY, jnp.arange(1000), jnp.ones(1000, t), 100)[0] for t in ("float32", "float64")]
+    np.testing.assert_array_equal(*rows)
+
+
+def test_a_row_that_an_empty_cluster_moves_to_leaves_its_old_cluster():
+    x = np.array([[0, 0], [0.5, 0], [0.5, 1], [1, 1]])
+    start = KMeansParams(np.array([[0.5, 0.5], [3, 3]]), 0)
+    result = jaxem.fit(jaxem.KMeans(2), x, key=KEY, params=start)
+    np.testing.assert_allclose(-2 * result.trace[:3], [1.5, 11 / 18, 0.25], rtol=1e-12)
+    # Twelve of 40 centroids empty, several rows leaving one cluster, weights: the objective never falls.
+    rng = np.random.default_rng(0)
+    x, weights = rng.standard_t(2, size=(300, 3)), rng.gamma(1.0, size=300)
+    start = KMeansParams(np.r_[x[:4] * 0.01, np.full((12, 3), 1e3) + np.arange(12)[:, None]], 0)
+    result = jaxem.fit(jaxem.KMeans(16), x, key=KEY, params=start, weights=weights)
+    assert int(result.params.num_relocated) >= 12
+    trace = np.asarray(result.trace)
+    assert (np.diff(trace[np.isfinite(trace)]) >= 0).all()
+    assert result.status == jaxem.Status.CONVERGED
+
+
+UNITS = {"f4": [-100, -60, -45, 0, 45, 60, 100], "f8": [-498, -350, 350, 520]}
+
+
+@pytest.mark.parametrize("dim", [2, 12])
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_no_unit_is_too_small_or_too_large(dim, dtype):
+    """Powers of two: the same labels and centroids to the bit, and J in the unit that the model names."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(0, 1, (60, dim)), rng.normal([8, 3] + [0] * (dim - 2), 1, (60, dim))]).astype(dtype)
+    fit = lambda x: jaxem.fit(jaxem.KMeans(2), x, key=KEY, num_restarts=2)
+    plain = fit(x)
+    labels = plain.model.predict(plain.params, x)
+    assert not plain.model.notes()
+    for power in UNITS[dtype]:
+        scale = np.asarray(2.0, dtype) ** power
+        result = fit(x * scale)
+        model, params, shown = result.model, result.params, float(result.model.units.shown)
+        np.testing.assert_array_equal(params.centroids / scale, plain.params.centroids)
+        best = float(plain.elbo.data) * (float(scale) * shown) ** 2
+        assert float(result.elbo.data) / best == pytest.approx(1, rel=1e-6)
+        assert float(model.inertia(params, x * scale)) / best == pytest.approx(-2, rel=1e-6)
+        assert bool(model.notes()) == (shown != 1) == (abs(power) > (50 if dtype == "f4" else 400))
+        for other in (model, jaxem.KMeans(2)):  # bound or not
+            np.testing.assert_array_equal(other.predict(params, x * scale), labels)
+            distances = other.transform(params, x * scale) / scale
+            np.testing.assert_allclose(distances, plain.model.transform(plain.params, x), rtol=1e-6)
+        if shown == 1:
+            assert float(jaxem.KMeans(2).inertia(params, x * scale)) / best == pytest.approx(-2, rel=1e-6)
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e-20, 1e20, 1e30])
+def test_any_factor_gives_the_same_labels(factor):
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(0, 1, (60, 2)), rng.normal([8, 3], 1, (60, 2))])
+    labels = []
+    for data in (x, x * factor):
+        result = jaxem.fit(jaxem.KMeans(5), data.astype("f4"), key=KEY, num_restarts=4)
+        assert result.status == jaxem.Status.CONVERGED
+        labels.append(np.asarray(result.model.predict(result.params, data.astype("f4"))))
+    np.testing.assert_array_equal(*labels)
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])

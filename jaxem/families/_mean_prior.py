@@ -47,7 +47,7 @@ class PlacedFamily(Family):
         if self.exchangeable:
             return None
         centres = self.features(jnp.asarray(self.pseudo_mean, x.dtype))
-        centres = centres + 0.2 * jax.random.normal(key, centres.shape, centres.dtype)
+        centres = centres + 0.2 * jax.random.normal(key, centres.shape, jnp.float32).astype(centres.dtype)
         gap = self.features(x)[:, None] - centres[None]
         return jax.nn.one_hot(jnp.argmin(jnp.sum(gap**2, -1), 1), num_components, dtype=x.dtype)
 

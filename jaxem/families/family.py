@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxem._numerics import namespace
-from jaxem._tree import BLOCK_ROWS, PyTree, float_dtype, sum_rows
+from jaxem._tree import BLOCK_ROWS, PyTree, against_each, float_dtype, sum_rows
 
 
 class Family(ABC):
@@ -133,8 +133,13 @@ class Family(ABC):
         """(K, K) whether two components agree to 1e-4 of their size, in every leaf by default."""
         xp = namespace(params)
         leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(params)]
-        near = [xp.abs(a[:, None] - a[None]) <= 1e-4 * (xp.abs(a[:, None]) + xp.abs(a[None])) for a in leaves]
-        return xp.all(xp.concatenate(near, -1), -1)
+
+        def near(rows: list[Array]) -> Array:
+            bounds = [1e-4 * (xp.abs(leaf) + xp.abs(row)[None]) for leaf, row in zip(leaves, rows, strict=True)]
+            gaps = [xp.abs(leaf - row[None]) for leaf, row in zip(leaves, rows, strict=True)]
+            return xp.all(xp.stack([xp.all(gap <= b, 1) for gap, b in zip(gaps, bounds, strict=True)]), 0)
+
+        return against_each(near, leaves)
 
     def distribution(self, params: PyTree) -> Any:
         """The K components as one batched distrax distribution."""

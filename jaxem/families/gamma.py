@@ -12,6 +12,7 @@ from jax import Array
 from jaxem import constraints
 from jaxem._numerics import einsum, is_concrete, namespace, safe_divide
 from jaxem._pytree import dataclass
+from jaxem._tree import against_each
 from jaxem.families import _special
 from jaxem.families._checks import check_array, check_matrix, check_strength, require
 from jaxem.families._mean_prior import MeanPrior, PlacedFamily
@@ -256,7 +257,7 @@ class Gamma(PlacedFamily):
         xp, mean = namespace(params), params.mean
         width = xp.max(xp.sqrt(params.shape), 0)[None]
         parts = xp.concatenate([xp.log(mean) * width, xp.log(params.shape)], 1)
-        return xp.stack([xp.max(xp.abs(parts - part[None]), -1) < 1e-4 for part in parts])
+        return against_each(lambda part: xp.max(xp.abs(parts - part[None]), -1) < 1e-4, parts)
 
     def constraints(self) -> GammaParams:
         """Positive shapes and rates."""

@@ -216,7 +216,7 @@ class LinearRegression(Family):
             return None
         design, y = _split(x)
         size = min(design.shape[1] + 1, y.shape[0])
-        gumbel = jax.random.gumbel(key, (num_components, y.shape[0]), y.dtype)
+        gumbel = jax.random.gumbel(key, (num_components, y.shape[0]), jnp.float32).astype(y.dtype)
         score = jnp.where(weights > 0, jnp.log(jnp.where(weights > 0, weights, 1)), -jnp.inf)[None] + gumbel
         chosen = (score >= jax.lax.top_k(score, size)[0][:, -1:]) & (weights > 0)[None]
         start = self.start(num_components)

@@ -28,6 +28,46 @@ def unrolled(shape: tuple[int, ...]) -> bool:
     return shape[1] <= 8 and shape[0] * shape[1] <= UNROLL
 
 
+def unit(size: Array) -> Array:
+    """The power of two next to 1 / size where squares of such numbers come near the ends of the dtype, else 1.
+
+    In float32 it is 1 for sizes from about 1e-12 to 1e12: there squares of differences of a millionth of the size, and
+    sums of 2^40 squares, are in range. 1 for size 0.
+    """
+    info = jnp.finfo(size.dtype)
+    ordinary = 2.0 ** (5 * info.maxexp // 16)
+    power = jax.lax.reduce_precision(
+        jnp.clip(size, 4 * float(info.tiny), float(info.max) / 4), info.bits - info.nmant - 1, 0
+    )
+    return jnp.where((size == 0) | ((size >= 1 / ordinary) & (size <= ordinary)), 1, 1 / power)
+
+
+def representable(size: Array, total: Array, num_columns: int) -> Array:
+    """Whether sums of squares of numbers up to `size`, of that weight, and their last digits, are within the dtype."""
+    info = jnp.finfo(size.dtype)
+    low, high = (float(info.tiny) / float(info.eps)) ** 0.5, float(info.max) ** 0.5 / 4
+    scale = jnp.sqrt(total)
+    return (size == 0) | ((size * jnp.minimum(scale, 1) >= low) & (size <= high / (num_columns**0.5 * scale)))
+
+
+def frame(centroids: Array, data: Array | None = None) -> tuple[Array, Array]:
+    """Origin (D,) and unit in which distances among centroids, and from them to data, neither under- nor overflow."""
+    origin = jnp.mean(centroids * 0.5, 0) * 2  # halves: the sum of two numbers near the end of the dtype
+    gap = jnp.max(jnp.abs(centroids - origin[None]))
+    if data is not None:
+        gap = jnp.maximum(gap, jnp.max(jnp.abs(data - origin[None])))
+    return origin, unit(jnp.where(gap > 0, gap, jnp.max(jnp.abs(origin))))
+
+
+def assigned(old: Array, new: Array, x: Array) -> tuple[Array, Array]:
+    """(n,) label of the nearest of the `old` centroids, and squared distance to the `new` one of that label.
+
+    From differences, on every platform: slower than `nearest`, but quicker to compile.
+    """
+    label = jnp.argmin(jax.vmap(lambda c: jnp.sum((x - c[None]) ** 2, 1))(old), 0).astype(jnp.int32)
+    return label, exact_distance(new, x, label)
+
+
 def nearest(centroids: Array, x: Array, square: Array | None = None) -> tuple[Array, Array]:
     """Label (n,) of the nearest centroid, ties to the lowest index, and squared distance to it.
 

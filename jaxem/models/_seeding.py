@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,16 @@ from jax import Array
 from jaxem._numerics import einsum, safe_divide
 from jaxem._tree import PyTree, num_rows
 from jaxem.models import _lloyd
+
+
+def uniform(key: Array, shape: tuple[int, ...], dtype: Any, low: float = 0.0) -> Array:
+    """Uniforms from `low` to 1, drawn in float32 whatever the dtype, so that a key starts alike in both precisions.
+
+    JAX draws other numbers for another dtype. Steps of 2^-23 are finer than any choice among the rows that a start
+    looks at. What still differs is the rounding of cumulative weights: a number that falls within it of the edge
+    between two rows draws the one or the other, in a subsample of a million rows for some percent of them.
+    """
+    return jax.random.uniform(key, shape, jnp.float32, low).astype(dtype)
 
 
 def subsample(key: Array, data: PyTree, weights: Array, size: int) -> tuple[PyTree, Array, Array]:
@@ -24,7 +35,7 @@ def subsample(key: Array, data: PyTree, weights: Array, size: int) -> tuple[PyTr
     key, rows_key = jax.random.split(key)
     cumulative = jnp.cumsum(weights)
     total = cumulative[-1]
-    points = (jnp.arange(size).astype(weights.dtype) + jax.random.uniform(rows_key, (size,), weights.dtype)) / size
+    points = (jnp.arange(size).astype(weights.dtype) + uniform(rows_key, (size,), weights.dtype)) / size
     index = jnp.minimum(jnp.searchsorted(cumulative, points * total, side="right"), num - 1)
     return jax.tree.map(lambda a: a[index], data), jnp.full(size, total / size), key
 
@@ -35,7 +46,7 @@ def random_rows(key: Array, x: Array, weights: Array, num: int) -> Array:
     Where fewer rows have positive weight, the last ones repeat.
     """
     positive = weights > 0
-    gumbel = jax.random.gumbel(key, weights.shape, weights.dtype)
+    gumbel = jax.random.gumbel(key, weights.shape, jnp.float32).astype(weights.dtype)  # as in `uniform`
     scores = jnp.where(positive, jnp.log(jnp.where(positive, weights, 1)) + gumbel, -jnp.inf)
     value, index = jax.lax.top_k(scores, num)
     return x[jnp.where(jnp.isfinite(value), index, index[0])]
@@ -58,13 +69,13 @@ def plus_plus(key: Array, x: Array, weights: Array, num: int) -> Array:
       of their conclusion.
     """
     trials = 2 + int(math.log(num))
-    uniform = jax.random.uniform(key, (num, trials), x.dtype)
+    draws = uniform(key, (num, trials), x.dtype)
     measure = _distances(x, weights)
 
     def step(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         chosen, nearest = state
         mass = weights * jnp.where(k == 0, 1, nearest)
-        candidates = _draw(mass, uniform[k])
+        candidates = _draw(mass, draws[k])
         near = jnp.minimum(nearest[None], measure(candidates))
         best = jnp.argmin(einsum("n,tn->t", weights, near))
         return chosen.at[k].set(candidates[best]), near[best]
@@ -152,7 +163,7 @@ def partition(key: Array, x: Array, weights: Array, num: int, method: str, activ
       Rows that sum to 1; one-hot but for "random_resp".
     """
     if method == "random_resp":
-        draws = jax.random.uniform(key, (x.shape[0], num), x.dtype, minval=1e-3)
+        draws = uniform(key, (x.shape[0], num), x.dtype, 1e-3)
         draws = draws if active is None else jnp.where(active[None], draws, 0)
         return draws / jnp.sum(draws, 1, keepdims=True)
     if method == "random_points":

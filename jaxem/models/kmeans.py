@@ -1,6 +1,7 @@
 """K-means: the hard limit of a mixture of equal spherical Gaussians, with an assignment kernel of its own."""
 
 import dataclasses
+import math
 from typing import Any, ClassVar
 
 import jax
@@ -48,6 +49,20 @@ class KMeansRows:
 
 
 @dataclass
+class Units:
+    """Powers of two that data are multiplied by, so that squares stay within the dtype; both 1 for ordinary data.
+
+    Attributes:
+      inside: in all arithmetic.
+      shown: in the objective that is reported: that of `inside` where in the data's own units it would under- or
+        overflow, else 1.
+    """
+
+    inside: Array
+    shown: Array
+
+
+@dataclass
 class KMeans(DiscreteLatent):
     """K-means by Lloyd's algorithm, as hard EM on the one objective.
 
@@ -60,12 +75,19 @@ class KMeans(DiscreteLatent):
     at most 4096 rows kept by `bind`, which lowers J; `params.num_relocated` counts such moves. With fewer distinct rows
     than clusters some centroids coincide, and the fit says so. Stops when a step changes J by a factor below 1e-7.
 
-    Cost of a step O(N K D).
+    Units do not matter: data of any size that the dtype holds give the same labels from the same key. Where J itself
+    cannot be held (in float32 for data of about 1e-16 and below, or 1e17 and above), the objective, its trace and
+    `inertia` are those of the data times a power of two, `units.shown` of the fitted model, and a note says so.
+
+    Cost of a step O(N K D); memory beyond the data O(K D) and one block of scores.
 
     Attributes:
       num_clusters: K >= 1.
       init_method: "kmeans++" or "random".
       init_size: most rows that a start looks at.
+      origin: (D,) mean of the data, about which sums are taken; set by `bind`, as the next two.
+      reserve: rows (n, D) and weights (n,) that an empty cluster can move to.
+      units: powers of two that data are multiplied by.
 
     Examples:
       >>> import jax, jaxem
@@ -83,6 +105,7 @@ class KMeans(DiscreteLatent):
     init_size: int = static(default=20_000, kw_only=True)
     origin: Array | None = dataclasses.field(default=None, repr=False, kw_only=True)
     reserve: tuple[Array, Array] | None = dataclasses.field(default=None, repr=False, kw_only=True)
+    units: Units | None = dataclasses.field(default=None, repr=False, kw_only=True)
 
     params_type: ClassVar[type] = KMeansParams
 
@@ -109,33 +132,41 @@ class KMeans(DiscreteLatent):
         check_matrix(data, None if params is None else params.centroids.shape[-1])
 
     def bind(self, data: Array, weights: Array) -> "KMeans":
-        """Keeps the mean, and at most 4096 evenly spaced rows, the places an empty cluster can move to."""
+        """Keeps the mean, the units, and at most 4096 evenly spaced rows, the places an empty cluster can move to."""
         step = max(1, -(-data.shape[0] // RESERVE))
         # Copies: all rows would be the caller's own buffer, which he may write to after the fit.
         reserve = jnp.copy(data[::step]), jnp.copy(weights[::step])
-        origin = data[0] + einsum("n,nd->d", weights, data - data[0][None]) / jnp.sum(weights)
-        return dataclasses.replace(self, origin=origin, reserve=reserve)
+        total, gaps = jnp.sum(weights), data - data[0][None]
+        size = jnp.max(jnp.where((weights > 0)[:, None], jnp.abs(gaps), 0))
+        inside = _lloyd.unit(size)
+        origin = data[0] + einsum("n,nd->d", weights, gaps * inside) / total / inside
+        shown = jnp.where(_lloyd.representable(size, total, data.shape[1]), 1, inside)
+        return dataclasses.replace(self, origin=origin, reserve=reserve, units=Units(inside, shown))
 
     def arrange(self, data: Array) -> PyTree:
         """Rows about the mean with their squared lengths, for more than 8 columns; else as they are."""
         if self.origin is None or _lloyd.unrolled((self.num_clusters, data.shape[1])):
             return data
-        return self._rows_about(self.origin, data)
+        return self._rows_about(*self._frame(None), data)
 
-    def _rows_about(self, origin: Array, data: PyTree) -> KMeansRows:
+    def _rows_about(self, origin: Array, unit: Array, data: PyTree) -> KMeansRows:
         if isinstance(data, KMeansRows):
             return data
-        x = data - origin[None]
+        x = (data - origin[None]) * unit
         return KMeansRows(x, jnp.sum(x * x, 1))
 
-    def _origin(self, params: KMeansParams) -> Array:
-        return jnp.mean(params.centroids, 0) if self.origin is None else self.origin
+    def _frame(self, params: KMeansParams | None) -> tuple[Array, Array]:
+        """Origin (D,) and unit in which arithmetic is done: the model's where it is bound, else those of the params."""
+        if self.origin is not None and self.units is not None:
+            return self.origin, self.units.inside
+        return _lloyd.frame(params.centroids)  # type: ignore[union-attr]
 
     def init(self, key: Array, data: Array, weights: Array) -> KMeansParams:
         """Random centroids."""
+        unit = _lloyd.frame(data)[1] if self.units is None else self.units.inside
         data, weights, key = _seeding.subsample(key, data, weights, self.init_size)
         seed = _seeding.plus_plus if self.init_method == "kmeans++" else _seeding.random_rows
-        return KMeansParams(seed(key, data, weights, self.num_clusters), jnp.zeros((), jnp.int32))
+        return KMeansParams(seed(key, data * unit, weights, self.num_clusters) / unit, jnp.zeros((), jnp.int32))
 
     def default_rule(self) -> Rule:
         """Hard assignment; `Tempered` makes soft K-means of it."""
@@ -146,15 +177,18 @@ class KMeans(DiscreteLatent):
         return Stop(atol=0.0, rtol=1e-7)
 
     def log_joint(self, params: KMeansParams, data: Array) -> Array:
-        """(N, K) -|x_n - centroid_k|^2 / 2, from differences."""
+        """(N, K) -|x_n - centroid_k|^2 / 2, from differences; in the units of the objective."""
+        inside = jnp.ones((), float_dtype(data)) if self.units is None else self.units.inside
+        shown = jnp.ones((), float_dtype(data)) if self.units is None else self.units.shown
         x, centroids = data, params.centroids
         if isinstance(data, KMeansRows):
-            x, centroids = data.x, centroids - self._origin(params)[None]
-        return -0.5 * jax.vmap(lambda c: jnp.sum((x - c[None]) ** 2, 1), out_axes=1)(centroids)
+            origin, inside = self._frame(params)
+            x, centroids, shown = data.x, (centroids - origin[None]) * inside, shown / inside
+        return -0.5 * jax.vmap(lambda c: jnp.sum(((x - c[None]) * shown) ** 2, 1), out_axes=1)(centroids)
 
     def statistics(self, params: KMeansParams, data: Array, resp: Array) -> KMeansStats:
         """Counts and sums about the origin."""
-        rows = self._rows_about(self._origin(params), data)
+        rows = self._rows_about(*self._frame(params), data)
         return KMeansStats(jnp.sum(resp, 0), einsum("nk,nd->kd", resp, rows.x))
 
     def _rows(self, data: PyTree) -> int:
@@ -168,42 +202,58 @@ class KMeans(DiscreteLatent):
         if not isinstance(rule, Hard | None):
             return super().e_step(params, data, weights, rule)
         weights = jnp.ones(num_rows(data), float_dtype(data)) if weights is None else weights
-        origin = self._origin(params)
-        centroids = params.centroids - origin[None]
+        origin, unit = self._frame(params)
+        centroids = (params.centroids - origin[None]) * unit
+        shown = (jnp.ones((), unit.dtype) if self.units is None else self.units.shown) / unit
 
         def block(data: PyTree, w: Array) -> EStep:
-            rows = self._rows_about(origin, data)
+            rows = self._rows_about(origin, unit, data)
             label, distance = _lloyd.nearest(centroids, rows.x, rows.square)
             j = _lloyd.distortion(centroids, rows.x, w, label, distance, rows.square)
-            return EStep(KMeansStats(*_lloyd.cluster_sums(rows.x, w, label, self.num_clusters)), -0.5 * j)
+            stats = KMeansStats(*_lloyd.cluster_sums(rows.x, w, label, self.num_clusters))
+            return EStep(stats, -0.5 * j * shown * shown)
 
         return sum_rows(block, data, weights, self._rows(data))
 
     def m_step(self, params: KMeansParams, stats: KMeansStats) -> KMeansParams:
-        """Means of the clusters; empty ones move to the farthest rows of the reserve."""
-        origin = self._origin(params)
+        """Means of the clusters; empty ones move to the farthest rows of the reserve, which leave their old cluster."""
+        origin, unit = self._frame(params)
         empty = stats.count <= 0
-        mean = origin[None] + safe_divide(stats.sum_x, stats.count[:, None])
+        mean = origin[None] + safe_divide(stats.sum_x, stats.count[:, None]) / unit
         centroids = jnp.where(empty[:, None], params.centroids, mean)
         relocated = jnp.asarray(params.num_relocated, jnp.int32)
         if self.reserve is None:
             return KMeansParams(centroids, relocated)
-        centroids, moved = _relocate(centroids, empty, *self.reserve)
+        centroids, moved = _relocate(
+            centroids, empty, params.centroids, stats.count, stats.sum_x, *self.reserve, origin, unit
+        )
         return KMeansParams(centroids, relocated + moved)
 
     def rebase(self, stats: KMeansStats, old: KMeansParams, new: KMeansParams) -> KMeansStats:
         """Sums about the origin of `old`, as if about that of `new`; a bound model has one origin for all."""
         if self.origin is not None:
             return stats
-        shift = self._origin(old) - self._origin(new)
-        return KMeansStats(stats.count, stats.sum_x + stats.count[:, None] * shift[None])
+        (old_origin, old_unit), (origin, unit) = self._frame(old), self._frame(new)
+        shift = stats.count[:, None] * ((old_origin - origin) * unit)[None]
+        return KMeansStats(stats.count, stats.sum_x * (unit / old_unit) + shift)
 
     def coincident(self, params: KMeansParams) -> Array:
-        """Whether two centroids are equal."""
+        """Whether two centroids are equal; in O(K D) memory, by sorting them."""
         c = params.centroids
         xp = namespace(c)
-        same = xp.all(c[:, None] == c[None], -1)
-        return xp.any(same & ~xp.eye(self.num_clusters, dtype=bool))
+        c = xp.asarray(c)
+        c = c[xp.lexsort(c.T)]
+        return xp.any(xp.all(c[1:] == c[:-1], -1))
+
+    def notes(self) -> list[str]:
+        """Says in which units the objective is where it cannot be in the data's own."""
+        if self.units is None or float(self.units.shown) == 1:
+            return []
+        power = round(math.log2(float(self.units.shown)))
+        return [
+            f"the distortion of these data is not representable in {self.units.shown.dtype}: the objective, its trace "
+            f"and inertia are those of the data times 2**{power}"
+        ]
 
     def health(self, params: KMeansParams) -> Health:
         """The number of moves of empty clusters."""
@@ -228,8 +278,12 @@ class KMeans(DiscreteLatent):
 
     @takes_rows
     def inertia(self, params: KMeansParams, data: PyTree, weights: Array | None = None) -> Array:
-        """The distortion J = sum_n w_n |x_n - nearest centroid|^2 = -2 ELBO.data, from differences."""
-        return -2 * _e_step(self, params, data, weights).elbo_data
+        """The distortion J = sum_n w_n |x_n - nearest centroid|^2 = -2 ELBO.data, from differences.
+
+        In the units of the objective of the fit that the model comes from, which are the data's own unless a note of
+        the fit says otherwise; from a model that was not fitted always in the data's own.
+        """
+        return _inertia(self, params, data, weights)
 
     @takes_rows
     def predict(self, params: KMeansParams, data: PyTree) -> Array:
@@ -252,42 +306,75 @@ class KMeans(DiscreteLatent):
 
 
 @jax.jit
-def _e_step(model: KMeans, params: KMeansParams, data: Array, weights: Array | None) -> EStep:
-    return model.e_step(params, data, weights)
+def _inertia(model: KMeans, params: KMeansParams, data: Array, weights: Array | None) -> Array:
+    origin = model._frame(params)[0]
+    shown = jnp.ones((), data.dtype) if model.units is None else model.units.shown
+    inside = _lloyd.frame(jnp.concatenate([params.centroids, origin[None]]), data)[1]
+    model = dataclasses.replace(model, origin=origin, units=Units(inside, shown))
+    return -2 * model.e_step(params, data, weights).elbo_data
 
 
 @jax.jit
 def _labels(model: KMeans, params: KMeansParams, data: Array) -> Array:
-    origin = jnp.mean(params.centroids, 0)[None]
-    return map_rows(lambda x: _lloyd.nearest(params.centroids - origin, x - origin)[0], data, model._rows(data))
+    origin, unit = _lloyd.frame(params.centroids)  # of the params alone: a row's label does not depend on other rows
+    centroids = (params.centroids - origin[None]) * unit
+    nearest = lambda x: _lloyd.nearest(centroids, (x - origin[None]) * unit)[0]
+    return map_rows(nearest, data, model._rows(data))
 
 
 @jax.jit
 def _distances(model: KMeans, params: KMeansParams, data: Array) -> Array:
-    return map_rows(lambda x: jnp.sqrt(-2 * model.log_joint(params, x)), data, model._rows(data))
+    def block(x: Array) -> Array:
+        unit = _lloyd.unit(jnp.max(jnp.abs(x), 1) + jnp.max(jnp.abs(params.centroids)))[:, None]
+        length = lambda c: jnp.sqrt(jnp.sum(((x - c[None]) * unit) ** 2, 1))
+        return jax.vmap(length, out_axes=1)(params.centroids) / unit
+
+    return map_rows(block, data, model._rows(data))
 
 
-def _farthest(centroids: Array, empty: Array, rows: Array, weights: Array) -> tuple[Array, Array]:
-    """Puts the j-th empty centroid on the j-th farthest row; (centroids, number moved)."""
-    distances = jax.vmap(lambda c: jnp.sum((rows - c[None]) ** 2, 1))(centroids)
-    distance = jnp.min(jnp.where(empty[:, None], jnp.inf, distances), 0)
-    distance = jnp.where(weights > 0, distance, 0)
+def _farthest(
+    centroids: Array,
+    empty: Array,
+    old: Array,
+    count: Array,
+    sums: Array,
+    rows: Array,
+    weights: Array,
+    origin: Array,
+    unit: Array,
+) -> tuple[Array, Array]:
+    """Puts the j-th empty centroid on the j-th farthest row, which leaves its cluster; (centroids, number moved).
+
+    A row that moves is taken out of the mean of the cluster that it was counted in, so that the next means are those of
+    the next assignment: the distortion falls by w |x - mean|^2 at least for each.
+    """
     num = min(centroids.shape[0], rows.shape[0])
-    top, index = jax.lax.top_k(distance, num)
+    x = (rows - origin[None]) * unit
+    before, after = (old - origin[None]) * unit, (centroids - origin[None]) * unit
+    size = _lloyd.block_rows(x.shape[0], before.shape[0])
+    label, distance = map_rows(lambda x: _lloyd.assigned(before, after, x), x, size)
+    top, index = jax.lax.top_k(jnp.where(weights > 0, distance, 0), num)
     rank = jnp.cumsum(empty.astype(jnp.int32)) - 1
     place = jnp.clip(rank, 0, num - 1)
     move = empty & (rank < num) & (top[place] > 0) & jnp.isfinite(top[place])
-    return jnp.where(move[:, None], rows[index[place]], centroids), jnp.sum(move, dtype=jnp.int32)
+    moved = index[place]
+    leaving = jnp.concatenate([jnp.ones_like(x[:, :1]), x], 1)[moved] * jnp.where(move, weights[moved], 0)[:, None]
+    kept = jnp.concatenate([count[:, None], sums], 1).at[label[moved]].add(-leaving)
+    left = kept[:, :1]
+    # Where next to nothing is left, what is left of the sums is rounding: then the cluster keeps its mean.
+    shrunk = (left < count[:, None]) & (left > 0.01 * count[:, None])
+    centroids = jnp.where(shrunk, origin[None] + kept[:, 1:] / jnp.where(shrunk, left, 1) / unit, centroids)
+    return jnp.where(move[:, None], rows[moved], centroids), jnp.sum(move, dtype=jnp.int32)
 
 
-def _stay(centroids: Array, empty: Array, rows: Array, weights: Array) -> tuple[Array, Array]:
+def _stay(centroids: Array, *rest: Array) -> tuple[Array, Array]:
     return centroids, jnp.zeros((), jnp.int32)
 
 
 @jax.custom_batching.custom_vmap
-def _relocate(centroids: Array, empty: Array, rows: Array, weights: Array) -> tuple[Array, Array]:
+def _relocate(centroids: Array, empty: Array, *rest: Array) -> tuple[Array, Array]:
     """Moves empty centroids if there are any. Under vmap one test covers all lanes, so it stays a real branch."""
-    return jax.lax.cond(jnp.any(empty), _farthest, _stay, centroids, empty, rows, weights)
+    return jax.lax.cond(jnp.any(empty), _farthest, _stay, centroids, empty, *rest)
 
 
 @_relocate.def_vmap
