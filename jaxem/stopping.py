@@ -25,6 +25,7 @@ class Status(enum.IntEnum):
     DEGENERATE = 5
     SCREENED = 6
     INTERRUPTED = 7
+    UNDERFIT = 8
 
     @property
     def message(self) -> str:
@@ -41,6 +42,7 @@ _MESSAGES = {
     Status.DEGENERATE: "a component collapsed onto a few points: its likelihood has no upper end (a spike)",
     Status.SCREENED: "left behind by screening after a short run",
     Status.INTERRUPTED: "stopped from outside: time limit, Ctrl-C or callback",
+    Status.UNDERFIT: "below what independent columns reach without any latent: train longer, or at a lower rate",
 }
 
 
