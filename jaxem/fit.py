@@ -229,6 +229,10 @@ def _finish(problem: Problem, table: Table) -> Fit:
     finite, spike = xp.isfinite(total), xp.isfinite(total) & (health.influence > DEGENERATE)
     status = xp.where(unfinished(problem, states), int(Status.INTERRUPTED), states.status)
     status = xp.where(status == Status.RUNNING, int(Status.MAX_STEPS), status)
+    least = model.least_elbo()
+    if least is not None:  # what has learned nothing is neither converged nor merely short of steps
+        ended = (status == Status.CONVERGED) | (status == Status.MAX_STEPS)
+        status = xp.where(ended & (elbo.data < xp.asarray(least)), int(Status.UNDERFIT), status)
     status = xp.where(spike, int(Status.DEGENERATE), status).astype(xp.int32)
     num_steps = states.num_steps
     failed = (status == Status.NONFINITE) | (status == Status.DECREASED)

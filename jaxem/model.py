@@ -157,6 +157,13 @@ class ELBOModel(ABC):
         """How near params are to a degenerate optimum; nothing to report by default."""
         return Health.unknown(float_dtype(params))
 
+    def least_elbo(self) -> Array | None:
+        """ELBO.data that the bound model reaches with its latents switched off, nats; None where nothing is known.
+
+        A restart that ends below it is UNDERFIT, whether it converged or ran out of steps.
+        """
+        return None
+
     def notes(self) -> list[str]:
         """Sentences about what the bound model did with the data (constant columns); shown by a `Fit`."""
         return []

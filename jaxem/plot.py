@@ -40,6 +40,7 @@ STYLES: dict[Status, Any] = {
     Status.DEGENERATE: ("#D55E00", "--", "X"),
     Status.SCREENED: ("#999999", "-", "|"),
     Status.INTERRUPTED: ("#56B4E9", "-.", "d"),
+    Status.UNDERFIT: ("#882255", "-.", "P"),
 }
 
 

@@ -26,6 +26,7 @@ class Status(enum.IntEnum):
     DEGENERATE = 5
     SCREENED = 6
     INTERRUPTED = 7
+    UNDERFIT = 8
 
     @property
     def message(self) -> str:
@@ -42,6 +43,7 @@ _MESSAGES = {
     Status.DEGENERATE: "its likelihood has no upper end: only the regulariser keeps it finite (a spike)",
     Status.SCREENED: "left behind by screening after a short run",
     Status.INTERRUPTED: "stopped from outside: time limit, Ctrl-C or callback",
+    Status.UNDERFIT: "below what independent columns reach without any latent: train longer, or at a lower rate",
 }
 
 

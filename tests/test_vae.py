@@ -106,7 +106,8 @@ def binary():
     x = jnp.asarray(np.random.default_rng(7).binomial(1, np.linspace(0.1, 0.9, 6), (40, 6)), float)
     model = jaxem.VAE(mlp(8, 2, activation=jnp.tanh), mlp(8, 6, activation=jnp.tanh), latent_dim=1)
     params = model.init(KEY, x, jnp.ones(40))
-    return model, jax.tree.map(lambda a: 2 * a, params), x
+    networks = {name: jax.tree.map(lambda a: 2 * a, params[name]) for name in ("encoder", "decoder")}
+    return model, params | networks, x
 
 
 def quadrature(model, params, x):
@@ -270,7 +271,8 @@ def test_encoders_and_decoders_of_every_form_are_one_model(binary, form):
         model = jaxem.VAE((init, heads), mlp(6), latent_dim=2)
     elif form == "given":
         distrax = pytest.importorskip("distrax")
-        decode = lambda params, z: distrax.Bernoulli(logits=mlp(6).apply(params, z))
+        logits = lambda z: params["likelihood"].values(z)
+        decode = lambda params, z: distrax.Bernoulli(logits=logits(mlp(6).apply(params, z)))
         model = jaxem.VAE(mlp(4), (mlp(6).init, decode), latent_dim=2, likelihood=None)
         assert model.sample(params, 3, key=KEY)[0].shape == model.decode(params, jnp.zeros((3, 2))).shape == (3, 6)
     else:

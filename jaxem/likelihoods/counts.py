@@ -9,18 +9,46 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxem import constraints
 from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree
 from jaxem.families._checks import check_matrix, require
 from jaxem.families._counts import log_peak
+from jaxem.likelihoods.columns import Columns, moments, standard
 from jaxem.likelihoods.likelihood import Likelihood, independent
 
 # Up to here log binomial coefficients are looked up: three log-gammas would take longer than a layer of a network.
 TABLE = 1024
 
 
+class _Counts(Likelihood):
+    """Base of the four: natural parameters are the outputs, or an affine function of them once standardised."""
+
+    def constraints(self) -> PyTree:
+        """Coordinates are fixed."""
+        return constraints.Fixed()
+
+    def _natural(self, params: PyTree, outputs: Array) -> Array:
+        """Natural parameters: log-rates, log-odds or logits."""
+        return params.values(outputs) if isinstance(params, Columns) else outputs
+
+
+def _inside(share: Array, total: Array) -> Array:
+    """A share of `total` observations, kept half of one away from 0 and 1, where its logarithm would be infinite."""
+    least = 0.5 / (1 + total)
+    return jnp.clip(share, least, 1 - least)
+
+
+def _log_odds(mean: Array, spread: Array, num_trials: int, total: Array) -> Columns:
+    """The log-odds of each column's mean count, by units that move the count by about a standard deviation."""
+    prob = _inside(mean / num_trials, num_trials * total)
+    variance = num_trials * prob * (1 - prob)
+    scale = jnp.minimum(1, jnp.maximum(spread, jnp.sqrt(variance)) / variance)
+    return Columns(jnp.log(prob) - jnp.log1p(-prob), scale)
+
+
 @dataclass
-class Bernoulli(Likelihood):
+class Bernoulli(_Counts):
     """Binary columns: x_nd | z ~ Bernoulli(sigmoid(output_nd)).
 
         log p(x | z) = sum_d { x_d output_d - log(1 + exp(output_d)) }
@@ -39,21 +67,31 @@ class Bernoulli(Likelihood):
         check_matrix(x)
         require(x, lambda v, xp: (v >= 0) & (v <= 1), "values from 0 to 1 for a Bernoulli likelihood")
 
+    def standardise(self, x: Array, weights: Array, common: bool = False) -> Columns:
+        """Log-odds of the columns' means; a unit is a unit of log-odds."""
+        mean, spread = moments(x, weights)
+        return _log_odds(mean, jnp.ones_like(spread), 1, jnp.sum(weights))
+
+    def inputs(self, x: Array, weights: Array, common: bool = False) -> tuple[()]:
+        """(): 0 and 1 are as good a scale as any."""
+        return ()
+
     def log_prob(self, params: PyTree, outputs: Array, x: Array) -> Array:
         """(n,) log p(x_n | z_n), nats."""
-        return jnp.sum(x * outputs - jax.nn.softplus(outputs), 1)
+        logits = self._natural(params, outputs)
+        return jnp.sum(x * logits - jax.nn.softplus(logits), 1)
 
     def mean(self, params: PyTree, outputs: Array) -> Array:
         """(n, D) probabilities of 1."""
-        return jax.nn.sigmoid(outputs)
+        return jax.nn.sigmoid(self._natural(params, outputs))
 
     def sample(self, key: Array, params: PyTree, outputs: Array) -> Array:
         """(n, D) of 0 and 1, in the dtype of the outputs."""
-        return jax.random.bernoulli(key, jax.nn.sigmoid(outputs)).astype(outputs.dtype)
+        return jax.random.bernoulli(key, self.mean(params, outputs)).astype(outputs.dtype)
 
     def distribution(self, params: PyTree, outputs: Array) -> Any:
         """A batch of n, as a distrax distribution."""
-        return independent("Bernoulli", logits=outputs)
+        return independent("Bernoulli", logits=self._natural(params, outputs))
 
 
 @functools.cache
@@ -72,7 +110,7 @@ def _log_coefficient(x: Array, n: int) -> Array:
 
 
 @dataclass
-class Binomial(Likelihood):
+class Binomial(_Counts):
     """Counts out of n trials, such as n + 1 grey levels: x_nd | z ~ Binomial(n, sigmoid(output_nd)).
 
         log p(x | z) = sum_d { log (n choose x_d) + x_d output_d - n log(1 + exp(output_d)) }
@@ -98,27 +136,35 @@ class Binomial(Likelihood):
         expected = f"counts 0, 1, ..., {n} out of num_trials = {n}"
         require(x, lambda v, xp: (v >= 0) & (v <= n) & (v == xp.round(v)), expected)
 
+    def standardise(self, x: Array, weights: Array, common: bool = False) -> Columns:
+        """Log-odds of the columns' mean counts."""
+        return _log_odds(*moments(x, weights), self.num_trials, jnp.sum(weights))
+
+    def inputs(self, x: Array, weights: Array, common: bool = False) -> Columns:
+        """Mean and deviation of every column, but no less than half a count."""
+        return standard(x, weights, common, 0.5)
+
     def log_prob(self, params: PyTree, outputs: Array, x: Array) -> Array:
         """(n,) log p(x_n | z_n), nats."""
-        n = self.num_trials
-        return jnp.sum(_log_coefficient(x, n) + (x * outputs - n * jax.nn.softplus(outputs)), 1)
+        n, logits = self.num_trials, self._natural(params, outputs)
+        return jnp.sum(_log_coefficient(x, n) + (x * logits - n * jax.nn.softplus(logits)), 1)
 
     def mean(self, params: PyTree, outputs: Array) -> Array:
         """(n, D) expected counts."""
-        return self.num_trials * jax.nn.sigmoid(outputs)
+        return self.num_trials * jax.nn.sigmoid(self._natural(params, outputs))
 
     def sample(self, key: Array, params: PyTree, outputs: Array) -> Array:
         """(n, D) counts, in the dtype of the outputs."""
-        prob = jax.nn.sigmoid(outputs)
+        prob = jax.nn.sigmoid(self._natural(params, outputs))
         return jax.random.binomial(key, jnp.full_like(prob, self.num_trials), prob, dtype=prob.dtype)
 
     def distribution(self, params: PyTree, outputs: Array) -> Any:
         """A batch of n, as a distrax distribution."""
-        return independent("Binomial", total_count=float(self.num_trials), logits=outputs)
+        return independent("Binomial", total_count=float(self.num_trials), logits=self._natural(params, outputs))
 
 
 @dataclass
-class Poisson(Likelihood):
+class Poisson(_Counts):
     """Counts: x_nd | z ~ Poisson(exp(output_nd)).
 
         log p(x | z) = sum_d { x_d output_d - exp(output_d) - log x_d! }
@@ -135,27 +181,41 @@ class Poisson(Likelihood):
         check_matrix(x)
         require(x, lambda v, xp: (v >= 0) & (v == xp.round(v)), "counts 0, 1, 2, ... for a Poisson likelihood")
 
+    def standardise(self, x: Array, weights: Array, common: bool = False) -> Columns:
+        """Logarithms of the columns' means, by units that move the rate by about a standard deviation."""
+        mean, spread = moments(x, weights)
+        mean = jnp.maximum(mean, 0.5 / (1 + jnp.sum(weights)))
+        return Columns(jnp.log(mean), jnp.minimum(1, jnp.maximum(spread, jnp.sqrt(mean)) / mean))
+
+    def features(self, x: Array) -> Array:
+        """Square roots, whose noise is the same at any rate."""
+        return jnp.sqrt(x)
+
+    def inputs(self, x: Array, weights: Array, common: bool = False) -> Columns:
+        """Mean and deviation of the square roots, the deviation no less than a Poisson count's own of 1/2."""
+        return standard(self.features(x), weights, common, 0.5)
+
     def log_prob(self, params: PyTree, outputs: Array, x: Array) -> Array:
         """(n,) log p(x_n | z_n), nats."""
-        seen = x > 0
-        gap = outputs - jnp.log(jnp.where(seen, x, 1))
-        return jnp.sum(log_peak(x) + jnp.where(seen, x * (gap - jnp.expm1(gap)), -jnp.exp(outputs)), 1)
+        seen, log_rate = x > 0, self._natural(params, outputs)
+        gap = log_rate - jnp.log(jnp.where(seen, x, 1))
+        return jnp.sum(log_peak(x) + jnp.where(seen, x * (gap - jnp.expm1(gap)), -jnp.exp(log_rate)), 1)
 
     def mean(self, params: PyTree, outputs: Array) -> Array:
         """(n, D) rates."""
-        return jnp.exp(outputs)
+        return jnp.exp(self._natural(params, outputs))
 
     def sample(self, key: Array, params: PyTree, outputs: Array) -> Array:
         """(n, D) counts, in the dtype of the outputs."""
-        return jax.random.poisson(key, jnp.exp(outputs)).astype(outputs.dtype)
+        return jax.random.poisson(key, self.mean(params, outputs)).astype(outputs.dtype)
 
     def distribution(self, params: PyTree, outputs: Array) -> Any:
         """A batch of n, as a distrax distribution."""
-        return independent("Poisson", log_rate=outputs)
+        return independent("Poisson", log_rate=self._natural(params, outputs))
 
 
 @dataclass
-class Categorical(Likelihood):
+class Categorical(_Counts):
     """Codes 0 to L - 1 in each column: x_nd | z ~ Categorical(softmax(outputs_nd1 .. outputs_ndL)).
 
     The decoder has D L outputs, the L of a column side by side.
@@ -182,22 +242,35 @@ class Categorical(Likelihood):
         check_matrix(x)
         require(x, lambda v, xp: (v >= 0) & (v < n) & (v == xp.round(v)), f"codes 0, ..., {n - 1} of {n} levels")
 
-    def _logits(self, outputs: Array) -> Array:
-        return jax.nn.log_softmax(outputs.reshape(outputs.shape[0], -1, self.levels))
+    def standardise(self, x: Array, weights: Array, common: bool = False) -> Columns:
+        """Logarithms of the levels' shares in every column; a unit is a unit of a logit."""
+        share, total = weights / jnp.sum(weights), jnp.sum(weights)
+        level = lambda code: jnp.sum(share[:, None] * (x == code), 0)
+        found = jax.lax.map(level, jnp.arange(self.levels, dtype=x.dtype))  # no (N, D, L) array
+        centre = jnp.log(_inside(found.T, total)).reshape(-1)
+        return Columns(centre, jnp.ones_like(centre))
+
+    def inputs(self, x: Array, weights: Array, common: bool = False) -> tuple[()]:
+        """(): codes are names, which an encoder may look up."""
+        return ()
+
+    def _logits(self, params: PyTree, outputs: Array) -> Array:
+        logits = self._natural(params, outputs)
+        return jax.nn.log_softmax(logits.reshape(logits.shape[0], -1, self.levels))
 
     def log_prob(self, params: PyTree, outputs: Array, x: Array) -> Array:
         """(n,) log p(x_n | z_n), nats."""
         index = x.astype(jnp.int32)[:, :, None]
-        return jnp.sum(jnp.take_along_axis(self._logits(outputs), index, 2, mode="clip"), (1, 2))
+        return jnp.sum(jnp.take_along_axis(self._logits(params, outputs), index, 2, mode="clip"), (1, 2))
 
     def mean(self, params: PyTree, outputs: Array) -> Array:
         """(n, D, L) probabilities of the levels."""
-        return jnp.exp(self._logits(outputs))
+        return jnp.exp(self._logits(params, outputs))
 
     def sample(self, key: Array, params: PyTree, outputs: Array) -> Array:
         """(n, D) codes, in the dtype of the outputs."""
-        return jax.random.categorical(key, self._logits(outputs)).astype(outputs.dtype)
+        return jax.random.categorical(key, self._logits(params, outputs)).astype(outputs.dtype)
 
     def distribution(self, params: PyTree, outputs: Array) -> Any:
         """A batch of n, as a distrax distribution."""
-        return independent("Categorical", logits=self._logits(outputs))
+        return independent("Categorical", logits=self._logits(params, outputs))

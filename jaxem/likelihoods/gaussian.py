@@ -14,6 +14,7 @@ from jaxem._numerics import is_concrete
 from jaxem._pytree import dataclass
 from jaxem._tree import PyTree
 from jaxem.families._checks import check_matrix
+from jaxem.likelihoods.columns import Columns, moments, standard
 from jaxem.likelihoods.likelihood import Likelihood
 
 KINDS = ("shared", "predicted")
@@ -21,50 +22,74 @@ KINDS = ("shared", "predicted")
 
 @dataclass
 class Noise:
-    """What a "shared" scale adds to the params.
+    """The params of a "shared" scale.
 
     Attributes:
-      scale: the standard deviation of the noise, a scalar.
+      scale: the standard deviation of the noise, a scalar: a share of each column's own, or in the data's units where
+        there are no columns.
+      columns: `Columns`, or () for outputs in the data's own units.
     """
 
     scale: Array
+    columns: PyTree = ()
 
 
 @dataclass
 class _Gaussian(Likelihood):
-    """Base of the three; see `Gaussian`."""
+    """Base of the three, written in the coordinates of `Columns`; see `Gaussian`."""
 
     floor: float | Array = 1e-3
 
     def _parts(self, params: PyTree, outputs: Array) -> tuple[Array, Array]:
-        """(mean (n, D), scale that broadcasts against it)."""
+        """(mean (n, D), scale that broadcasts against it), in the coordinates of the columns."""
         raise NotImplementedError
+
+    def _columns(self, params: PyTree) -> PyTree:
+        """`Columns`, or ()."""
+        return params
+
+    def constraints(self) -> PyTree:
+        """Coordinates are fixed."""
+        return constraints.Fixed()
 
     def validate(self, x: Any) -> None:
         """Raises unless x is (N, D) and the floor a number >= 0."""
         check_matrix(x)
         _check_scale("floor", self.floor, least=0)
 
+    def standardise(self, x: Array, weights: Array, common: bool = False) -> PyTree:
+        """Each column's mean and standard deviation, or one deviation for all."""
+        return standard(x, weights, common)
+
     def log_prob(self, params: PyTree, outputs: Array, x: Array) -> Array:
-        """(n,) log p(x_n | z_n), nats."""
+        """(n,) log p(x_n | z_n), nats in the data's own units."""
         mean, scale = self._parts(params, outputs)
-        residual = (x - mean) / scale
-        return jnp.sum(-0.5 * residual**2 - jnp.log(scale) - 0.5 * math.log(2 * math.pi), 1)
+        columns = self._columns(params)
+        moved = isinstance(columns, Columns)
+        residual = ((columns.standardised(x) if moved else x) - mean) / scale
+        found = jnp.sum(-0.5 * residual**2 - jnp.log(scale) - 0.5 * math.log(2 * math.pi), 1)
+        return found - jnp.sum(jnp.log(columns.scale)) if moved else found
+
+    def _values(self, params: PyTree, outputs: Array) -> tuple[Array, Array]:
+        """(mean, scale) in the data's own units."""
+        mean, scale = self._parts(params, outputs)
+        columns = self._columns(params)
+        return (columns.values(mean), columns.scale[None] * scale) if isinstance(columns, Columns) else (mean, scale)
 
     def mean(self, params: PyTree, outputs: Array) -> Array:
         """(n, D) means."""
-        return self._parts(params, outputs)[0]
+        return self._values(params, outputs)[0]
 
     def sample(self, key: Array, params: PyTree, outputs: Array) -> Array:
         """(n, D) draws."""
-        mean, scale = self._parts(params, outputs)
+        mean, scale = self._values(params, outputs)
         return mean + scale * jax.random.normal(key, mean.shape, mean.dtype)
 
     def distribution(self, params: PyTree, outputs: Array) -> Any:
         """A batch of n, as a distrax distribution."""
         import distrax
 
-        mean, scale = self._parts(params, outputs)
+        mean, scale = self._values(params, outputs)
         with standard_promotion():
             return distrax.Independent(distrax.Normal(mean, jnp.broadcast_to(scale, mean.shape)), 1)
 
@@ -75,7 +100,7 @@ class FixedGaussian(_Gaussian):
 
     Attributes:
       floor: not used.
-      scale: the standard deviation, a number > 0 or (D,).
+      scale: the standard deviation, a number > 0 or (D,), in the data's own units.
     """
 
     scale: float | Array = 1.0
@@ -86,32 +111,40 @@ class FixedGaussian(_Gaussian):
         _check_scale("scale", self.scale, least=None)
 
     def _parts(self, params: PyTree, outputs: Array) -> tuple[Array, Array]:
-        scale = jnp.asarray(self.scale, outputs.dtype)
-        return outputs, jnp.broadcast_to(scale, outputs.shape[1:])[None]
+        scale = jnp.broadcast_to(jnp.asarray(self.scale, outputs.dtype), outputs.shape[1:])
+        return outputs, (scale / params.scale if isinstance(params, Columns) else scale)[None]
 
 
 @dataclass
 class SharedGaussian(_Gaussian):
-    """One learned scale for all rows and columns; `Gaussian("shared")`.
+    """One learned scale for all rows and columns, relative to the columns' own; `Gaussian("shared")`.
 
     Attributes:
-      floor: least standard deviation.
+      floor: its least value.
     """
 
     def init(self, x: Array, weights: Array) -> Noise:
         """The data's own root mean square distance from the mean, or the least that the floor allows."""
-        share = (weights / jnp.sum(weights))[:, None]
-        spread = jnp.sqrt(jnp.mean(jnp.sum(share * (x - jnp.sum(share * x, 0)[None]) ** 2, 0)))
-        floor = jnp.asarray(self.floor, x.dtype)
-        return Noise(jnp.maximum(spread, jnp.where(floor > 0, 2 * floor, 1e-3)))
+        return Noise(self._above(jnp.sqrt(jnp.mean(moments(x, weights)[1] ** 2))))
+
+    def standardise(self, x: Array, weights: Array, common: bool = False) -> Noise:
+        """Noise as wide as the columns."""
+        return Noise(self._above(jnp.ones((), x.dtype)), standard(x, weights, common))
+
+    def _above(self, scale: Array) -> Array:
+        floor = jnp.asarray(self.floor, scale.dtype)
+        return jnp.maximum(scale, jnp.where(floor > 0, 2 * floor, 1e-3))
 
     def constraints(self) -> Noise:
         """Above the floor."""
-        return Noise(constraints.Above(self.floor))  # type: ignore[arg-type]
+        return Noise(constraints.Above(self.floor), constraints.Fixed())  # type: ignore[arg-type]
 
     def influence(self, params: Noise) -> Array:
         """The floor's share of the variance."""
         return (jnp.asarray(self.floor, params.scale.dtype) / params.scale) ** 2
+
+    def _columns(self, params: Noise) -> PyTree:
+        return params.columns
 
     def _parts(self, params: Noise, outputs: Array) -> tuple[Array, Array]:
         return outputs, params.scale.reshape(1, 1)
@@ -122,16 +155,16 @@ class PredictedGaussian(_Gaussian):
     """The decoder says the noise of every entry; `Gaussian("predicted")`.
 
     Attributes:
-      floor: least standard deviation.
+      floor: least standard deviation, relative to the column's own.
     """
 
     def num_outputs(self, num_columns: int) -> int | None:
-        """2 D: means, then what becomes the scales by floor + log(1 + exp(output))."""
+        """2 D: means, then what becomes the scales by floor + log2(1 + exp(output))."""
         return 2 * num_columns
 
     def _parts(self, params: PyTree, outputs: Array) -> tuple[Array, Array]:
         mean, raw = jnp.split(outputs, 2, 1)
-        return mean, jnp.asarray(self.floor, outputs.dtype) + jax.nn.softplus(raw)
+        return mean, jnp.asarray(self.floor, outputs.dtype) + jax.nn.softplus(raw) / math.log(2)
 
 
 def Gaussian(  # noqa: N802 - it reads as a class beside the others
@@ -145,10 +178,15 @@ def Gaussian(  # noqa: N802 - it reads as a class beside the others
     noise falls, so a learned scale has a floor. A fit whose shared scale is within about 3 times the floor ends as
     DEGENERATE; of a predicted one only a look at the scales, or at held-out data, tells.
 
+    Learned noise and its floor are relative to the columns' own standard deviations where a `VAE` standardises: scale_d
+    is a learned number times that of column d, so that units and offsets change nothing but the log-density, by the
+    logarithms of the units. A constant column counts as one of deviation 1. With `VAE(..., standardise="table")` they
+    are relative to one deviation for all columns, with None, and with params from `init`, in the data's own units.
+
     Args:
-      scale: a number > 0 or an array (D,): known noise; "shared": one learned scale; "predicted": the decoder's second
-        half of outputs, by floor + log(1 + exp(output)).
-      floor: least standard deviation of learned noise, in the units of the data.
+      scale: a number > 0 or an array (D,): known noise, always in the data's own units; "shared": one learned scale;
+        "predicted": the decoder's second half of outputs, by floor + log2(1 + exp(output)).
+      floor: least standard deviation of learned noise, relative as the noise is.
 
     Returns:
       The likelihood.

@@ -9,12 +9,14 @@ from jax import Array
 from jaxem._normal import standard_promotion
 from jaxem._pytree import dataclass
 from jaxem._tree import PyTree
+from jaxem.likelihoods.columns import Columns, standard
 
 
 class Likelihood(ABC):
     """p(x | z) of D columns from the outputs of a decoder, columns independent given z; a frozen `jaxem.dataclass`.
 
-    `params` are what a likelihood learns besides the network, such as a noise scale; () for most.
+    `params` are what a likelihood learns besides the network, such as a noise scale, and where `standardise` made them
+    the coordinates of the outputs, which nothing moves. With params from `init` outputs are in the data's own units.
     """
 
     def num_outputs(self, num_columns: int) -> int | None:
@@ -25,8 +27,24 @@ class Likelihood(ABC):
         """Raises ValueError or TypeError, naming the argument, for data outside the support; on the host."""
 
     def init(self, x: Array, weights: Array) -> PyTree:
-        """Starting params for data x (N, D) with weights (N,)."""
+        """Starting params for data x (N, D) with weights (N,), outputs in the data's own units."""
         return ()
+
+    def standardise(self, x: Array, weights: Array, common: bool = False) -> PyTree | None:
+        """Starting params with which outputs of 0 say that columns are independent, each with its own mean and spread.
+
+        A unit of an output is about a standard deviation of its column; with `common` one scale serves all columns of
+        a density. None, the default, where a likelihood has no such coordinates.
+        """
+        return None
+
+    def features(self, x: Array) -> Array:
+        """The data on the scale whose mean and deviation the encoder's inputs are standardised by, elementwise."""
+        return x
+
+    def inputs(self, x: Array, weights: Array, common: bool = False) -> Columns | tuple[()]:
+        """Coordinates of the encoder's inputs, of `features(x)`; () where it sees the data as they are."""
+        return standard(self.features(x), weights, common)
 
     def constraints(self) -> PyTree:
         """A `jaxem.constraints` object for each leaf of the params."""

@@ -16,6 +16,8 @@ from jaxem.likelihoods import FromDecoder, Likelihood
 from jaxem.models._vae_latents import observed
 from jaxem.models.mixture import Mixture
 
+STANDARDISE = ("columns", "table", None)
+
 
 def check_support(model: Any, data: PyTree) -> None:
     """Raises for data that the likelihood gives no probability; values only where they are no tracers."""
@@ -49,6 +51,8 @@ def check(model: Any, data: PyTree) -> None:
         raise TypeError(f"estimator: expected an estimator, as jaxem.SGVBB(); found {model.estimator!r}")
     _check_numbers("beta", model.beta, (0, 1))
     _check_numbers("refinement_rate", model.refinement_rate, (0,))
+    if model.standardise not in STANDARDISE:
+        raise ValueError(f"standardise: expected 'columns', 'table' or None; found {model.standardise!r}")
     if model.prior is None:
         model.estimator.validate(DiagonalNormal.standard(model.latent_dim))
     elif isinstance(model.prior, Mixture):

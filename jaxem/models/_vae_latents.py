@@ -19,6 +19,8 @@ from jaxem.rules import Exact
 
 # Rows times draws that pass the decoder at once, and most rows of a block.
 CHUNK, ROWS = 8192, 512
+# Log-variance from which variances grow no longer exponentially: one 55 times the prior's is no posterior.
+WIDE = 4.0
 
 
 def observed(data: PyTree) -> Any:
@@ -34,7 +36,16 @@ def as_posterior(outputs: Any, latent_dim: int, dtype: Any) -> Any:
         mean, log_variance = outputs
     else:
         mean, log_variance = outputs[:, :latent_dim], outputs[:, latent_dim:]
-    return DiagonalNormal(mean.astype(dtype), log_variance.astype(dtype) / 2)
+    return DiagonalNormal(mean.astype(dtype), _tamed(log_variance.astype(dtype)) / 2)
+
+
+def _tamed(log_variance: Array) -> Array:
+    """The log-variance as it is up to 4, above it of a variance that goes on as the tangent of exp.
+
+    An encoder that has not learned yet may say 40, whose exp would be all that the first passes see.
+    """
+    above = jnp.maximum(log_variance - WIDE, 0)
+    return jnp.minimum(log_variance, WIDE) + jnp.log1p(above)
 
 
 def _joined(q: Any) -> Any:

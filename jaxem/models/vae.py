@@ -25,6 +25,7 @@ def VAE(  # noqa: N802 - it reads as a model's name
     num_refinements: int = 0,
     refinement_rate: float | Array = 0.1,
     num_score_samples: int = 1,
+    standardise: str | None = "columns",
 ) -> VariationalAutoencoder:
     """Variational autoencoder: networks for p(x | z) and q(z | x), climbed together on one ELBO.
 
@@ -33,6 +34,12 @@ def VAE(  # noqa: N802 - it reads as a model's name
 
     Data are an array (N, D) in the likelihood's support, or a tuple (x, more) of which the encoder sees all and the
     likelihood x. Fitted by `GradientAscent`: restarts, statuses, traces and weights are those of any model.
+
+    Data may come in any units, with any offset: networks see and say standardised columns, whatever else is given or
+    returned is in the data's own units, densities too. Where a start's decoder says 0, columns are independent, each
+    with its own mean and spread; a fit whose ELBO ends more than 0.01 nats an entry below that is UNDERFIT. Means and
+    deviations are those of the rows that `init` or `fit` saw, weights counted, and lie in the params ("inputs",
+    "likelihood"), so that new data are seen as the old ones were, and a fit from given params keeps their coordinates.
 
     Where all of q sits on the prior, the decoder ignores z (posterior collapse); `active_units` and `kl_per_dimension`
     of the model show it, and a `beta` that grows over the first passes is the usual remedy. A learned noise scale makes
@@ -57,6 +64,12 @@ def VAE(  # noqa: N802 - it reads as a model's name
       refinement_rate: their step size.
       num_score_samples: evaluations of the estimator behind each reported ELBO, by which restarts and early stopping
         choose; with few rows one is so noisy that it may lie above log p(x). `model.elbo` is there for a precise one.
+      standardise: "columns": by each column's own mean and deviation. "table": one deviation for all columns, their
+        root mean square, for columns of one unit: `Gaussian("shared")` then is one noise scale in that unit, and a
+        linear VAE the PPCA of the covariances, with "columns" that of the correlations. None: networks see and say
+        the data in their own units, as an encoder that looks up integers in a table needs, or one that scales by
+        itself. Never standardised: binary columns and codes (`Bernoulli`, `Categorical`) as the encoder sees them,
+        `more`, and what a decoder's own distribution says. The encoder of `Poisson` sees standardised square roots.
 
     Returns:
       A `VariationalAutoencoder`. Settings, data and shapes are checked by `fit`, before anything is compiled.
@@ -92,4 +105,5 @@ def VAE(  # noqa: N802 - it reads as a model's name
         latent_dim,
         num_refinements,
         num_score_samples,
+        standardise,
     )

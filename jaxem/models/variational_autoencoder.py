@@ -11,11 +11,13 @@ from jax import Array
 from jaxem import constraints
 from jaxem._inputs import as_key, check_count
 from jaxem._normal import DiagonalNormal
+from jaxem._numerics import weigh
 from jaxem._pytree import dataclass, static
 from jaxem._rows import takes_rows
 from jaxem._tree import BLOCK_ROWS, PyTree, as_floats, float_dtype, num_rows, sum_rows
 from jaxem.estimators import SGVBA, SGVBB, Estimator
 from jaxem.likelihoods import Likelihood
+from jaxem.likelihoods.columns import Columns
 from jaxem.model import ELBOModel, Health
 from jaxem.models import _vae_checks, _vae_latents
 from jaxem.models._vae_latents import Evidence, MixturePrior, as_posterior, observed
@@ -25,6 +27,8 @@ from jaxem.networks import Network
 # Standard normal draws that a mixture prior starts from, and the smallest weight of the KL: the objective is evaluated
 # as beta times the ELBO of log p(x | z) / beta.
 PRIOR_DRAWS, MIN_BETA = 1000, 1e-6
+# Nats for each entry by which an ELBO may miss that of independent columns, as one estimated at such an optimum does.
+ENTRY = 0.01
 
 
 @dataclass
@@ -33,8 +37,11 @@ class VariationalAutoencoder(ELBOModel):
 
         z_n ~ prior,   x_n | z_n ~ likelihood(decoder(z_n)),   q(z_n | x_n) = N(mean, diag(variance)) by the encoder
 
-    Params are a dict: "encoder", "decoder" (as the networks made them), and where there are any "likelihood" (a learned
-    noise scale), "prior" (a mixture's) and "baseline" (the score function's running one, which is not climbed).
+    Params are a dict: "encoder", "decoder" (as the networks made them), "likelihood" (a learned noise scale, and the
+    coordinates of the columns) and "inputs" (those of the encoder's inputs), and where there are any "prior" (a
+    mixture's) and "baseline" (the score function's running one). Coordinates and baseline are not climbed; a dict
+    without them is of networks in the data's own units. They lie in the params, as these mean nothing without them:
+    any `VAE` of the same networks may use the params, whatever it is bound to.
 
     ELBO.data is an estimate with the noise of a given key, at beta = 1 whatever the training does; with `IWAE` it is
     the importance-weighted bound. ELBO.params is the penalty of a mixture prior, else 0. Two keys give two values.
@@ -50,6 +57,9 @@ class VariationalAutoencoder(ELBOModel):
       latent_dim: Q.
       num_refinements: gradient steps on q of each datum after the encoder.
       num_score_samples: evaluations of the estimator that ELBO.data averages.
+      standardise: "columns", "table" or None; see `VAE`.
+      coordinates: of a bound model, what "inputs" and "likelihood" of its starts are.
+      least: of a bound model, ELBO.data of independent columns less 0.01 nats for each entry.
     """
 
     encoder: Network
@@ -62,6 +72,9 @@ class VariationalAutoencoder(ELBOModel):
     latent_dim: int = static(default=2)
     num_refinements: int = static(default=0)
     num_score_samples: int = static(default=1)
+    standardise: str | None = static(default="columns")
+    coordinates: PyTree = None
+    least: Array | None = None
 
     def __repr__(self) -> str:
         prior = "" if self.prior is None else f", prior={self.prior!r}"
@@ -81,27 +94,55 @@ class VariationalAutoencoder(ELBOModel):
         _vae_checks.check(self, data)
 
     def bind(self, data: PyTree, weights: Array) -> "VariationalAutoencoder":
-        """Binds a mixture prior to standard normal draws, which set the scale of its penalty."""
+        """Binds the coordinates of the columns, what columns reach without latents, and a mixture prior's penalty."""
+        coordinates = self._coordinates(data, weights)
+        model = dataclasses.replace(self, coordinates=coordinates, least=self._least(coordinates, data, weights))
         if self.prior is None:
-            return self
+            return model
         draws, share = self._draws(float_dtype(data), jnp.sum(weights))
-        return dataclasses.replace(self, prior=self.prior.bind(draws, share))
+        return dataclasses.replace(model, prior=self.prior.bind(draws, share))
 
     def _draws(self, dtype: Any, total: Array) -> tuple[Array, Array]:
         draws = jax.random.normal(jax.random.key(0), (PRIOR_DRAWS, self.latent_dim), dtype)
         return draws, jnp.full(PRIOR_DRAWS, total / PRIOR_DRAWS, dtype)
 
-    def init(self, key: Array, data: PyTree, weights: Array) -> dict[str, PyTree]:
+    def _coordinates(self, data: PyTree, weights: Array) -> dict[str, PyTree]:
+        """The starting params "inputs" and "likelihood"."""
+        x, common = observed(data), self.standardise == "table"
+        noise = None if self.standardise is None else self.likelihood.standardise(x, weights, common)
+        return {
+            "inputs": () if self.standardise is None else self.likelihood.inputs(x, weights, common),
+            "likelihood": self.likelihood.init(x, weights) if noise is None else noise,
+        }
+
+    def _least(self, coordinates: dict[str, PyTree], data: PyTree, weights: Array) -> Array | None:
+        """The log-likelihood of outputs that are 0, less 0.01 nats for each entry; None where 0 has no such meaning."""
+        x, noise = observed(data), coordinates["likelihood"]
+        if self.standardise is None:
+            noise = self.likelihood.standardise(x, weights)
+        num = None if noise is None else self.likelihood.num_outputs(x.shape[1])
+        if num is None:
+            return None
+
+        def block(x: Array, w: Array) -> Array:
+            return jnp.sum(weigh(w, self.likelihood.log_prob(noise, jnp.zeros((x.shape[0], num), x.dtype), x)))
+
+        found = sum_rows(block, x, weights, BLOCK_ROWS)
+        return found - ENTRY * x.shape[1] * jnp.sum(weights)
+
+    def least_elbo(self) -> Array | None:
+        """ELBO.data of independent columns, each with its own mean and spread, less 0.01 nats for each entry."""
+        return self.least
+
+    def init(self, key: Array, data: PyTree, weights: Array | None) -> dict[str, PyTree]:
         """Params of both networks' own starts; a mixture prior starts from a partition of standard normal draws."""
         dtype = float_dtype(data)
+        weights = jnp.ones(num_rows(data), dtype) if weights is None else weights
         encoder, decoder, prior = jax.random.split(key, 3)
-        params = {
-            "encoder": self.encoder.init(encoder, jax.tree.map(lambda a: a[:1], data)),
-            "decoder": self.decoder.init(decoder, jnp.zeros((1, self.latent_dim), dtype)),
-        }
-        noise = self.likelihood.init(observed(data), weights)
-        if jax.tree.leaves(noise):
-            params["likelihood"] = noise
+        params = dict(self._coordinates(data, weights) if self.coordinates is None else self.coordinates)
+        seen = self._seen(params, jax.tree.map(lambda a: a[:1], data))
+        params["encoder"] = self.encoder.init(encoder, seen)
+        params["decoder"] = self.decoder.init(decoder, jnp.zeros((1, self.latent_dim), dtype))
         if self.prior is not None:
             params["prior"] = self.prior.init(prior, *self._draws(dtype, jnp.sum(weights)))
         baseline = getattr(self.estimator, "baseline", None)
@@ -112,9 +153,7 @@ class VariationalAutoencoder(ELBOModel):
     def constraints(self) -> dict[str, PyTree]:
         """A prefix of the params: networks are real as a whole."""
         spec: dict[str, Any] = {"encoder": constraints.Real(), "decoder": constraints.Real()}
-        noise = self.likelihood.constraints()
-        if noise != ():
-            spec["likelihood"] = noise
+        spec |= {"inputs": constraints.Fixed(), "likelihood": self.likelihood.constraints()}
         if self.prior is not None:
             spec["prior"] = self.prior.constraints()
         if getattr(self.estimator, "baseline", None) is not None:
@@ -214,9 +253,18 @@ class VariationalAutoencoder(ELBOModel):
         found = self.decoder.apply(params["decoder"], z)
         return found.astype(z.dtype) if isinstance(found, Array) else found
 
+    def _seen(self, params: PyTree, data: PyTree) -> PyTree:
+        """What the encoder sees: the data in their coordinates; the rest of a tuple as it is."""
+        inputs = params.get("inputs", ())
+        if not isinstance(inputs, Columns):
+            return data
+        x = inputs.standardised(self.likelihood.features(observed(data)))
+        return (x, *data[1:]) if isinstance(data, tuple) else x
+
     def _posterior(self, params: PyTree, data: PyTree, key: Any, beta: Array | None = None) -> Any:
         """Q(z | x) of each datum: the encoder's, refined with a key where the model is semi-amortised."""
-        q = as_posterior(self.encoder.apply(params["encoder"], data), self.latent_dim, float_dtype(params))
+        outputs = self.encoder.apply(params["encoder"], self._seen(params, data))
+        q = as_posterior(outputs, self.latent_dim, float_dtype(params))
         if not self.num_refinements:
             return q
         estimator = self.plain_estimator(1, q)
