@@ -168,7 +168,7 @@ def bad_rows(x, outside):
         "inf": (far, r"found inf in row 4, column 2"),
         "masked": (np.ma.array(x, mask=mask), r"masked array with 1 masked entries, the first in row 3"),
         "text among objects": (text, r"text, 'one' in row 2, column 1"),
-        "text": (x.astype(str), r"found text"),
+        "text": (x.astype(str), r"dtype <U32: text; leave out"),
         "complex": (x + 0j, r"complex"),
         "dates": (x.astype("M8[s]"), r"dates"),
         "time differences": (x.astype("m8[s]"), r"time differences"),
