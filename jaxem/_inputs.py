@@ -28,6 +28,13 @@ def check_model(model: Any) -> None:
         raise TypeError(f"model: expected a jaxem model; found {model!r}{hint}")
 
 
+def check_enough(model: ELBOModel, num_rows: int, name: str = "data") -> None:
+    """Raises ValueError where the rows are fewer than a random start of the model needs."""
+    setting, least = model.least_rows
+    if num_rows < least:
+        raise ValueError(f"{name}: expected at least {setting} = {least} rows; found {num_rows}")
+
+
 def as_key(key: Any) -> Array:
     """A random key, typed or of the older uint32 kind."""
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):

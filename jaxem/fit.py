@@ -165,6 +165,7 @@ def prepare(
     if not isinstance(stop, StopRule):
         raise TypeError(f"stop: expected a stop rule, as jaxem.Stop(); found {stop!r}")
     model.validate(data, None)
+    _inputs.check_enough(model, _tree.num_rows(data))
     model, algorithm, stop = (_inputs.cast_floats(part, dtype) for part in (model, algorithm, stop))
     if params is not None:
         params = _inputs.as_params(

@@ -142,6 +142,11 @@ class ELBOModel(ABC):
         """The model and the params that a fit's questions are for; itself unless a wrapper has others inside."""
         return self, params
 
+    @property
+    def least_rows(self) -> tuple[str, int]:
+        """How many rows a random start needs, after the setting that says so: ("num_components", 3); 1 by default."""
+        return "", 1
+
     def constraints(self) -> PyTree:
         """A pytree like the params with a `jaxem.constraints` object at each leaf; needed for gradients and checks.
 

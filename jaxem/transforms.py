@@ -62,6 +62,10 @@ class Wrapper(LatentModel):
         return self.model.arrange(data)
 
     @property
+    def least_rows(self) -> tuple[str, int]:
+        return self.model.least_rows
+
+    @property
     def sequential(self) -> bool:
         return self.model.sequential
 

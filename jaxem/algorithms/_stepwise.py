@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 
 from jaxem import _tree
+from jaxem._numerics import safe_divide
 from jaxem._pytree import dataclass
 from jaxem._tree import PyTree
 from jaxem.model import LatentModel
@@ -28,11 +29,11 @@ class OnlineState:
 
     Attributes:
       params: the current params.
-      stats: the moving average of statistics, relative to `params`, at the scale of `num_rows` rows.
+      stats: the moving average of statistics, relative to `params`, at the scale of a total weight of `num_rows`.
       average: the average of `stats` over updates, relative to `params`; None without averaging.
       step: number of batches seen.
       skipped: how many of them were left out, their statistics being not finite.
-      num_rows: N, the number of rows that the batches stand for.
+      num_rows: the total weight of what the batches stand for: N where all weights are 1.
     """
 
     params: PyTree
@@ -108,13 +109,19 @@ def _mix(old: PyTree, new: PyTree, rate: Array, scale: Array) -> PyTree:
 
 
 def absorb(
-    model: LatentModel, state: OnlineState, batch: PyTree, weights: Array, scale: Array, rate: Array, rule: Rule
+    model: LatentModel, state: OnlineState, batch: PyTree, weights: Array, rate: Array, rule: Rule
 ) -> OnlineState:
-    """One batch: E-step, moving average, M-step, and the statistics carried to the new params."""
+    """One batch: E-step, moving average, M-step, and the statistics carried to the new params.
+
+    Statistics are scaled by weights, not by numbers of rows: a batch padded with rows of weight 0, or with one row of
+    weight 2 in place of two, is the same batch. One without any weight tells nothing and changes no statistics.
+    """
     params = model.prepare(state.params)
     found = model.e_step(params, batch, weights, rule).stats
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(found)]))
-    stats = _tree.where(finite, _mix(state.stats, found, rate, scale), state.stats)
+    weight = jnp.sum(weights)
+    scale = safe_divide(state.num_rows, weight)
+    stats = _tree.where(finite & (weight > 0), _mix(state.stats, found, rate, scale), state.stats)
     average = state.average
     if average is not None:
         share = (ETA + 1) / (state.step.astype(scale.dtype) + (ETA + 1))

@@ -25,11 +25,14 @@ from jaxem.rules import Rule
 class OnlineEM(Algorithm):
     """Online (stepwise) EM: each minibatch moves the statistics a little, and an M-step follows.
 
-        s <- (1 - rho_t) s + rho_t (N / B) sum_{n in batch} w_n s(x_n; theta),      theta <- m_step(s)
+        s <- (1 - rho_t) s + rho_t (W / W_b) sum_{n in batch} w_n s(x_n; theta),      theta <- m_step(s)
 
-    for every model with additive statistics; for `KMeans` it is minibatch K-means. N / B keeps the weight of priors and
-    penalties; the sum is unbiased whatever the weights. Statistics that are relative to the params they were taken at
-    are carried along by `model.rebase`. Memory: one batch and two sets of statistics, whatever the number of rows.
+    for every model with additive statistics; for `KMeans` it is minibatch K-means. W is the weight of all rows and W_b
+    that of the batch (N and B without weights): W / W_b keeps the data's strength beside priors and penalties, and a
+    batch padded with rows of weight 0, or with one row of weight 2 in place of two, is the same batch. Where weights
+    differ, batches of equal rows have unequal weight but count alike, a bias of order 1 / B; a batch without any weight
+    changes no statistics. Statistics that are relative to the params they were taken at are carried along by
+    `model.rebase`. Memory: one batch and two sets of statistics, whatever the number of rows.
 
     Driven, `fit(model, data, algorithm=OnlineEM(B, key=key), max_steps=passes)`: a step scores the params on all rows,
     so that the ELBO reported is exactly theirs, and takes one pass over the rows in ceil(N / B) shuffled batches whose
@@ -166,19 +169,18 @@ class OnlineEM(Algorithm):
             index = _stepwise.shuffled(key, jnp.minimum(start + slots, num - 1), num)
             w = jnp.where(slots < size, weights[index], 0)
             rate = self._rate(state.step * batches + batch, dtype)
-            scale = num / size.astype(dtype)
-            return _stepwise.absorb(model, now, _tree.take(data, index), w, scale, rate, rule), None
+            return _stepwise.absorb(model, now, _tree.take(data, index), w, rate, rule), None
 
         average = stats if self.average else None
         zero = jnp.zeros((), jnp.int32)
-        start = OnlineState(state.candidate, stats, average, zero, zero, jnp.asarray(num, dtype))
+        start = OnlineState(state.candidate, stats, average, zero, zero, jnp.sum(weights))
         end, _ = jax.lax.scan(body, start, jnp.arange(batches, dtype=jnp.int32))
         return self.estimate(model, end)
 
     def begin(
         self, model: LatentModel, params: PyTree, sample: PyTree, weights: Any = None, *, num_rows: float
     ) -> OnlineState:
-        """A stream's state before its first batch: the statistics of a sample, scaled to `num_rows` rows.
+        """A stream's state before its first batch: the statistics of a sample, scaled to a weight of `num_rows`.
 
         The rate decides how long the sample is remembered, about 1 / rho updates, so let it hold some batches' worth of
         rows where the rate is small. A model takes its data-scaled penalty from `model.bind(sample, weights)`; unbound,
@@ -188,9 +190,10 @@ class OnlineEM(Algorithm):
         Args:
           model: a `LatentModel`; pass the same one to `update`.
           params: where to start, as from `model.init` or `make_params`.
-          sample: rows that look like the stream's.
+          sample: rows that look like the stream's; fewer than clusters will do, as `params` are given.
           weights: their weights (n,); None for ones.
-          num_rows: N, the number of rows that batches stand for: the strength of the data beside priors.
+          num_rows: the weight of all that the batches stand for, N where weights are 1: the strength of the data beside
+            priors.
 
         Returns:
           An `OnlineState`. Save its leaves with numpy, and put them back by `jax.tree.unflatten`: a resumed stream is
@@ -208,7 +211,7 @@ class OnlineEM(Algorithm):
         weights = _rows.as_weights(weights, _tree.num_rows(sample), dtype)
         model = _inputs.cast_floats(model, dtype)
         model.validate(sample, None)
-        params = _inputs.as_params(params, jax.eval_shape(_start, model, sample, weights), 1, dtype)
+        params = _inputs.as_params(params, _start_shapes(model, sample), 1, dtype)
         model.validate(sample, params)
         algorithm = _inputs.cast_floats(dataclasses.replace(self, rate=None, key=None), dtype)
         return _begin(algorithm, model, params, sample, weights, jnp.asarray(num_rows, dtype))
@@ -223,7 +226,8 @@ class OnlineEM(Algorithm):
           weights: their weights; None for ones.
 
         Returns:
-          The new state. A batch whose statistics are not finite changes nothing but `step` and `skipped`.
+          The new state. A batch whose statistics are not finite changes nothing but `step` and `skipped`. Batches may
+            be padded to one length with rows of weight 0, so that they share a program.
 
         Raises:
           ValueError, TypeError: bad input, named.
@@ -247,9 +251,13 @@ class OnlineEM(Algorithm):
         return _stepwise.unless_nan(model.m_step(model.prepare(state.params), state.average), state.params)
 
 
-def _start(model: LatentModel, data: PyTree, weights: Array) -> PyTree:
-    """A start of the model's own, for its structure and shapes alone."""
-    return model.bind(data, weights).init(jax.random.key(0), data, weights)
+def _start_shapes(model: LatentModel, sample: PyTree) -> PyTree:
+    """Shapes of a start of the model's own, as if the sample had the rows that a random start needs."""
+    num = max(_tree.num_rows(sample), model.least_rows[1])
+    rows = jax.tree.map(lambda a: jax.ShapeDtypeStruct((num, *a.shape[1:]), a.dtype), sample)
+    weights = jax.ShapeDtypeStruct((num,), _tree.float_dtype(sample))
+    start = lambda model, data, weights: model.bind(data, weights).init(jax.random.key(0), data, weights)
+    return jax.eval_shape(start, model, rows, weights)
 
 
 @jax.jit
@@ -258,7 +266,7 @@ def _begin(
 ) -> OnlineState:
     zero = jnp.zeros((), jnp.int32)
     found = model.e_step(params, sample, weights, algorithm._rule(model).at(zero)).stats
-    stats = jax.tree.map(lambda a: num_rows / _tree.num_rows(sample) * a, found)
+    stats = jax.tree.map(lambda a: num_rows / jnp.sum(weights) * a, found)
     return OnlineState(params, stats, stats if algorithm.average else None, zero, zero, num_rows)
 
 
@@ -266,5 +274,4 @@ def _begin(
 def _update(algorithm: OnlineEM, model: LatentModel, state: OnlineState, batch: PyTree, weights: Array) -> OnlineState:
     dtype = state.num_rows.dtype
     rule = algorithm._rule(model).at(state.step)
-    scale = state.num_rows / _tree.num_rows(batch)
-    return _stepwise.absorb(model, state, batch, weights, scale, algorithm._rate(state.step, dtype), rule)
+    return _stepwise.absorb(model, state, batch, weights, algorithm._rate(state.step, dtype), rule)

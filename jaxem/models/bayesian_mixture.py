@@ -133,7 +133,7 @@ class BayesianMixture(DiscreteLatent):
         return f"BayesianMixture({self.family!r}, {self.num_components}, mixing={self.mixing!r})"
 
     def validate(self, data: PyTree, params: BayesianMixtureParams | None) -> None:
-        """Checks K against N, names, the concentration, and that the prior is proper and suits the family."""
+        """Checks K, names, the concentration, and that the prior is proper and suits the family."""
         check_components(self.num_components, self.init_method, self.init_size)
         if self.mixing not in MIXINGS:
             raise ValueError(f"mixing: expected one of {', '.join(MIXINGS)}; found {self.mixing!r}")
@@ -150,10 +150,11 @@ class BayesianMixture(DiscreteLatent):
             raise ValueError("family: expected one prior for all components; found a pseudo_mean for each")
         if self.total_weight is None:  # not bound: settings are as the user gave them
             prior.validate(self.family, data)
-        if num_rows(data) < self.num_components:
-            raise ValueError(
-                f"data: expected at least num_components = {self.num_components} rows; found {num_rows(data)}"
-            )
+
+    @property
+    def least_rows(self) -> tuple[str, int]:
+        """A row for each component."""
+        return "num_components", self.num_components
 
     def check_rows(self, data: PyTree, params: BayesianMixtureParams | None = None) -> None:
         """The family's checks, against the shapes of the plug-in params."""

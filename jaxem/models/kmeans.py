@@ -90,7 +90,7 @@ class KMeans(DiscreteLatent):
         return f"KMeans({self.num_clusters})"
 
     def validate(self, data: PyTree, params: KMeansParams | None) -> None:
-        """Checks K against N, the start's name and the shape of the data."""
+        """Checks K, the start's name and the shape of the data."""
         num = self.num_clusters
         if not isinstance(num, (int, np.integer)) or isinstance(num, bool) or num < 1:
             raise ValueError(f"num_clusters: expected an integer >= 1; found {num!r}")
@@ -98,8 +98,11 @@ class KMeans(DiscreteLatent):
             raise ValueError(f"init_method: expected 'kmeans++' or 'random'; found {self.init_method!r}")
         if self.init_size < num:
             raise ValueError(f"init_size: expected at least num_clusters = {num} rows; found {self.init_size}")
-        if num_rows(data) < num:
-            raise ValueError(f"data: expected at least num_clusters = {num} rows; found {num_rows(data)}")
+
+    @property
+    def least_rows(self) -> tuple[str, int]:
+        """A row for each cluster."""
+        return "num_clusters", self.num_clusters
 
     def check_rows(self, data: PyTree, params: KMeansParams | None = None) -> None:
         """Checks that data are one (N, D) array, as wide as the centroids."""

@@ -93,7 +93,7 @@ class Mixture(DiscreteLatent):
         return self.family.closed_form
 
     def validate(self, data: PyTree, params: MixtureParams | None) -> None:
-        """Checks K against N, the start's name, the family's own rules, and that mixing is a distribution."""
+        """Checks K, the start's name, the family's own rules, and that mixing is a distribution."""
         num = self.num_components
         check_components(num, self.init_method, self.init_size)
         self.family.validate(data)
@@ -101,11 +101,14 @@ class Mixture(DiscreteLatent):
         if self.num_active is not None and is_concrete(self.num_active):
             if not (self.num_active == int(self.num_active) and 1 <= self.num_active <= num):
                 raise ValueError(f"num_active: expected an integer from 1 to {num}; found {self.num_active!r}")
-            num = int(self.num_active)
-        if num_rows(data) < num:
-            raise ValueError(f"data: expected at least num_components = {num} rows; found {num_rows(data)}")
         if params is not None:
             _check_mixing("params.mixing", params.mixing)
+
+    @property
+    def least_rows(self) -> tuple[str, int]:
+        """A row for each component in use."""
+        known = self.num_active is not None and is_concrete(self.num_active)
+        return "num_components", int(self.num_active) if known else self.num_components  # type: ignore[arg-type]
 
     def check_rows(self, data: PyTree, params: MixtureParams | None = None) -> None:
         """The family's checks, and that params are of K components."""
