@@ -152,7 +152,10 @@ class ELBOModel(ABC):
 
         A constraint in place of a subtree holds for all its leaves: `Real()` for a whole network.
         """
-        raise TypeError(f"{type(self).__name__} declares no constraints(), which gradients and check_model need")
+        raise TypeError(
+            f"model: {type(self).__name__} declares no constraints(), which gradients and check_model need; write it: "
+            "a jaxem.constraints object at each leaf of the params"
+        )
 
     def canonical(self, params: PyTree) -> PyTree:
         """The same parameters with interchangeable parts in a fixed order; as they are by default."""

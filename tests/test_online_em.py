@@ -376,13 +376,13 @@ def test_no_stop_before_the_rule_has_settled():
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"batch_size": 0}, ValueError, "batch_size: expected at least 1; found 0"),
+        ({"batch_size": 0}, ValueError, "batch_size: expected an integer >= 1; found 0"),
         ({"batch_size": 2.5}, TypeError, "batch_size: expected an integer"),
         ({"batch_size": 121}, ValueError, "batch_size: expected at most the number of rows, 120; found 121"),
         ({"rate": 0.0}, ValueError, r"rate: expected numbers in \(0, 1\]; found 0"),
         ({"rate": 1.5}, ValueError, r"rate: .* found 1.5"),
         ({"rate": np.array([0.5, np.nan])}, ValueError, "rate: .* found nan"),
-        ({"rate": np.ones((2, 2))}, TypeError, "rate: expected a number, an array"),
+        ({"rate": np.ones((2, 2))}, ValueError, "rate: expected a number, an array"),
         ({"rate": lambda t: 2.0}, ValueError, "rate: .* found 2.0"),
         ({"kappa": 1.5}, ValueError, "kappa: expected a number in"),
         ({"key": None}, TypeError, "key: expected a JAX random key"),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem import _tree
+from jaxem import _arguments, _tree
 from jaxem._numerics import safe_divide
 from jaxem._pytree import dataclass
 from jaxem._tree import PyTree
@@ -73,29 +73,27 @@ def shuffled(key: Array, index: Array, num: int) -> Array:
     return jax.lax.while_loop(outside, again, scramble(index.astype(jnp.uint32))).astype(jnp.int32)
 
 
-def tabulate(schedule: Any, num: int) -> np.ndarray:
+def tabulate(name: str, schedule: Any, num: int) -> np.ndarray:
     """Values of a schedule; optax's are evaluated together, what looks at the number of the update one by one."""
     try:
+        if getattr(jax.eval_shape(schedule, jax.ShapeDtypeStruct((), np.int32)), "shape", None) != ():
+            raise TypeError("no number")
         return np.asarray(jax.jit(jax.vmap(schedule))(np.arange(num)), np.float64) * np.ones(num)
     except (jax.errors.JAXTypeError, TypeError, ValueError):
-        return np.array([float(schedule(t)) for t in range(num)])
+        return _arguments.tabulated(name, schedule, num)
 
 
 def tabulated(rate: Any) -> np.ndarray:
     """Values of a schedule of rates in (0, 1]."""
-    table = tabulate(rate, TABLE)
+    table = tabulate("rate", rate, TABLE)
     check_rates(table, decays=True)
     return table
 
 
 def check_rates(rate: Any, decays: bool = False) -> None:
     """Raises unless the rates are in (0, 1]; the values of a schedule may decay to 0."""
-    values = np.asarray(rate)
-    if values.dtype.kind not in "fiu" or values.ndim > 1 or values.size == 0:
-        raise TypeError(f"rate: expected a number, an array over updates or a callable; found {rate!r}")
-    bad = values[~((values > 0) | (values == 0) & decays) | ~(values <= 1)]
-    if bad.size:
-        raise ValueError(f"rate: expected numbers in (0, 1]; found {bad.flat[0]}")
+    what, each = "a number, an array over updates or a callable of the update", "numbers in (0, 1]"
+    _arguments.check_number("rate", rate, 0, 1, above=not decays, dims=(0, 1), what=what, each=each)
 
 
 def unless_nan(new: PyTree, old: PyTree) -> PyTree:

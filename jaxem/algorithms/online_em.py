@@ -10,12 +10,13 @@ import numpy as np
 from jax import Array
 
 from jaxem import _inputs, _rows, _tree
+from jaxem._arguments import check_flag, check_number, expect, shown
 from jaxem._numerics import is_concrete
 from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree
 from jaxem.algorithms import _stepwise
 from jaxem.algorithms._stepwise import OnlineState
-from jaxem.algorithms.algorithm import Algorithm, EMState, accept
+from jaxem.algorithms.algorithm import Algorithm, EMState, accept, check_rule
 from jaxem.elbo import ELBO
 from jaxem.model import LatentModel
 from jaxem.rules import Rule
@@ -105,24 +106,37 @@ class OnlineEM(Algorithm):
     key: Array | None = dataclasses.field(default=None, kw_only=True)
 
     def tabulate(self, num_steps: int) -> "OnlineEM":
-        """The algorithm with callables replaced by arrays, its settings checked; called by `fit` on the host."""
-        self._check()
+        """The algorithm with callables replaced by arrays; called by `fit` on the host."""
         rate = _stepwise.tabulated(self.rate) if callable(self.rate) else self.rate
         rule = None if self.rule is None else self.rule.tabulate(num_steps)
         return dataclasses.replace(self, rate=rate, rule=rule, key=_inputs.as_key(self.key))
 
     def validate(self, model: Any, num_rows: int) -> None:
-        """Checks that the model has statistics, and that a batch is not larger than the data."""
+        """Checks the settings, that the model has statistics, and that a batch is not larger than the data."""
         super().validate(model, num_rows)
+        self._check(model)
         if self.batch_size > num_rows:
             raise ValueError(f"batch_size: expected at most the number of rows, {num_rows}; found {self.batch_size}")
 
-    def _check(self) -> None:
+    def _check(self, model: Any) -> None:
+        """Raises TypeError or ValueError for settings of the wrong class or out of range."""
         _inputs.check_count("batch_size", self.batch_size, 1)
-        if not callable(self.rate) and self.rate is not None and is_concrete(self.rate):
+        if not callable(self.rate) and self.rate is not None:
             _stepwise.check_rates(self.rate)
-        if is_concrete(self.kappa) and not (np.ndim(self.kappa) == 0 and 0 <= self.kappa <= 1):
-            raise ValueError(f"kappa: expected a number in [0, 1]; found {self.kappa!r}")
+        check_number("kappa", self.kappa, 0, 1, what="a number in [0, 1]")
+        check_flag("average", self.average)
+        check_rule(self.rule, model)
+
+    def _check_stream(self, model: Any) -> None:
+        """The settings' checks, and those of the rule, whose schedule must be an array: a stream has no last step."""
+        self._check(model)
+        if self.rule is not None:
+            if any(callable(value) for value in vars(self.rule).values()):
+                raise TypeError(
+                    f"rule: expected its schedule as an array in a stream; found {shown(self.rule)}; tabulate it, as "
+                    "jnp.array([schedule(t) for t in range(100)])"
+                )
+            self.rule.tabulate(0)
 
     def _rule(self, model: LatentModel) -> Rule:
         return model.default_rule() if self.rule is None else self.rule
@@ -202,16 +216,15 @@ class OnlineEM(Algorithm):
         Raises:
           ValueError, TypeError: bad input, named.
         """
-        self._check()
         super().validate(model, 0)
-        if isinstance(num_rows, bool) or not (np.ndim(num_rows) == 0 and 0 < num_rows < np.inf):
-            raise ValueError(f"num_rows: expected a finite number > 0; found {num_rows!r}")
+        self._check_stream(model)
+        check_number("num_rows", num_rows, 0, above=True)
         sample = _rows.rows(model, params, sample, "sample")
         dtype = _tree.float_dtype(sample)
         weights = _rows.as_weights(weights, _tree.num_rows(sample), dtype)
         model = _inputs.cast_floats(model, dtype)
         model.validate(sample, None)
-        params = _inputs.as_params(params, _start_shapes(model, sample), 1, dtype)
+        params = _inputs.as_params(params, _start_shapes(model, sample), 1, dtype, model)
         model.validate(sample, params)
         algorithm = _inputs.cast_floats(dataclasses.replace(self, rate=None, key=None), dtype)
         return _begin(algorithm, model, params, sample, weights, jnp.asarray(num_rows, dtype))
@@ -232,20 +245,23 @@ class OnlineEM(Algorithm):
         Raises:
           ValueError, TypeError: bad input, named.
         """
+        super().validate(model, 0)
+        self._check_stream(model)
+        expect("state", state, OnlineState, "an OnlineState, as begin and update return")
         dtype = state.num_rows.dtype
         batch = _rows.rows(model, state.params, batch, "batch")
         weights = _rows.as_weights(weights, _tree.num_rows(batch), dtype)
         algorithm = self
         if callable(self.rate):
             rate = self.rate(int(state.step) if is_concrete(state.step) else state.step)  # type: ignore[arg-type]
-            if is_concrete(rate):
-                _stepwise.check_rates(rate, decays=True)
+            _stepwise.check_rates(rate, decays=True)
             algorithm = dataclasses.replace(self, rate=rate)
         algorithm = _inputs.cast_floats(dataclasses.replace(algorithm, key=None), dtype)
         return _update(algorithm, _inputs.cast_floats(model, dtype), state, batch, weights)
 
     def estimate(self, model: LatentModel, state: OnlineState) -> PyTree:
         """The params of a state: the current ones, or those of the averaged statistics."""
+        expect("state", state, OnlineState, "an OnlineState, as begin and update return")
         if state.average is None:
             return state.params
         return _stepwise.unless_nan(model.m_step(model.prepare(state.params), state.average), state.params)

@@ -11,6 +11,8 @@ import numpy as np
 from jax import Array
 
 from jaxem import _rows, constraints
+from jaxem._arguments import check_choice, expect
+from jaxem._foreign import named, named_fields
 from jaxem._inputs import as_key
 from jaxem._numerics import is_concrete, weigh
 from jaxem._pytree import dataclass, static
@@ -64,6 +66,7 @@ class Pruning:
         return f"{int(np.sum(self.kept))} of {self.kept.shape[0]} components used; expected counts {counts}"
 
 
+@named_fields
 @dataclass
 class BayesianMixture(DiscreteLatent):
     """Mixture with a prior on everything, fitted by mean-field variational EM: q(z) q(mixing) prod_k q(theta_k).
@@ -135,15 +138,12 @@ class BayesianMixture(DiscreteLatent):
     def validate(self, data: PyTree, params: BayesianMixtureParams | None) -> None:
         """Checks K, names, the concentration, and that the prior is proper and suits the family."""
         check_components(self.num_components, self.init_method, self.init_size)
-        if self.mixing not in MIXINGS:
-            raise ValueError(f"mixing: expected one of {', '.join(MIXINGS)}; found {self.mixing!r}")
-        if self.truncation not in TRUNCATIONS:
-            raise ValueError(f"truncation: expected one of {', '.join(TRUNCATIONS)}; found {self.truncation!r}")
+        check_choice("mixing", self.mixing, MIXINGS)
+        check_choice("truncation", self.truncation, TRUNCATIONS)
         if self.concentration is not None:
             check_array("concentration", self.concentration, ((),), positive=True)
         prior = default_prior(self.family) if self.prior is None else self.prior
-        if not isinstance(prior, Prior):
-            raise TypeError(f"prior: expected a jaxem.priors.Prior; found {prior!r}")
+        expect("prior", prior, Prior, "one of jaxem.priors, as jaxem.priors.GaussianPrior(), or None")
         prior.check_family(self.family)
         self.family.validate(data)
         if not self.family.exchangeable:
@@ -437,6 +437,7 @@ def _expected_num(model: BayesianMixture, params: BayesianMixtureParams, data: P
     return jnp.sum(-jnp.expm1(sum_rows(block, data, weights, model._rows(data))))
 
 
+@named
 def BayesianGMM(  # noqa: N802
     num_components: int,
     covariance: str = "full",

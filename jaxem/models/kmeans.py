@@ -9,6 +9,8 @@ import numpy as np
 from jax import Array
 
 from jaxem import constraints
+from jaxem._arguments import check_choice, check_integer
+from jaxem._foreign import named_fields
 from jaxem._numerics import einsum, namespace, safe_divide
 from jaxem._pytree import dataclass, static
 from jaxem._rows import takes_rows
@@ -47,6 +49,7 @@ class KMeansRows:
     square: Array
 
 
+@named_fields
 @dataclass
 class KMeans(DiscreteLatent):
     """K-means by Lloyd's algorithm, as hard EM on the one objective.
@@ -92,10 +95,9 @@ class KMeans(DiscreteLatent):
     def validate(self, data: PyTree, params: KMeansParams | None) -> None:
         """Checks K, the start's name and the shape of the data."""
         num = self.num_clusters
-        if not isinstance(num, (int, np.integer)) or isinstance(num, bool) or num < 1:
-            raise ValueError(f"num_clusters: expected an integer >= 1; found {num!r}")
-        if self.init_method not in ("kmeans++", "random"):
-            raise ValueError(f"init_method: expected 'kmeans++' or 'random'; found {self.init_method!r}")
+        check_integer("num_clusters", num, 1)
+        check_choice("init_method", self.init_method, ("kmeans++", "random"))
+        check_integer("init_size", self.init_size, 1)
         if self.init_size < num:
             raise ValueError(f"init_size: expected at least num_clusters = {num} rows; found {self.init_size}")
 
