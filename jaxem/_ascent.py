@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem import constraints
+from jaxem import _arguments, constraints
 from jaxem._tree import PyTree, float_dtype
 
 # Times that a step which does not raise the objective is halved before the old params are kept.
@@ -17,10 +17,8 @@ MAX_HALVINGS = 16
 
 def check_optimizer(optimizer: Any, num_steps: Any) -> None:
     """Raises TypeError or ValueError unless these are an optax optimiser, or None, and a number of updates >= 1."""
-    if optimizer is not None and not hasattr(optimizer, "update"):
-        raise TypeError(f"optimizer: expected an optax GradientTransformation; found {optimizer!r}")
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
-        raise ValueError(f"num_steps: expected an integer >= 1; found {num_steps!r}")
+    _arguments.check_optimizer(optimizer)
+    _arguments.check_integer("num_steps", num_steps, 1)
 
 
 def ascend(

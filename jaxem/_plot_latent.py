@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from jaxem._arguments import check_integer
 from jaxem._plot_style import check_fit, check_points, colours, fit_rows, new_axes
 from jaxem.result import Fit
 
@@ -64,8 +65,7 @@ def images(x: Any, *, shape: Sequence[int], num_columns: int = 12, ax: Axes | No
     if x.ndim != 2 or not len(x):
         raise ValueError(f"x: expected shape (N, D) with N >= 1; found {x.shape}")
     height, width = _check_image(shape, x.shape[1])
-    if isinstance(num_columns, bool) or not isinstance(num_columns, (int, np.integer)) or num_columns < 1:
-        raise ValueError(f"num_columns: expected an integer >= 1; found {num_columns!r}")
+    check_integer("num_columns", num_columns, 1)
     rows, columns = -(-len(x) // num_columns), min(num_columns, len(x))
     grid = np.full((rows * columns, height, width), np.nan)
     grid[: len(x)] = x.reshape(-1, height, width)

@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 
 from jaxem import _inputs
+from jaxem._arguments import check_number, shown
 from jaxem._normal import DiagonalNormal
 from jaxem._numerics import is_concrete
 from jaxem._pytree import dataclass, static
@@ -17,7 +18,7 @@ from jaxem._tree import PyTree, map_rows, num_rows
 from jaxem.estimators import StickingTheLanding
 from jaxem.models import _vae_latents
 from jaxem.models.variational_autoencoder import VariationalAutoencoder
-from jaxem.result import Fit
+from jaxem.result import Fit, check_fit
 
 # Rows refined together, draws behind each gradient and behind each look for the best q, and looks in all.
 ROWS, DRAWS, JUDGED, LOOKS = 512, 8, 64, 20
@@ -108,10 +109,13 @@ def amortisation_gap(
     References:
       Cremer, Li and Duvenaud (2018), Inference suboptimality in variational autoencoders.
     """
-    if not isinstance(fit, Fit) or not isinstance(fit.model, VariationalAutoencoder):
-        raise TypeError(f"fit: expected a fit of a jaxem.VAE; found {type(getattr(fit, 'model', fit)).__name__}")
+    check_fit(fit, data)
+    if not isinstance(fit.model, VariationalAutoencoder):
+        raise TypeError(f"fit: expected a fit of a jaxem.VAE; found one of {shown(fit.model)}")
     model, params = fit.model, fit.params
     _inputs.check_count("num_steps", num_steps, 1)
+    _inputs.check_count("num_samples", num_samples, 1)
+    check_number("learning_rate", learning_rate, 0)
     refine, report, encoder = jax.random.split(_inputs.as_key(key), 3)
     data = rows(model, params, data)
     q = model.encode(params, data, key=encoder)

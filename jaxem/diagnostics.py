@@ -14,9 +14,10 @@ from jaxem._numerics import is_concrete, weigh
 from jaxem._pytree import dataclass
 from jaxem._tree import BLOCK_ROWS, PyTree, float_dtype, map_rows, num_rows, sum_rows
 from jaxem.expfam import Delta
+from jaxem.families._checks import check_kind
 from jaxem.models.bayesian_mixture import BayesianMixture
 from jaxem.models.mean_field import MeanField
-from jaxem.result import Fit
+from jaxem.result import Fit, check_fit
 from jaxem.transforms import Chunked
 
 MIN_DRAWS = 25  # a tail of five
@@ -157,6 +158,8 @@ def pareto_k(log_ratios: Array) -> tuple[Array, Array]:
       Zhang and Stephens (2009), A new and efficient estimation method for the generalized Pareto distribution,
       Technometrics 51; Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto smoothed importance sampling, JMLR 25.
     """
+    if is_concrete(log_ratios):
+        check_kind("log_ratios", log_ratios)
     log_ratios = jnp.asarray(log_ratios)
     if not jnp.issubdtype(log_ratios.dtype, jnp.floating):
         raise TypeError(f"log_ratios: expected floating point numbers; found dtype {log_ratios.dtype}")
@@ -226,8 +229,7 @@ def importance(
       Yao, Vehtari, Simpson and Gelman (2018), Yes, but did it work?: evaluating variational inference, ICML; Vehtari,
       Simpson, Gelman, Yao and Gabry (2024), Pareto smoothed importance sampling, JMLR 25.
     """
-    if not isinstance(fit, Fit):
-        raise TypeError(f"fit: expected what jaxem.fit returns; found {fit!r}")
+    check_fit(fit, data)
     _inputs.check_count("num_draws", num_draws, MIN_DRAWS)
     dtype = float_dtype(fit.params)
     data = _rows.rows(fit.model, fit.params, data)

@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
+from jaxem._arguments import check_integer, check_number
 from jaxem._normal import kl_divergence, standard_promotion
 from jaxem._numerics import is_concrete
 from jaxem._pytree import dataclass, static
@@ -65,9 +65,7 @@ class Estimator(ABC):
 
     def validate(self, prior: Any) -> None:
         """Raises where the settings are unsound, or the prior does not suit; called on the host, before compilation."""
-        num = self.num_samples
-        if isinstance(num, bool) or not isinstance(num, (int, np.integer)) or num < 1:
-            raise ValueError(f"num_samples: expected an integer >= 1; found {num!r}")
+        check_integer("num_samples", self.num_samples, 1)
 
 
 @dataclass
@@ -138,13 +136,10 @@ class ScoreFunction(Estimator):
         """Checks the number of samples, the baseline and its decay."""
         super().validate(prior)
         decay, baseline = self.decay, self.baseline
-        if is_concrete(decay) and not (np.ndim(decay) == 0 and 0 <= decay <= 1):
-            raise ValueError(f"decay: expected a number from 0 to 1; found {decay!r}")
+        check_number("decay", decay, 0, 1)
         if baseline is not None and is_concrete(baseline):
-            if np.asarray(baseline).dtype.kind not in "fiu":
-                raise TypeError(f"baseline: expected None, or the number to start from; found {baseline!r}")
-            if not np.isfinite(baseline).all():
-                raise ValueError(f"baseline: expected a finite number; found {baseline!r}")
+            what = "None, or the number to start from"
+            check_number("baseline", baseline, dims=(0, 1), what=what, each="a finite number")
 
 
 @dataclass

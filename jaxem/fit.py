@@ -12,7 +12,9 @@ import numpy as np
 from jax import Array
 
 from jaxem import _inputs, _rows, _shapes, _table, _tree, _verdict
+from jaxem._arguments import as_numbers, check_leaves, expect, shown
 from jaxem._drive import Progress, Watch, drive
+from jaxem._foreign import named
 from jaxem._numerics import is_concrete, namespace
 from jaxem._rows import Rows
 from jaxem._table import Problem, Screen, Table, fence, unfinished
@@ -20,12 +22,14 @@ from jaxem._tree import Packed, PyTree
 from jaxem.algorithms import EM, Algorithm, CoordinateAscent, GeneralizedEM, GradientAscent
 from jaxem.model import ELBOModel, Health, LatentModel
 from jaxem.result import Fit, Restarts
+from jaxem.rules import Rule
 from jaxem.stopping import Status, StopRule
 
 # A component whose spread is more than this share the penalty's is a spike; honest optima are below 4e-5.
 DEGENERATE = 0.1
 
 
+@named
 def fit(
     model: ELBOModel,
     data: PyTree,
@@ -149,9 +153,10 @@ def prepare(
     if restart_batch is not None:
         _inputs.check_count("restart_batch", restart_batch, 1)
     if screen is not None:
+        expect("screen", screen, Screen, "jaxem.Screen(num_steps=10, keep=8), or None")
         _inputs.check_count("screen.num_steps", screen.num_steps, 0)
         _inputs.check_count("screen.keep", screen.keep, 1)
-    _inputs.check_model(model)
+    _inputs.check_model(model, data)
     key = _inputs.as_key(key)
     model = dataclasses.replace(model, rows=None)  # that of an earlier fit
     data, seen = _rows.read(data, keys=model.row_keys())
@@ -159,16 +164,18 @@ def prepare(
     dtype = _tree.float_dtype(data)
     _table.check_trace(int(num_restarts), int(max_steps), dtype)
     weights = _rows.as_weights(weights, _tree.num_rows(data), dtype)
-    algorithm = choose_algorithm(model, algorithm, _tree.num_rows(data)).tabulate(max_steps)
-    algorithm = algorithm.bind(model, data, key, int(max_steps))
-    stop = model.default_stop() if stop is None else stop
-    if not isinstance(stop, StopRule):
-        raise TypeError(f"stop: expected a stop rule, as jaxem.Stop(); found {stop!r}")
+    algorithm = choose_algorithm(model, algorithm, _tree.num_rows(data))
+    stop = choose_stop(model, stop)
+    algorithm = algorithm.tabulate(max_steps)
     model.validate(data, None)
+    _inputs.check_enough(model, _tree.num_rows(data))
+    algorithm = algorithm.bind(model, data, key, int(max_steps))
+    for name, part in (("model", model), ("algorithm", algorithm), ("stop", stop)):
+        check_leaves(name, part)
     model, algorithm, stop = (_inputs.cast_floats(part, dtype) for part in (model, algorithm, stop))
     if params is not None:
         params = _inputs.as_params(
-            params, jax.eval_shape(_start_params, model, data, weights, key), num_restarts, dtype
+            params, jax.eval_shape(_start_params, model, data, weights, key), num_restarts, dtype, model
         )
         model.validate(data, params)
     _shapes.check(model, data, weights, key)
@@ -186,10 +193,22 @@ def choose_algorithm(model: ELBOModel, algorithm: Any, num_rows: int) -> Algorit
         sequential, closed = getattr(model, "sequential", False), getattr(model, "closed_form", True)
         algorithm = CoordinateAscent() if sequential else EM() if closed else GeneralizedEM()
         algorithm = algorithm if isinstance(model, LatentModel) else GradientAscent()
-    if not isinstance(algorithm, Algorithm):
-        raise TypeError(f"algorithm: expected an algorithm, as jaxem.EM(); found {algorithm!r}")
+    if isinstance(algorithm, Rule):
+        raise TypeError(f"algorithm: expected an algorithm; found a rule; it goes into one, as jaxem.EM({algorithm!r})")
+    expect("algorithm", algorithm, Algorithm, "an algorithm, as jaxem.EM() or jaxem.GradientAscent(optimizer)")
     algorithm.validate(model, num_rows)
     return algorithm
+
+
+def choose_stop(model: ELBOModel, stop: Any) -> StopRule:
+    """The stop rule, or the model's own; raises where it is none, or does not suit the model."""
+    stop = model.default_stop() if stop is None else stop
+    if as_numbers(stop) is not None:
+        found = f"{shown(stop)}; write jaxem.Stop(atol={shown(stop)})"
+        raise TypeError(f"stop: expected a stop rule, as jaxem.Stop(); found {found}")
+    expect("stop", stop, StopRule, "a stop rule, as jaxem.Stop()")
+    stop.validate(model)
+    return stop
 
 
 @jax.jit

@@ -12,7 +12,7 @@ from jaxem._numerics import is_concrete
 from jaxem._tree import PyTree, float_dtype, num_rows
 from jaxem._warn import FitWarning, warn
 from jaxem.model import LatentModel
-from jaxem.result import Fit
+from jaxem.result import Fit, check_fit
 from jaxem.rules import Exact, Hard, Rule
 from jaxem.stopping import Status
 
@@ -40,7 +40,7 @@ def _scores(
     fit: Fit, data: PyTree, weights: Array | None, rule: Rule, allow_degenerate: bool
 ) -> tuple[Array, Array, Array | int]:
     """-2 log-likelihood, +inf where the fit must not win; the sum of the weights; the number of free parameters."""
-    _check(fit)
+    _check(fit, data)
     data = _rows.rows(fit.model, fit.params, data)
     counts = _rows.as_weights(weights, num_rows(data), float_dtype(data))
     num = fit.model.num_parameters(fit.params)
@@ -49,12 +49,9 @@ def _scores(
     return *_evaluate(fit.model, fit.params, fit.status, data, counts, rule, bool(allow_degenerate)), num
 
 
-def _check(fit: Fit) -> None:
+def _check(fit: Fit, data: PyTree) -> None:
     """Raises unless it is one fit of a model with a density."""
-    if not isinstance(fit, Fit):
-        raise TypeError(
-            f"fit: expected the Fit that jaxem.fit returns, as bic(fit, data); found a {type(fit).__name__}"
-        )
+    check_fit(fit, data)
     if not hasattr(fit.model, "num_parameters"):
         raise TypeError(
             f"fit: {type(fit.model).__name__} has no density with num_parameters, so bic, aic and icl do not apply"

@@ -142,12 +142,20 @@ class ELBOModel(ABC):
         """The model and the params that a fit's questions are for; itself unless a wrapper has others inside."""
         return self, params
 
+    @property
+    def least_rows(self) -> tuple[str, int]:
+        """How many rows a random start needs, after the setting that says so: ("num_components", 3); 1 by default."""
+        return "", 1
+
     def constraints(self) -> PyTree:
         """A pytree like the params with a `jaxem.constraints` object at each leaf; needed for gradients and checks.
 
         A constraint in place of a subtree holds for all its leaves: `Real()` for a whole network.
         """
-        raise TypeError(f"{type(self).__name__} declares no constraints(), which gradients and check_model need")
+        raise TypeError(
+            f"model: {type(self).__name__} declares no constraints(), which gradients and check_model need; write it: "
+            "a jaxem.constraints object at each leaf of the params"
+        )
 
     def canonical(self, params: PyTree) -> PyTree:
         """The same parameters with interchangeable parts in a fixed order; as they are by default."""

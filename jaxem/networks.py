@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxem._arguments import check_choice, check_decorated, check_integer, shown
 from jaxem._normal import standard_promotion
 from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree, float_dtype
@@ -100,15 +101,11 @@ def mlp(*sizes: int, activation: Callable[[Array], Array] = jax.nn.relu, precisi
     """
     if not sizes:
         raise ValueError("sizes: expected at least one layer; found none")
-    for size in sizes:
-        if isinstance(size, bool) or not isinstance(size, (int, np.integer)):
-            raise TypeError(f"sizes: expected integers >= 1; found {size!r}")
-        if size < 1:
-            raise ValueError(f"sizes: expected integers >= 1; found {size}")
+    for i, size in enumerate(sizes):
+        check_integer(f"sizes[{i}]", size, 1)
     if not callable(activation):
-        raise TypeError(f"activation: expected a function; found {activation!r}")
-    if precision not in ("highest", "high", "default"):
-        raise ValueError(f"precision: expected 'highest', 'high' or 'default'; found {precision!r}")
+        raise TypeError(f"activation: expected a function, as jax.nn.relu; found {shown(activation)}")
+    check_choice("precision", precision, ("highest", "high", "default"))
     return MLP(tuple(int(size) for size in sizes), activation, precision)
 
 
@@ -135,6 +132,8 @@ class PerDatum(Network):
 
     def init(self, key: Array, x: tuple[Array, Array]) -> Array:
         """(num_rows, num_outputs) zeros."""
+        check_integer("num_rows", self.num_rows, 1)
+        check_integer("num_outputs", self.num_outputs, 1)
         return jnp.zeros((self.num_rows, self.num_outputs), float_dtype(x))
 
     def apply(self, params: Array, x: tuple[Array, Array]) -> Array:
@@ -229,7 +228,7 @@ def _made(make: Any, name: str) -> Module:
     def trace(key: Array) -> PyTree:
         module = make(key)
         if not _is_module(module):
-            raise TypeError(_expected(name, f"a function of a key that returns {module!r}"))
+            raise TypeError(_expected(name, f"a function of a key that returns {shown(module)}"))
         params, rest = _split(module)
         seen.append(rest)
         return params
@@ -240,7 +239,7 @@ def _made(make: Any, name: str) -> Module:
     except TypeError as error:
         if name in str(error).split(":")[0]:
             raise
-        raise TypeError(_expected(name, f"{make!r}, which is no function of a key: {error}")) from error
+        raise TypeError(_expected(name, f"{shown(make)}, which is no function of a key: {error}")) from error
     return Module(None, make, seen[0])
 
 
@@ -270,6 +269,7 @@ def as_network(network: Any, name: str = "network") -> Network:
       (2, 1)
     """
     if isinstance(network, Network):
+        check_decorated(name, network)
         return network
     if isinstance(network, type):
         raise TypeError(_expected(name, f"the class {network.__name__}; call it first"))
@@ -278,11 +278,11 @@ def as_network(network: Any, name: str = "network") -> Network:
         try:
             hash(network)
         except TypeError as error:
-            raise TypeError(f"{name}: expected a network that is hashable; found {network!r}: {error}") from None
+            raise TypeError(f"{name}: expected a network that is hashable; found {shown(network)}: {error}") from None
         return Functions(network)
     if _is_module(network):
         params, rest = _split(network)
         return Module(params, None, rest)
     if callable(network):
         return _made(network, name)
-    raise TypeError(_expected(name, repr(network)))
+    raise TypeError(_expected(name, shown(network)))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jax import Array
 
+from jaxem._arguments import has_fields, shown
 from jaxem._numerics import is_concrete
 from jaxem._pytree import dataclass
 from jaxem._tree import PyTree
@@ -164,6 +165,16 @@ class Fit:
             f"  restarts  {num}: {fates}" + (f"; {int(self.hits)} reached this optimum" if optimum else ""),
         ]
         return "\n".join(lines + [f"  note      {note}" for note in self.warnings()])
+
+
+def check_fit(fit: Any, data: Any = None) -> None:
+    """Raises TypeError unless this is a fit, with a remedy where params, or data and fit swapped, are in its place."""
+    if isinstance(fit, Fit):
+        return
+    swapped = isinstance(data, Fit)
+    hint = "; the fit comes first, then data" if swapped else "; give the fit itself, not its params"
+    hint = hint if swapped or has_fields(fit) or isinstance(fit, dict) else ""
+    raise TypeError(f"fit: expected a Fit, as jaxem.fit returns; found {shown(fit)}{hint}")
 
 
 # What to do about an end that the model itself has nothing to say about.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem._numerics import is_concrete
+from jaxem._arguments import check_key, check_number, tabulated
 from jaxem._pytree import dataclass
 from jaxem._reverse_kl import reverse_kl
 from jaxem.elbo import soften
@@ -99,11 +99,22 @@ class Tempered(Rule):
     noise: float | Array = 0.1
 
     def tabulate(self, num_steps: int) -> "Tempered":
-        """The rule with a callable temperature replaced by its values at steps 0..num_steps."""
-        if not callable(self.temperature):
-            return self
-        table = np.array([float(self.temperature(t)) for t in range(num_steps + 1)])
-        return dataclasses.replace(self, temperature=table)
+        """The rule with a callable temperature replaced by its values at steps 0..num_steps, its settings checked.
+
+        Raises:
+          TypeError, ValueError: temperatures or noise that are no finite numbers >= 0, or no random key.
+        """
+        temperature: Any = self.temperature
+        if callable(temperature):
+            temperature = tabulated("temperature", temperature, num_steps + 1)
+        elif isinstance(temperature, (list, tuple)):
+            temperature = np.asarray(temperature)
+        what, each = "a number, an array over steps or a callable of the step", "finite numbers >= 0"
+        check_number("temperature", temperature, 0, dims=(0, 1), what=what, each=each)
+        check_number("noise", self.noise, 0)
+        if self.key is not None:
+            check_key("key", self.key)
+        return dataclasses.replace(self, temperature=temperature)
 
     def at(self, step: Array) -> "Tempered":
         """The rule with the temperature of a step, and a key of its own."""
@@ -189,10 +200,9 @@ class ReverseKL(Rule):
         """The rule itself, once lam is known to lie in [0, 1].
 
         Raises:
-          ValueError: it does not.
+          TypeError, ValueError: it is no number, or does not.
         """
-        if is_concrete(self.lam) and not (np.ndim(self.lam) == 0 and 0 <= self.lam <= 1):
-            raise ValueError(f"lam: expected a number from 0 to 1; found {self.lam!r}")
+        check_number("lam", self.lam, 0, 1)
         return self
 
     def monotone(self, step: Array) -> Array:
@@ -232,6 +242,11 @@ class Sampled(Rule):
     """
 
     key: Array
+
+    def tabulate(self, num_steps: int) -> "Sampled":
+        """The rule itself, once its key is known to be one; TypeError where it is none."""
+        check_key("key", self.key)
+        return self
 
     def at(self, step: Array) -> "Sampled":
         """The rule with a key of the step's own."""

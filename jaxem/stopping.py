@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 
 from jaxem import constraints
+from jaxem._arguments import check_choice, check_constraints, check_number, check_tolerance, expect, shown
 from jaxem._numerics import is_concrete, safe_divide
 from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree
@@ -106,6 +107,9 @@ class StopRule(ABC):
     def __call__(self, step: Step) -> Array:
         """Whether to stop; a scalar bool."""
 
+    def validate(self, model: Any) -> None:
+        """Raises TypeError or ValueError for settings out of range, or a model that it cannot look at; on the host."""
+
 
 @dataclass
 class Stop(StopRule):
@@ -131,6 +135,11 @@ class Stop(StopRule):
 
     atol: float | Array = 1e-8
     rtol: float | Array = 0.0
+
+    def validate(self, model: Any) -> None:
+        """Checks that tolerances are numbers >= 0, or -inf for never."""
+        check_tolerance("atol", self.atol)
+        check_number("rtol", self.rtol, 0)
 
     def __call__(self, step: Step) -> Array:
         """Whether the step is small enough to stop."""
@@ -161,6 +170,10 @@ class StopAitken(StopRule):
     atol: float | Array = 1e-8
 
     uses_trace: ClassVar[bool] = True
+
+    def validate(self, model: Any) -> None:
+        """Checks that the tolerance is a number >= 0."""
+        check_tolerance("atol", self.atol)
 
     def __call__(self, step: Step) -> Array:
         """Whether the extrapolated limit is near."""
@@ -197,10 +210,14 @@ class StopParams(StopRule):
     atol: float | Array = 0.0
     norm: str = static(default="max")
 
+    def validate(self, model: Any) -> None:
+        """Checks that tolerances are numbers >= 0, and the name of the norm."""
+        check_number("rtol", self.rtol, 0)
+        check_tolerance("atol", self.atol)
+        check_choice("norm", self.norm, ("max", "2"))
+
     def __call__(self, step: Step) -> Array:
         """Whether every leaf moved little."""
-        if self.norm not in ("max", "2"):
-            raise ValueError(f"norm: expected 'max' or '2'; found {self.norm!r}")
         size = jnp.max if self.norm == "max" else lambda a: jnp.sqrt(jnp.sum(a * a))
         moved = jnp.isfinite(step.current) & jnp.isfinite(step.previous)
         for new, old in zip(jax.tree.leaves(step.params), jax.tree.leaves(step.old_params), strict=True):
@@ -228,6 +245,14 @@ class StopQ(StopRule):
     """
 
     atol: float | Array = 1e-8
+
+    def validate(self, model: Any) -> None:
+        """Checks that the tolerance is a number >= 0, and that the model has a log-joint of states."""
+        check_tolerance("atol", self.atol)
+        if not hasattr(model, "decompose") or not hasattr(model, "default_rule"):
+            raise TypeError(
+                f"stop: StopQ needs a model with a log_joint of states; found {shown(model)}; use jaxem.Stop()"
+            )
 
     def __call__(self, step: Step) -> Array:
         """Whether the gain of Q was small."""
@@ -259,6 +284,11 @@ class StopGradient(StopRule):
     """
 
     atol: float | Array = 1e-6
+
+    def validate(self, model: Any) -> None:
+        """Checks that the tolerance is a number >= 0, and that the model declares constraints."""
+        check_tolerance("atol", self.atol)
+        check_constraints(model.constraints())
 
     def __call__(self, step: Step) -> Array:
         """Whether the gradient is small."""
@@ -293,6 +323,10 @@ class StopAny(StopRule):
         """Whether all of the rules cannot stop."""
         return all(rule.never for rule in self.rules)
 
+    def validate(self, model: Any) -> None:
+        """Checks each of the rules."""
+        _validate(self.rules, model)
+
     def __call__(self, step: Step) -> Array:
         """Whether one of the rules says so."""
         return jnp.any(_votes(self.rules, step))
@@ -322,13 +356,26 @@ class StopAll(StopRule):
         """Whether one of the rules cannot stop."""
         return any(rule.never for rule in self.rules)
 
+    def validate(self, model: Any) -> None:
+        """Checks each of the rules."""
+        _validate(self.rules, model)
+
     def __call__(self, step: Step) -> Array:
         """Whether all of the rules say so."""
         return jnp.all(_votes(self.rules, step))
 
 
-def _votes(rules: tuple[StopRule, ...], step: Step) -> Array:
-    """What each rule says; ValueError without any."""
+def _validate(rules: Any, model: Any) -> None:
+    """Raises unless these are stop rules, at least one, each sound."""
+    if not isinstance(rules, (tuple, list)):
+        raise TypeError(f"rules: expected a tuple of stop rules, as (Stop(), StopParams()); found {shown(rules)}")
     if not rules:
         raise ValueError("rules: expected at least one stop rule; found none")
+    for i, rule in enumerate(rules):
+        expect(f"rules[{i}]", rule, StopRule, "a stop rule, as jaxem.Stop()")
+        rule.validate(model)
+
+
+def _votes(rules: tuple[StopRule, ...], step: Step) -> Array:
+    """What each rule says."""
     return jnp.stack([rule(step) for rule in rules])

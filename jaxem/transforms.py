@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxem._arguments import check_integer, expect, shown
 from jaxem._numerics import is_concrete, safe_divide
 from jaxem._pytree import dataclass, static
 from jaxem._rows import takes_rows
@@ -60,6 +61,10 @@ class Wrapper(LatentModel):
 
     def arrange(self, data: PyTree) -> PyTree:
         return self.model.arrange(data)
+
+    @property
+    def least_rows(self) -> tuple[str, int]:
+        return self.model.least_rows
 
     @property
     def sequential(self) -> bool:
@@ -140,9 +145,8 @@ class Chunked(Wrapper):
     def validate(self, data: PyTree, params: PyTree | None) -> None:
         """Checks the size, and what the model checks."""
         if not isinstance(self.model, LatentModel):
-            raise TypeError(f"chunked: expected a model with an e_step; found {self.model!r}")
-        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
-            raise ValueError(f"size: expected an integer >= 1; found {self.size!r}")
+            raise TypeError(f"chunked: expected a model with an e_step; found {shown(self.model)}")
+        check_integer("size", self.size, 1)
         self.model.validate(data, params)
 
 
@@ -165,6 +169,9 @@ def chunked(model: ELBOModel, size: int) -> Chunked:
     Returns:
       A model.
 
+    Raises:
+      TypeError, ValueError: no model with an e_step, or no integer >= 1.
+
     Examples:
       >>> import jax, jaxem
       >>> x = jax.random.normal(jax.random.key(0), (1000, 2))
@@ -172,7 +179,9 @@ def chunked(model: ELBOModel, size: int) -> Chunked:
       >>> jaxem.fit(model, x, key=jax.random.key(1), max_steps=3).params.mixing.shape
       (2,)
     """
-    return Chunked(model, size)
+    expect("model", model, LatentModel, "a model with an e_step, as jaxem.GMM(3)")
+    check_integer("size", size, 1)
+    return Chunked(model, int(size))
 
 
 @dataclass
@@ -192,7 +201,7 @@ class PartlyLabelled(Wrapper, DiscreteLatent):
     def check_rows(self, data: PyTree, params: PyTree | None = None) -> None:
         """Checks the pair, the labels or the mask, and the observations as the model does."""
         if not isinstance(self.model, DiscreteLatent):
-            raise TypeError(f"partly_labelled: expected a model with a discrete latent; found {self.model!r}")
+            raise TypeError(f"partly_labelled: expected a model with a discrete latent; found {shown(self.model)}")
         if not isinstance(data, tuple) or len(data) != 2 or not hasattr(data[1], "ndim"):
             raise TypeError(f"data: expected a pair (observations, known); found a {type(data).__name__}")
         known = data[1]
@@ -301,6 +310,9 @@ def partly_labelled(model: DiscreteLatent) -> PartlyLabelled:
       A model. `fit.predict(x)`, `fit.posterior(x)` ... take new rows without labels; `fit.model.posterior(fit.params,
       (x, known))` rows with them. A start makes one (N, K) array.
 
+    Raises:
+      TypeError: no model with a discrete latent.
+
     Examples:
       >>> import jaxem
       >>> x = jnp.array([[0.0], [0.2], [0.1], [3.0], [3.3], [2.8]])
@@ -312,4 +324,5 @@ def partly_labelled(model: DiscreteLatent) -> PartlyLabelled:
     References:
       McLachlan and Peel (2000), Finite Mixture Models, chapter 2.
     """
+    expect("model", model, DiscreteLatent, "a model with a discrete latent, as jaxem.GMM(3)")
     return PartlyLabelled(model)

@@ -473,7 +473,7 @@ def test_wrong_use_is_named():
         jaxem.importance(model, x, key=KEY)
     with pytest.raises(TypeError, match="num_draws: expected an integer >= 25; found 30.0"):
         jaxem.importance(fit, x[:, 0], key=KEY, num_draws=30.0)
-    with pytest.raises(ValueError, match="num_draws: expected at least 25; found 24"):
+    with pytest.raises(ValueError, match="num_draws: expected an integer >= 25; found 24"):
         jaxem.importance(fit, x[:, 0], key=KEY, num_draws=24)
     with pytest.raises(ValueError, match=r"weights: expected shape \(10,\)"):
         jaxem.importance(fit, x[:, 0], key=KEY, weights=np.ones(3))

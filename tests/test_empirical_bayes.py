@@ -58,7 +58,7 @@ def test_the_model_inside_predicts(fits, counts):
 def test_weights_and_chunks(counts):
     model = jaxem.EmpiricalBayes(jaxem.BayesianMixture(families.Poisson(), 2), ("prior.rate",))
     start = jaxem.fit(model, counts, key=KEY, max_steps=0).params
-    options = {"key": KEY, "params": start, "max_steps": 5, "stop": jaxem.Stop(atol=-1.0)}
+    options = {"key": KEY, "params": start, "max_steps": 5, "stop": jaxem.Stop(atol=-np.inf)}
     twice = jaxem.fit(model, np.repeat(counts, 2, 0), **options)
     weighted = jaxem.fit(model, counts, weights=np.full(200, 2.0), **options)
     chunks = jaxem.fit(jaxem.chunked(model, 70), counts, weights=np.full(200, 2.0), **options)

@@ -110,7 +110,7 @@ def broken(**methods):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (broken(base=Open, num_states=0), "num_states: expected an integer >= 1 on Broken; found 0"),
+        (broken(base=Open, num_states=0), "Broken.num_states: expected an integer >= 1; found 0"),
         (broken(base=Open, num_states=None), "num_states: expected .* found None"),
         (
             broken(base=Open, log_joint_one=lambda self, params, x, z: jnp.zeros(3)),

@@ -205,7 +205,7 @@ def test_criteria_tell_weights_that_are_no_counts(iris, iris_full):
 
 
 def test_unsuitable_fits_are_named_by_the_criteria(iris, iris_full):
-    with pytest.raises(TypeError, match=r"fit: expected the Fit that jaxem\.fit returns, .* found a ndarray"):
+    with pytest.raises(TypeError, match=r"fit: expected a Fit, as jaxem\.fit returns; found an array"):
         jaxem.bic(iris, iris_full)
     with pytest.raises(TypeError, match="found a MixtureParams"):
         jaxem.icl(iris_full.params, iris)

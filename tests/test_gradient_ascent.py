@@ -313,9 +313,9 @@ EMPTY = np.zeros((0, 2))
     ("settings", "error", "message"),
     [
         ({"batch_size": 121}, ValueError, "batch_size: expected at most the number of rows, 120; found 121"),
-        ({"batch_size": 0}, ValueError, "batch_size: expected at least 1; found 0"),
+        ({"batch_size": 0}, ValueError, "batch_size: expected an integer >= 1; found 0"),
         ({"num_samples": 1.5}, TypeError, "num_samples: expected an integer >= 1; found 1.5"),
-        ({"num_passes": 0}, ValueError, "num_passes: expected at least 1; found 0"),
+        ({"num_passes": 0}, ValueError, "num_passes: expected an integer >= 1; found 0"),
         ({"optimizer": 3}, TypeError, "optimizer: expected an optax GradientTransformation; found 3"),
         (
             {"optimizer": optax.add_noise(0.1, 0.5, 0)},
@@ -329,7 +329,11 @@ EMPTY = np.zeros((0, 2))
         ({"held_out": np.zeros((3, 4))}, ValueError, r"held_out: expected the data's shape \('n', 2\); found \(3, 4\)"),
         ({"held_out": (EMPTY + 1, EMPTY)}, ValueError, "held_out"),
         ({"held_out": [[np.nan, 0.0]]}, ValueError, "held_out: expected finite numbers"),
-        ({"held_out": {"x": np.zeros((3, 2))}}, ValueError, "held_out: expected the structure of the data"),
+        (
+            {"held_out": {"x": np.zeros((3, 2))}},
+            ValueError,
+            "held_out: expected an array .*as the data are; found a dict",
+        ),
         ({"held_out": np.ones((3, 2)), "held_out_weights": [1.0]}, ValueError, "held_out_weights: expected shape"),
         ({"patience": 3}, ValueError, "patience: expected held_out data as well; found none"),
         ({"held_out": np.ones((3, 2)), "patience": 0}, ValueError, "patience: expected a number >= 1 or None; found 0"),

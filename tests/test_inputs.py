@@ -30,7 +30,7 @@ CASES = {
     "N < K": (jaxem.GMM(11), X, {}, ValueError, "data: expected at least num_components = 11 rows; found 10"),
     "kmeans N < K": (jaxem.KMeans(11), X, {}, ValueError, "data: expected at least num_clusters = 11 rows; found 10"),
     "K = 0": (jaxem.GMM(0), X, {}, ValueError, "num_components: expected an integer >= 1; found 0"),
-    "K float": (jaxem.GMM(2.5), X, {}, ValueError, "num_components: expected an integer >= 1; found 2.5"),
+    "K float": (jaxem.GMM(2.5), X, {}, TypeError, "num_components: expected an integer >= 1; found 2.5"),
     "kmeans K = 0": (jaxem.KMeans(0), X, {}, ValueError, "num_clusters: expected an integer >= 1; found 0"),
     "empty": (GMM2, X[:0], {}, ValueError, r"data: expected at least one row; found shape \(0, 2\)"),
     "none": (GMM2, None, {}, ValueError, "data: expected at least one array; found none"),
@@ -69,7 +69,13 @@ CASES = {
         "num_active: expected an integer from 1 to 2; found 3",
     ),
     "penalty": (jaxem.GMM(2, pseudo_observations=-1.0), X, {}, ValueError, "pseudo_observations: .*found -1.0"),
-    "params structure": (GMM2, X, {"params": {"mean": X[:2]}}, ValueError, "params: expected the structure"),
+    "params structure": (
+        GMM2,
+        X,
+        {"params": {"mean": X[:2]}},
+        TypeError,
+        "params: expected MixtureParams.*found a dict",
+    ),
     "params shape": (jaxem.GMM(3), X, {"params": GOOD}, ValueError, r"params.mixing: expected shape \(3,\); found"),
     "params without R": (GMM2, X, {"params": GOOD, "num_restarts": 4}, ValueError, r"expected shape \(4, 2\)"),
     "params nan": (
@@ -88,13 +94,13 @@ CASES = {
     ),
     "old integer key": (GMM2, X, {"key": 0}, TypeError, "key: expected a JAX random key.*found 0"),
     "many keys": (GMM2, X, {"key": jax.random.split(KEY)}, ValueError, "key: expected one key; found an array of keys"),
-    "num_restarts": (GMM2, X, {"num_restarts": 0}, ValueError, "num_restarts: expected at least 1; found 0"),
+    "num_restarts": (GMM2, X, {"num_restarts": 0}, ValueError, "num_restarts: expected an integer >= 1; found 0"),
     "num_restarts float": (GMM2, X, {"num_restarts": 2.0}, TypeError, "num_restarts: expected an integer"),
-    "restart_batch": (GMM2, X, {"restart_batch": 0}, ValueError, "restart_batch: expected at least 1; found 0"),
-    "max_steps": (GMM2, X, {"max_steps": -1}, ValueError, "max_steps: expected at least 0; found -1"),
-    "screen": (GMM2, X, {"screen": jaxem.Screen(5, 0)}, ValueError, "screen.keep: expected at least 1; found 0"),
+    "restart_batch": (GMM2, X, {"restart_batch": 0}, ValueError, "restart_batch: expected an integer >= 1; found 0"),
+    "max_steps": (GMM2, X, {"max_steps": -1}, ValueError, "max_steps: expected an integer >= 0; found -1"),
+    "screen": (GMM2, X, {"screen": jaxem.Screen(5, 0)}, ValueError, "screen.keep: expected an integer >= 1; found 0"),
     "model class": (jaxem.GMM, X, {}, TypeError, r"model: expected a jaxem model.*call it first, as in GMM\(3\)"),
-    "chunk size": (jaxem.chunked(GMM2, 0), X, {}, ValueError, "size: expected an integer >= 1; found 0"),
+    "chunk size": (jaxem.transforms.Chunked(GMM2, 0), X, {}, ValueError, "size: expected an integer >= 1; found 0"),
 }
 
 

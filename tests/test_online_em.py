@@ -55,7 +55,7 @@ def test_streaming_all_rows_at_rate_one_is_em(blobs, model):
     model, params = bound(model, x)
     algorithm, weights = OnlineEM(10, 1.0), np.random.default_rng(0).uniform(0.5, 2, x.shape[0])
     em = jax.jit(lambda p: model.m_step(p, model.e_step(p, jnp.asarray(x), jnp.asarray(weights)).stats))
-    state = algorithm.begin(model, params, x, weights, num_rows=x.shape[0])
+    state = algorithm.begin(model, params, x, weights, num_rows=weights.sum())
     for _ in range(3):
         state, params = algorithm.update(model, state, x, weights), em(params)
     leaves_close(state.params, params)
@@ -132,7 +132,7 @@ def test_a_pass_is_a_stream_of_the_same_batches(blobs):
     once = jaxem.fit(jaxem.GMM(3), x, key=KEY, algorithm=algorithm, max_steps=1, **options)
     shuffle = jax.random.fold_in(algorithm.key, 0)
     order = np.asarray(_stepwise.shuffled(shuffle, jnp.arange(rows, dtype=jnp.int32), rows))
-    state = algorithm.begin(model, params, x, weights, num_rows=rows)
+    state = algorithm.begin(model, params, x, weights, num_rows=weights.sum())
     batches = np.split(order, np.cumsum(sizes)[:-1])
     assert [b.size for b in batches] == sizes
     for batch in batches:
@@ -153,13 +153,56 @@ def test_shuffles_are_permutations_and_uniform():
     assert np.abs(follows[1:] - 12_000 / 11).max() < 5 * np.sqrt(12_000 / 11)
 
 
-def test_scaled_batches_are_unbiased_whatever_the_weights(blobs):
+def test_batches_are_scaled_by_weight(blobs):
+    """Statistics of parts, each scaled to the whole, average to those of the whole by the parts' weights."""
     model, params = bound(jaxem.GMM(3), blobs)
     weights = np.random.default_rng(0).uniform(0, 1, 120) ** 4
     algorithm = OnlineEM(30)
     whole = algorithm.begin(model, params, blobs, weights, num_rows=120).stats
     parts = [algorithm.begin(model, params, blobs[i::4], weights[i::4], num_rows=120).stats for i in range(4)]
-    leaves_close(jax.tree.map(lambda *a: sum(a) / 4, *parts), whole)
+    share = [weights[i::4].sum() / weights.sum() for i in range(4)]
+    leaves_close(jax.tree.map(lambda *a: sum(s * b for s, b in zip(share, a, strict=True)), *parts), whole)
+    for stats in (whole, *parts):
+        assert float(jnp.sum(stats.count)) == pytest.approx(120)
+
+
+def test_padded_and_weighted_batches_are_the_batch(blobs):
+    """Rows of weight 0 add nothing, and a row of weight 2 is two rows: begin and update, scale included."""
+    for model, params in (bound(jaxem.GMM(3, mixing_pseudo_counts=5.0), blobs), bound(jaxem.KMeans(3), blobs)):
+        algorithm, ends = OnlineEM(30, 0.4, average=True), []
+        rows, twice = blobs[:30], np.r_[blobs[:30], blobs[:10]]
+        padded, weights = np.r_[twice, np.full((9, 2), 1e3)], np.r_[np.ones(40), np.zeros(9)]
+        for batch, w in ((twice, None), (padded, weights), (rows, np.where(np.arange(30) < 10, 2.0, 1.0))):
+            state = algorithm.begin(model, params, batch, w, num_rows=500)
+            state = algorithm.update(model, state, batch[::-1].copy(), None if w is None else w[::-1].copy())
+            ends.append(algorithm.update(model, state, batch, w))
+        for end in ends[1:]:
+            leaves_close(end, ends[0], 1e-9)
+
+
+def test_a_pass_skips_batches_without_weight(blobs):
+    """Most rows absent: some batches of a pass are empty, and must not take from the statistics."""
+    weights = np.zeros(120)
+    weights[::40] = 1.0
+    model, params = bound(jaxem.KMeans(3), blobs)
+    options = {"params": params, "weights": weights, "stop": NEVER, "max_steps": 2}
+    found = jaxem.fit(jaxem.KMeans(3), blobs, key=KEY, algorithm=OnlineEM(2, 0.5, key=KEY), **options)
+    seen = np.asarray(found.params.centroids)
+    assert np.all(np.isfinite(seen))
+    assert float(found.elbo.total) == pytest.approx(0, abs=1e-3 * np.var(blobs))
+    model = found.model
+    state = OnlineEM(2, 0.5).begin(model, found.params, blobs, num_rows=3)
+    after = jax.jit(lambda s, x, w: OnlineEM(2, 0.5).update(model, s, x, w))(state, blobs[:2], np.zeros(2))
+    leaves_close(after.stats, state.stats)
+    assert (int(after.step), int(after.skipped)) == (1, 0)
+
+
+def test_a_stream_begins_from_fewer_rows_than_clusters(blobs):
+    model, params = bound(jaxem.KMeans(3), blobs)
+    state = OnlineEM(3).begin(model, params, blobs[:2], num_rows=100)
+    assert np.all(np.isfinite(OnlineEM(3).update(model, state, blobs[:3]).params.centroids))
+    mixture, start = bound(jaxem.GMM(3), blobs)
+    assert float(OnlineEM(3).begin(mixture, start, blobs[:1], num_rows=100).stats.count.sum()) == pytest.approx(100)
 
 
 def test_weight_two_is_a_row_twice_and_zero_none(blobs):
@@ -170,7 +213,7 @@ def test_weight_two_is_a_row_twice_and_zero_none(blobs):
     rows = rows[(rows < 30) | (rows >= 40)]
     algorithm, ends = OnlineEM(10, 0.5), []
     for x, w in ((blobs, weights), (blobs[rows], None)):
-        state = algorithm.begin(model, params, x, w, num_rows=x.shape[0])
+        state = algorithm.begin(model, params, x, w, num_rows=140)
         ends.append(algorithm.update(model, state, x, w))
     leaves_close(ends[0].params, ends[1].params)
 
@@ -333,13 +376,13 @@ def test_no_stop_before_the_rule_has_settled():
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"batch_size": 0}, ValueError, "batch_size: expected at least 1; found 0"),
+        ({"batch_size": 0}, ValueError, "batch_size: expected an integer >= 1; found 0"),
         ({"batch_size": 2.5}, TypeError, "batch_size: expected an integer"),
         ({"batch_size": 121}, ValueError, "batch_size: expected at most the number of rows, 120; found 121"),
         ({"rate": 0.0}, ValueError, r"rate: expected numbers in \(0, 1\]; found 0"),
         ({"rate": 1.5}, ValueError, r"rate: .* found 1.5"),
         ({"rate": np.array([0.5, np.nan])}, ValueError, "rate: .* found nan"),
-        ({"rate": np.ones((2, 2))}, TypeError, "rate: expected a number, an array"),
+        ({"rate": np.ones((2, 2))}, ValueError, "rate: expected a number, an array"),
         ({"rate": lambda t: 2.0}, ValueError, "rate: .* found 2.0"),
         ({"kappa": 1.5}, ValueError, "kappa: expected a number in"),
         ({"key": None}, TypeError, "key: expected a JAX random key"),

@@ -154,7 +154,7 @@ def test_not_a_rule(iris):
 @pytest.mark.parametrize(
     ("stop", "message"),
     [
-        (jaxem.StopParams(norm="l2"), "norm: expected 'max' or '2'; found 'l2'"),
+        (jaxem.StopParams(norm="l2"), "norm: expected one of max, 2; found 'l2'"),
         (jaxem.StopAny(()), "rules: expected at least one stop rule; found none"),
         (jaxem.StopAll(()), "rules: expected at least one stop rule; found none"),
     ],

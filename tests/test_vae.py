@@ -236,7 +236,7 @@ def test_uses_have_their_shapes_and_dtypes(binary):
         model.decode(params, np.zeros((3, 2)))
     with pytest.raises(ValueError, match="data: expected values from 0 to 1"):
         model.encode(params, x + 1)
-    with pytest.raises(ValueError, match="num_samples: expected at least 1; found 0"):
+    with pytest.raises(ValueError, match="num_samples: expected an integer >= 1; found 0"):
         model.log_prob(params, x, key=KEY, num_samples=0)
 
 
@@ -304,7 +304,7 @@ GOOD = {"encoder": mlp(4), "decoder": mlp(6), "latent_dim": 2}
             ValueError,
             r"encoder: expected outputs of shape \(40, 6\).*latent_dim = 3; found \(40, 4\)",
         ),
-        ({"latent_dim": 0}, ValueError, "latent_dim: expected at least 1"),
+        ({"latent_dim": 0}, ValueError, "latent_dim: expected an integer >= 1"),
         ({"decoder": mlp(5)}, ValueError, r"decoder: expected outputs of shape \(40, 6\), for 6 columns of Bernoulli"),
         ({"decoder": (mlp(6).init, lambda params, z: None)}, TypeError, "decoder: expected outputs of shape"),
         ({"encoder": (mlp(4).init, lambda params, z: {})}, TypeError, "encoder: expected outputs"),
@@ -322,7 +322,7 @@ GOOD = {"encoder": mlp(4), "decoder": mlp(6), "latent_dim": 2}
         ({"prior": jaxem.GMM(3), "estimator": jaxem.SGVBB()}, TypeError, "prior: SGVBB needs a prior with a closed KL"),
         ({"beta": -1.0}, ValueError, "beta: expected a number >= 0, or an array"),
         ({"beta": lambda t: t}, ValueError, "beta: expected a number >= 0, or an array"),
-        ({"num_refinements": -1}, ValueError, "num_refinements: expected at least 0"),
+        ({"num_refinements": -1}, ValueError, "num_refinements: expected an integer >= 0"),
         ({"refinement_rate": np.nan}, ValueError, "refinement_rate: expected a number >= 0"),
     ],
 )

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem import _tree
+from jaxem import _arguments, _tree
+from jaxem._numerics import safe_divide
 from jaxem._pytree import dataclass
 from jaxem._tree import PyTree
 from jaxem.model import LatentModel
@@ -28,11 +29,11 @@ class OnlineState:
 
     Attributes:
       params: the current params.
-      stats: the moving average of statistics, relative to `params`, at the scale of `num_rows` rows.
+      stats: the moving average of statistics, relative to `params`, at the scale of a total weight of `num_rows`.
       average: the average of `stats` over updates, relative to `params`; None without averaging.
       step: number of batches seen.
       skipped: how many of them were left out, their statistics being not finite.
-      num_rows: N, the number of rows that the batches stand for.
+      num_rows: the total weight of what the batches stand for: N where all weights are 1.
     """
 
     params: PyTree
@@ -72,29 +73,27 @@ def shuffled(key: Array, index: Array, num: int) -> Array:
     return jax.lax.while_loop(outside, again, scramble(index.astype(jnp.uint32))).astype(jnp.int32)
 
 
-def tabulate(schedule: Any, num: int) -> np.ndarray:
+def tabulate(name: str, schedule: Any, num: int) -> np.ndarray:
     """Values of a schedule; optax's are evaluated together, what looks at the number of the update one by one."""
     try:
+        if getattr(jax.eval_shape(schedule, jax.ShapeDtypeStruct((), np.int32)), "shape", None) != ():
+            raise TypeError("no number")
         return np.asarray(jax.jit(jax.vmap(schedule))(np.arange(num)), np.float64) * np.ones(num)
     except (jax.errors.JAXTypeError, TypeError, ValueError):
-        return np.array([float(schedule(t)) for t in range(num)])
+        return _arguments.tabulated(name, schedule, num)
 
 
 def tabulated(rate: Any) -> np.ndarray:
     """Values of a schedule of rates in (0, 1]."""
-    table = tabulate(rate, TABLE)
+    table = tabulate("rate", rate, TABLE)
     check_rates(table, decays=True)
     return table
 
 
 def check_rates(rate: Any, decays: bool = False) -> None:
     """Raises unless the rates are in (0, 1]; the values of a schedule may decay to 0."""
-    values = np.asarray(rate)
-    if values.dtype.kind not in "fiu" or values.ndim > 1 or values.size == 0:
-        raise TypeError(f"rate: expected a number, an array over updates or a callable; found {rate!r}")
-    bad = values[~((values > 0) | (values == 0) & decays) | ~(values <= 1)]
-    if bad.size:
-        raise ValueError(f"rate: expected numbers in (0, 1]; found {bad.flat[0]}")
+    what, each = "a number, an array over updates or a callable of the update", "numbers in (0, 1]"
+    _arguments.check_number("rate", rate, 0, 1, above=not decays, dims=(0, 1), what=what, each=each)
 
 
 def unless_nan(new: PyTree, old: PyTree) -> PyTree:
@@ -108,13 +107,19 @@ def _mix(old: PyTree, new: PyTree, rate: Array, scale: Array) -> PyTree:
 
 
 def absorb(
-    model: LatentModel, state: OnlineState, batch: PyTree, weights: Array, scale: Array, rate: Array, rule: Rule
+    model: LatentModel, state: OnlineState, batch: PyTree, weights: Array, rate: Array, rule: Rule
 ) -> OnlineState:
-    """One batch: E-step, moving average, M-step, and the statistics carried to the new params."""
+    """One batch: E-step, moving average, M-step, and the statistics carried to the new params.
+
+    Statistics are scaled by weights, not by numbers of rows: a batch padded with rows of weight 0, or with one row of
+    weight 2 in place of two, is the same batch. One without any weight tells nothing and changes no statistics.
+    """
     params = model.prepare(state.params)
     found = model.e_step(params, batch, weights, rule).stats
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(found)]))
-    stats = _tree.where(finite, _mix(state.stats, found, rate, scale), state.stats)
+    weight = jnp.sum(weights)
+    scale = safe_divide(state.num_rows, weight)
+    stats = _tree.where(finite & (weight > 0), _mix(state.stats, found, rate, scale), state.stats)
     average = state.average
     if average is not None:
         share = (ETA + 1) / (state.step.astype(scale.dtype) + (ETA + 1))

@@ -7,12 +7,16 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxem import _tree
+from jaxem._arguments import expect, shown
 from jaxem._numerics import namespace
 from jaxem._pytree import dataclass
 from jaxem._tree import PyTree
 from jaxem.elbo import ELBO
 from jaxem.model import LatentModel
+from jaxem.models.continuous import ContinuousLatent, MonteCarlo
+from jaxem.rules import Rule
 from jaxem.stopping import Status
+from jaxem.transforms import Wrapper
 
 
 @dataclass
@@ -67,7 +71,7 @@ class Algorithm(ABC):
         """Raises TypeError or ValueError for a model or data that it cannot climb; called on the host by `fit`."""
         name = type(self).__name__
         if not isinstance(model, LatentModel):
-            raise TypeError(f"algorithm: {name} needs a model with an e_step; found {model!r}")
+            raise TypeError(f"algorithm: {name} needs a model with an e_step; found {shown(model)}")
         if model.sequential:
             raise TypeError(
                 f"algorithm: {name} does not suit {type(model).__name__}, whose factors are updated in turn; use "
@@ -109,6 +113,24 @@ class Algorithm(ABC):
     @abstractmethod
     def step(self, model: Any, state: Any, data: PyTree, weights: Array) -> Any:
         """Scores the candidate, accepts it or ends the restart, and proposes the next."""
+
+
+def check_rule(rule: Any, model: Any) -> None:
+    """Raises TypeError unless this is a rule, or None where the model has one of its own, that suits the model."""
+    if rule is None:
+        rule = model.default_rule()  # raises where there is none
+    expect("rule", rule, Rule, "a rule, as jaxem.Hard() or jaxem.Tempered(2.0), or None")
+    while isinstance(model, Wrapper):
+        model = model.model
+    if isinstance(rule, MonteCarlo) and not isinstance(model, ContinuousLatent):
+        raise TypeError(
+            f"rule: MonteCarlo draws the latent of a ContinuousLatent model; found {shown(model)}; use jaxem.Exact() "
+            "or jaxem.Sampled(key)"
+        )
+    if isinstance(model, ContinuousLatent) and not isinstance(rule, MonteCarlo):
+        raise TypeError(
+            f"rule: expected jaxem.MonteCarlo(key, num_samples) for {type(model).__name__}; found {shown(rule)}"
+        )
 
 
 def accept(

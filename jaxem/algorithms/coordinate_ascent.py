@@ -4,12 +4,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from jaxem import _tree
+from jaxem._arguments import check_number
 from jaxem._ascent import ascend, check_optimizer
-from jaxem._numerics import is_concrete
 from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree
 from jaxem.algorithms.algorithm import Algorithm, EMState, accept
@@ -53,8 +52,7 @@ class CoordinateAscent(Algorithm):
             raise TypeError(
                 f"algorithm: CoordinateAscent does not suit {type(model).__name__}; it is for mean-field models"
             )
-        if is_concrete(self.damping) and not (np.ndim(self.damping) == 0 and 0 < self.damping <= 1):
-            raise ValueError(f"damping: expected a number in (0, 1]; found {self.damping!r}")
+        check_number("damping", self.damping, 0, 1, above=True)
         check_optimizer(self.optimizer, self.num_steps)
 
     def step(self, model: Any, state: EMState, data: PyTree, weights: Array) -> EMState:

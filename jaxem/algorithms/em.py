@@ -1,13 +1,14 @@
 """Expectation-maximisation."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
 
 from jaxem._pytree import dataclass
 from jaxem._tree import PyTree
-from jaxem.algorithms.algorithm import Algorithm, EMState, accept
+from jaxem.algorithms.algorithm import Algorithm, EMState, accept, check_rule
 from jaxem.elbo import ELBO
 from jaxem.model import LatentModel
 from jaxem.rules import Rule
@@ -30,6 +31,11 @@ class EM(Algorithm):
     """
 
     rule: Rule | None = None
+
+    def validate(self, model: Any, num_rows: int) -> None:
+        """Checks that the model has an e_step and an m_step, and that the rule is one that suits it."""
+        super().validate(model, num_rows)
+        check_rule(self.rule, model)
 
     def tabulate(self, num_steps: int) -> "EM":
         """The algorithm with callables of the step replaced by arrays."""

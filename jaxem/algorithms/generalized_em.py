@@ -7,11 +7,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxem import _tree
+from jaxem._arguments import check_constraints
 from jaxem._ascent import ascend, check_optimizer
 from jaxem._numerics import weigh
 from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree
-from jaxem.algorithms.algorithm import Algorithm, EMState, accept
+from jaxem.algorithms.algorithm import Algorithm, EMState, accept, check_rule
 from jaxem.algorithms.em import EM
 from jaxem.elbo import ELBO
 from jaxem.rules import Rule
@@ -84,7 +85,8 @@ class GeneralizedEM(Algorithm):
                 "algorithm: GeneralizedEM needs a model with a log_joint of states that can be enumerated; found "
                 f"{type(model).__name__}"
             )
-        model.constraints()
+        check_rule(self.rule, model)
+        check_constraints(model.constraints())
         check_optimizer(self.optimizer, self.num_steps)
 
     def settled(self, model: Any, step: Array) -> Array:

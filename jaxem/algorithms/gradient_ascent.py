@@ -10,7 +10,8 @@ import numpy as np
 from jax import Array
 
 from jaxem import _inputs, _rows, _tree
-from jaxem._numerics import is_concrete, namespace
+from jaxem._arguments import check_constraints, check_key, check_number, check_optimizer
+from jaxem._numerics import namespace
 from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree
 from jaxem.algorithms import _stepwise
@@ -154,9 +155,8 @@ class GradientAscent(Algorithm):
 
     def validate(self, model: Any, num_rows: int) -> None:
         """Raises TypeError for a model without constraints; checks the settings."""
-        model.constraints()
-        if self.optimizer is not None and not hasattr(self.optimizer, "update"):
-            raise TypeError(f"optimizer: expected an optax GradientTransformation; found {self.optimizer!r}")
+        check_constraints(model.constraints())
+        check_optimizer(self.optimizer)
         for name in ("num_samples", "num_passes"):
             _inputs.check_count(name, getattr(self, name), 1)
         if self.batch_size is not None:
@@ -167,8 +167,12 @@ class GradientAscent(Algorithm):
                 )
         if self.patience is not None and self.held_out is None:
             raise ValueError("patience: expected held_out data as well; found none")
-        if self.patience is not None and is_concrete(self.patience) and not self.patience >= 1:
-            raise ValueError(f"patience: expected a number >= 1 or None; found {self.patience!r}")
+        if self.patience is not None:
+            check_number("patience", self.patience, 1, finite=False, what="a number >= 1 or None")
+        if self.held_out_weights is not None and self.held_out is None:
+            raise ValueError("held_out_weights: expected held_out data as well; found none")
+        if self.key is not None:
+            check_key("key", self.key)
 
     def bind(self, model: Any, data: PyTree, key: Array, num_steps: int) -> "GradientAscent":
         """The algorithm with its key, a tabulated rate, and held-out data checked against the data and cast."""
@@ -185,7 +189,7 @@ class GradientAscent(Algorithm):
             held_out=held_out,
             held_out_weights=weights,
             key=key if self.key is None else _inputs.as_key(self.key),
-            last_step=jnp.asarray(np.int32(num_steps)),
+            last_step=jax.device_put(np.int32(num_steps)),
         )
 
     def _rates(self, updates: int) -> Any:
@@ -194,16 +198,9 @@ class GradientAscent(Algorithm):
         if rate is None:
             rate = 1e-3 if self.optimizer is None else 1.0
         if callable(rate):
-            rate = _stepwise.tabulate(rate, updates)
-        if is_concrete(rate):
-            values = np.asarray(rate)
-            if values.dtype.kind not in "fiu" or values.ndim > 1 or values.size == 0:
-                raise TypeError(
-                    f"learning_rate: expected a number, an array over updates or a callable; found {rate!r}"
-                )
-            bad = values[~(values >= 0) | ~np.isfinite(values)]
-            if bad.size:
-                raise ValueError(f"learning_rate: expected finite numbers >= 0; found {bad.flat[0]}")
+            rate = _stepwise.tabulate("learning_rate", rate, updates)
+        what, each = "a number, an array over updates or a callable of the update", "finite numbers >= 0"
+        check_number("learning_rate", rate, 0, dims=(0, 1), what=what, each=each)
         return rate
 
     def _batches(self, num: int) -> int:

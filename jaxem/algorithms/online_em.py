@@ -10,12 +10,13 @@ import numpy as np
 from jax import Array
 
 from jaxem import _inputs, _rows, _tree
+from jaxem._arguments import check_flag, check_number, expect, shown
 from jaxem._numerics import is_concrete
 from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree
 from jaxem.algorithms import _stepwise
 from jaxem.algorithms._stepwise import OnlineState
-from jaxem.algorithms.algorithm import Algorithm, EMState, accept
+from jaxem.algorithms.algorithm import Algorithm, EMState, accept, check_rule
 from jaxem.elbo import ELBO
 from jaxem.model import LatentModel
 from jaxem.rules import Rule
@@ -25,11 +26,14 @@ from jaxem.rules import Rule
 class OnlineEM(Algorithm):
     """Online (stepwise) EM: each minibatch moves the statistics a little, and an M-step follows.
 
-        s <- (1 - rho_t) s + rho_t (N / B) sum_{n in batch} w_n s(x_n; theta),      theta <- m_step(s)
+        s <- (1 - rho_t) s + rho_t (W / W_b) sum_{n in batch} w_n s(x_n; theta),      theta <- m_step(s)
 
-    for every model with additive statistics; for `KMeans` it is minibatch K-means. N / B keeps the weight of priors and
-    penalties; the sum is unbiased whatever the weights. Statistics that are relative to the params they were taken at
-    are carried along by `model.rebase`. Memory: one batch and two sets of statistics, whatever the number of rows.
+    for every model with additive statistics; for `KMeans` it is minibatch K-means. W is the weight of all rows and W_b
+    that of the batch (N and B without weights): W / W_b keeps the data's strength beside priors and penalties, and a
+    batch padded with rows of weight 0, or with one row of weight 2 in place of two, is the same batch. Where weights
+    differ, batches of equal rows have unequal weight but count alike, a bias of order 1 / B; a batch without any weight
+    changes no statistics. Statistics that are relative to the params they were taken at are carried along by
+    `model.rebase`. Memory: one batch and two sets of statistics, whatever the number of rows.
 
     Driven, `fit(model, data, algorithm=OnlineEM(B, key=key), max_steps=passes)`: a step scores the params on all rows,
     so that the ELBO reported is exactly theirs, and takes one pass over the rows in ceil(N / B) shuffled batches whose
@@ -102,24 +106,37 @@ class OnlineEM(Algorithm):
     key: Array | None = dataclasses.field(default=None, kw_only=True)
 
     def tabulate(self, num_steps: int) -> "OnlineEM":
-        """The algorithm with callables replaced by arrays, its settings checked; called by `fit` on the host."""
-        self._check()
+        """The algorithm with callables replaced by arrays; called by `fit` on the host."""
         rate = _stepwise.tabulated(self.rate) if callable(self.rate) else self.rate
         rule = None if self.rule is None else self.rule.tabulate(num_steps)
         return dataclasses.replace(self, rate=rate, rule=rule, key=_inputs.as_key(self.key))
 
     def validate(self, model: Any, num_rows: int) -> None:
-        """Checks that the model has statistics, and that a batch is not larger than the data."""
+        """Checks the settings, that the model has statistics, and that a batch is not larger than the data."""
         super().validate(model, num_rows)
+        self._check(model)
         if self.batch_size > num_rows:
             raise ValueError(f"batch_size: expected at most the number of rows, {num_rows}; found {self.batch_size}")
 
-    def _check(self) -> None:
+    def _check(self, model: Any) -> None:
+        """Raises TypeError or ValueError for settings of the wrong class or out of range."""
         _inputs.check_count("batch_size", self.batch_size, 1)
-        if not callable(self.rate) and self.rate is not None and is_concrete(self.rate):
+        if not callable(self.rate) and self.rate is not None:
             _stepwise.check_rates(self.rate)
-        if is_concrete(self.kappa) and not (np.ndim(self.kappa) == 0 and 0 <= self.kappa <= 1):
-            raise ValueError(f"kappa: expected a number in [0, 1]; found {self.kappa!r}")
+        check_number("kappa", self.kappa, 0, 1, what="a number in [0, 1]")
+        check_flag("average", self.average)
+        check_rule(self.rule, model)
+
+    def _check_stream(self, model: Any) -> None:
+        """The settings' checks, and those of the rule, whose schedule must be an array: a stream has no last step."""
+        self._check(model)
+        if self.rule is not None:
+            if any(callable(value) for value in vars(self.rule).values()):
+                raise TypeError(
+                    f"rule: expected its schedule as an array in a stream; found {shown(self.rule)}; tabulate it, as "
+                    "jnp.array([schedule(t) for t in range(100)])"
+                )
+            self.rule.tabulate(0)
 
     def _rule(self, model: LatentModel) -> Rule:
         return model.default_rule() if self.rule is None else self.rule
@@ -166,19 +183,18 @@ class OnlineEM(Algorithm):
             index = _stepwise.shuffled(key, jnp.minimum(start + slots, num - 1), num)
             w = jnp.where(slots < size, weights[index], 0)
             rate = self._rate(state.step * batches + batch, dtype)
-            scale = num / size.astype(dtype)
-            return _stepwise.absorb(model, now, _tree.take(data, index), w, scale, rate, rule), None
+            return _stepwise.absorb(model, now, _tree.take(data, index), w, rate, rule), None
 
         average = stats if self.average else None
         zero = jnp.zeros((), jnp.int32)
-        start = OnlineState(state.candidate, stats, average, zero, zero, jnp.asarray(num, dtype))
+        start = OnlineState(state.candidate, stats, average, zero, zero, jnp.sum(weights))
         end, _ = jax.lax.scan(body, start, jnp.arange(batches, dtype=jnp.int32))
         return self.estimate(model, end)
 
     def begin(
         self, model: LatentModel, params: PyTree, sample: PyTree, weights: Any = None, *, num_rows: float
     ) -> OnlineState:
-        """A stream's state before its first batch: the statistics of a sample, scaled to `num_rows` rows.
+        """A stream's state before its first batch: the statistics of a sample, scaled to a weight of `num_rows`.
 
         The rate decides how long the sample is remembered, about 1 / rho updates, so let it hold some batches' worth of
         rows where the rate is small. A model takes its data-scaled penalty from `model.bind(sample, weights)`; unbound,
@@ -188,9 +204,10 @@ class OnlineEM(Algorithm):
         Args:
           model: a `LatentModel`; pass the same one to `update`.
           params: where to start, as from `model.init` or `make_params`.
-          sample: rows that look like the stream's.
+          sample: rows that look like the stream's; fewer than clusters will do, as `params` are given.
           weights: their weights (n,); None for ones.
-          num_rows: N, the number of rows that batches stand for: the strength of the data beside priors.
+          num_rows: the weight of all that the batches stand for, N where weights are 1: the strength of the data beside
+            priors.
 
         Returns:
           An `OnlineState`. Save its leaves with numpy, and put them back by `jax.tree.unflatten`: a resumed stream is
@@ -199,16 +216,15 @@ class OnlineEM(Algorithm):
         Raises:
           ValueError, TypeError: bad input, named.
         """
-        self._check()
         super().validate(model, 0)
-        if isinstance(num_rows, bool) or not (np.ndim(num_rows) == 0 and 0 < num_rows < np.inf):
-            raise ValueError(f"num_rows: expected a finite number > 0; found {num_rows!r}")
+        self._check_stream(model)
+        check_number("num_rows", num_rows, 0, above=True)
         sample = _rows.rows(model, params, sample, "sample")
         dtype = _tree.float_dtype(sample)
         weights = _rows.as_weights(weights, _tree.num_rows(sample), dtype)
         model = _inputs.cast_floats(model, dtype)
         model.validate(sample, None)
-        params = _inputs.as_params(params, jax.eval_shape(_start, model, sample, weights), 1, dtype)
+        params = _inputs.as_params(params, _start_shapes(model, sample), 1, dtype, model)
         model.validate(sample, params)
         algorithm = _inputs.cast_floats(dataclasses.replace(self, rate=None, key=None), dtype)
         return _begin(algorithm, model, params, sample, weights, jnp.asarray(num_rows, dtype))
@@ -223,33 +239,41 @@ class OnlineEM(Algorithm):
           weights: their weights; None for ones.
 
         Returns:
-          The new state. A batch whose statistics are not finite changes nothing but `step` and `skipped`.
+          The new state. A batch whose statistics are not finite changes nothing but `step` and `skipped`. Batches may
+            be padded to one length with rows of weight 0, so that they share a program.
 
         Raises:
           ValueError, TypeError: bad input, named.
         """
+        super().validate(model, 0)
+        self._check_stream(model)
+        expect("state", state, OnlineState, "an OnlineState, as begin and update return")
         dtype = state.num_rows.dtype
         batch = _rows.rows(model, state.params, batch, "batch")
         weights = _rows.as_weights(weights, _tree.num_rows(batch), dtype)
         algorithm = self
         if callable(self.rate):
             rate = self.rate(int(state.step) if is_concrete(state.step) else state.step)  # type: ignore[arg-type]
-            if is_concrete(rate):
-                _stepwise.check_rates(rate, decays=True)
+            _stepwise.check_rates(rate, decays=True)
             algorithm = dataclasses.replace(self, rate=rate)
         algorithm = _inputs.cast_floats(dataclasses.replace(algorithm, key=None), dtype)
         return _update(algorithm, _inputs.cast_floats(model, dtype), state, batch, weights)
 
     def estimate(self, model: LatentModel, state: OnlineState) -> PyTree:
         """The params of a state: the current ones, or those of the averaged statistics."""
+        expect("state", state, OnlineState, "an OnlineState, as begin and update return")
         if state.average is None:
             return state.params
         return _stepwise.unless_nan(model.m_step(model.prepare(state.params), state.average), state.params)
 
 
-def _start(model: LatentModel, data: PyTree, weights: Array) -> PyTree:
-    """A start of the model's own, for its structure and shapes alone."""
-    return model.bind(data, weights).init(jax.random.key(0), data, weights)
+def _start_shapes(model: LatentModel, sample: PyTree) -> PyTree:
+    """Shapes of a start of the model's own, as if the sample had the rows that a random start needs."""
+    num = max(_tree.num_rows(sample), model.least_rows[1])
+    rows = jax.tree.map(lambda a: jax.ShapeDtypeStruct((num, *a.shape[1:]), a.dtype), sample)
+    weights = jax.ShapeDtypeStruct((num,), _tree.float_dtype(sample))
+    start = lambda model, data, weights: model.bind(data, weights).init(jax.random.key(0), data, weights)
+    return jax.eval_shape(start, model, rows, weights)
 
 
 @jax.jit
@@ -258,7 +282,7 @@ def _begin(
 ) -> OnlineState:
     zero = jnp.zeros((), jnp.int32)
     found = model.e_step(params, sample, weights, algorithm._rule(model).at(zero)).stats
-    stats = jax.tree.map(lambda a: num_rows / _tree.num_rows(sample) * a, found)
+    stats = jax.tree.map(lambda a: num_rows / jnp.sum(weights) * a, found)
     return OnlineState(params, stats, stats if algorithm.average else None, zero, zero, num_rows)
 
 
@@ -266,5 +290,4 @@ def _begin(
 def _update(algorithm: OnlineEM, model: LatentModel, state: OnlineState, batch: PyTree, weights: Array) -> OnlineState:
     dtype = state.num_rows.dtype
     rule = algorithm._rule(model).at(state.step)
-    scale = state.num_rows / _tree.num_rows(batch)
-    return _stepwise.absorb(model, state, batch, weights, scale, algorithm._rate(state.step, dtype), rule)
+    return _stepwise.absorb(model, state, batch, weights, algorithm._rate(state.step, dtype), rule)

@@ -4,11 +4,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from jaxem import _tree
-from jaxem._numerics import einsum, is_concrete, namespace
+from jaxem._arguments import check_key, check_whole
+from jaxem._numerics import einsum, namespace
 from jaxem._pytree import dataclass
 from jaxem._tree import PyTree
 from jaxem.algorithms.algorithm import Algorithm, EMState
@@ -99,11 +99,11 @@ class StochasticEM(Algorithm):
         """The algorithm itself, once its counts are known to be sound.
 
         Raises:
-          ValueError: `burn_in` is no integer >= 0, or `num_draws` none >= 1.
+          TypeError, ValueError: `burn_in` is no integer >= 0, `num_draws` none >= 1, or `key` no random key.
         """
         for name, value, least in (("burn_in", self.burn_in, 0), ("num_draws", self.num_draws, 1)):
-            if is_concrete(value) and not (np.ndim(value) == 0 and value == np.round(value) and value >= least):
-                raise ValueError(f"{name}: expected an integer >= {least}; found {value!r}")
+            check_whole(name, value, least)
+        check_key("key", self.key)
         return self
 
     @property

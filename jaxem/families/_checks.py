@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxem._arguments import as_numbers, check_number, shown
 from jaxem._numerics import is_concrete
 from jaxem._rows import where_it_lies
 
@@ -34,14 +35,15 @@ def check_covariance(family: Any, params: Any) -> None:
 
 def check_strength(name: str, value: Any) -> None:
     """Raises unless a value that can be looked at is a finite number >= 0."""
-    if is_concrete(value) and not (np.ndim(value) == 0 and 0 <= value < np.inf):
-        raise ValueError(f"{name}: expected a finite number >= 0; found {value!r}")
+    check_number(name, value, 0)
 
 
 def check_array(name: str, value: Any, shapes: tuple[tuple[Any, ...], ...], positive: bool = False) -> None:
     """Raises unless value has one of the shapes, in which None stands for any length, and finite (positive) entries."""
     if isinstance(value, (list, tuple)):  # its entries would become leaves of the model one by one
-        raise TypeError(f"{name}: expected an array; found a {type(value).__name__}")
+        raise TypeError(f"{name}: expected an array; found a {type(value).__name__}; write jnp.array(...)")
+    if is_concrete(value):
+        check_kind(name, value)
     fits = lambda shape: (
         len(shape) == np.ndim(value) and all(s in (None, n) for s, n in zip(shape, np.shape(value), strict=True))
     )
@@ -50,8 +52,16 @@ def check_array(name: str, value: Any, shapes: tuple[tuple[Any, ...], ...], posi
         raise ValueError(f"{name}: expected shape {names}; found {np.shape(value)}")
     if is_concrete(value):
         array = np.asarray(value)
-        if not np.isfinite(array).all() or (positive and (array <= 0).any()):
-            raise ValueError(f"{name}: expected finite numbers{' > 0' if positive else ''}; found {value!r}")
+        bad = ~np.isfinite(array) | ((array <= 0) & positive)
+        if bad.any():
+            found = shown(value) if array.ndim == 0 else f"{array[bad].flat[0]:g}"
+            raise ValueError(f"{name}: expected finite numbers{' > 0' if positive else ''}; found {found}")
+
+
+def check_kind(name: str, value: Any) -> None:
+    """Raises TypeError unless value is a real number or an array of them."""
+    if as_numbers(value) is None:
+        raise TypeError(f"{name}: expected a number or an array; found {shown(value)}")
 
 
 def require(x: Any, ok: Any, expected: str, column: int | None = None) -> None:
@@ -67,13 +77,16 @@ def require(x: Any, ok: Any, expected: str, column: int | None = None) -> None:
 
 def check_vector(name: str, value: Any, size: int, low: float, high: float) -> None:
     """Raises ValueError unless value is a vector of `size` numbers from low to high."""
+    check_kind(name, value)
     values = np.asarray(value)
     if values.shape != (size,) or not np.all((values >= low) & (values <= high)) or not np.all(np.isfinite(values)):
-        raise ValueError(f"{name}: expected shape ({size},), numbers from {low:g} to {high:g}; found {value!r}")
+        raise ValueError(f"{name}: expected shape ({size},), numbers from {low:g} to {high:g}; found {shown(value)}")
 
 
 def as_matrix(name: str, value: Any, low: float, high: float, expected: str) -> Array:
     """Value as a float array (K, D) of numbers from low to high; lists and integers take the default float dtype."""
+    if is_concrete(value):
+        check_kind(name, value)
     array = jnp.asarray(value)
     if not jnp.issubdtype(array.dtype, jnp.floating) or not hasattr(value, "dtype"):
         array = array.astype(jnp.result_type(float))

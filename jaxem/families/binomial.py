@@ -5,11 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.scipy.special import xlog1py, xlogy
 
 from jaxem import constraints
+from jaxem._arguments import check_integer
 from jaxem._pytree import dataclass, static
 from jaxem.families import _mean
 from jaxem.families._checks import as_matrix, check_vector, require
@@ -69,9 +69,7 @@ class Binomial(_mean.MeanFamily):
 
     def check_rows(self, x: Any, params: BinomialParams | None = None) -> None:
         """Checks the number of trials, and that data are one (N, D) array of counts up to it."""
-        n = self.num_trials
-        if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
-            raise ValueError(f"num_trials: expected an integer >= 1; found {n!r}")
+        check_integer("num_trials", self.num_trials, 1)
         super().check_rows(x, params)
 
     def _mean(self, params: BinomialParams) -> Array:

@@ -10,6 +10,7 @@ from jax import Array
 from jax.scipy.special import xlogy
 
 from jaxem import constraints
+from jaxem._arguments import shown
 from jaxem._numerics import is_concrete, safe_log
 from jaxem._pytree import dataclass, static
 from jaxem.families import _mean
@@ -89,10 +90,11 @@ class Categorical(_mean.MeanFamily):
 
     def check_rows(self, x: Any, params: CategoricalParams | None = None) -> None:
         """Checks the numbers of levels, and that data are one (N, D) array of codes below them."""
-        num = self.num_levels
-        ints = isinstance(num, tuple) and all(isinstance(n, (int, np.integer)) and n >= 2 for n in num)
-        if not ints or not num:
-            raise ValueError(f"num_levels: expected a tuple of integers >= 2, one for each column; found {num!r}")
+        num, what = self.num_levels, "a tuple of integers >= 2, one for each column"
+        if not isinstance(num, tuple) or not all(isinstance(n, (int, np.integer)) for n in num):
+            raise TypeError(f"num_levels: expected {what}; found {shown(num)}")
+        if not num or min(num) < 2:
+            raise ValueError(f"num_levels: expected {what}; found {shown(num)}")
         super().check_rows(x, params)
         if x.shape[1] != len(num):
             raise ValueError(f"data: expected {len(num)} columns, as many as num_levels; found shape {x.shape}")

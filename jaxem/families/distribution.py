@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from jaxem import constraints as _constraints
+from jaxem._arguments import check_constraints, shown
 from jaxem._ascent import ascend
 from jaxem._normal import standard_promotion
 from jaxem._numerics import einsum, is_concrete
@@ -254,10 +255,13 @@ def from_distribution(
       >>> fit.params.mixing.round(2).tolist()
       [0.75, 0.25]
     """
+    for label, value in (("params", params), ("constraints", constraints)):
+        if value is not None and not isinstance(value, Mapping):
+            raise TypeError(f"{label}: expected a dict by the names of parameters; found {shown(value)}")
     given = dict(constraints or {})
     if isinstance(distribution, type) or not hasattr(distribution, "log_prob"):
         if not callable(distribution):
-            raise TypeError(f"distribution: expected a distrax distribution or a function; found {distribution!r}")
+            raise TypeError(f"distribution: expected a distrax distribution or a function; found {shown(distribution)}")
         if not params:
             raise ValueError("params: expected the values that one component starts from, for a function; found none")
         make, values = distribution, dict(params)
@@ -278,6 +282,7 @@ def from_distribution(
         constraint = given.get(key, KNOWN.get(key))
         if constraint is None:
             raise ValueError(f"constraints: none is known for parameter {key!r} of {name}; pass constraints={{...}}")
+        check_constraints({key: constraint})
         spec.append((key, constraint))
     return Distribution(make, values, tuple(spec), standardise)
 

@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 
 from jaxem import constraints
+from jaxem._arguments import check_choice
 from jaxem._numerics import einsum, namespace, safe_divide
 from jaxem._pytree import dataclass, static
 from jaxem.families._checks import check_array, check_covariance, check_matrix, check_strength
@@ -127,8 +128,7 @@ class Gaussian(PlacedFamily):
 
     @property
     def _shape(self) -> Covariance:
-        if self.covariance not in SHAPES:
-            raise ValueError(f"covariance: expected one of {', '.join(SHAPES)}; found {self.covariance!r}")
+        check_choice("covariance", self.covariance, SHAPES)
         return SHAPES[self.covariance]
 
     def validate(self, x: Any) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 
 from jaxem import constraints
+from jaxem._arguments import check_flag
 from jaxem._numerics import einsum, namespace, safe_divide
 from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree
@@ -149,6 +150,7 @@ class LinearRegression(Family):
 
     def validate(self, x: PyTree) -> None:
         """Checks the prior."""
+        check_flag("fit_intercept", self.fit_intercept)
         check_strength("pseudo_observations", self.pseudo_observations)
 
     def check_rows(self, x: PyTree, params: LinearRegressionParams | None = None) -> None:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxem._arguments import expect, shown
 from jaxem._pytree import dataclass
 from jaxem._tree import PyTree
 from jaxem.families.family import Family
@@ -65,11 +66,13 @@ class Product(Family):
 
     def check_rows(self, x: PyTree, params: PyTree | None = None) -> None:
         """Checks that data are a dict with the names of the families, and lets each family check its part."""
-        if not isinstance(self.families, dict) or not self.families:
-            raise ValueError(f"families: expected a dict of at least one name -> family; found {self.families!r}")
+        what = "a dict of at least one name -> family"
+        if not isinstance(self.families, dict):
+            raise TypeError(f"families: expected {what}; found {shown(self.families)}")
+        if not self.families:
+            raise ValueError(f"families: expected {what}; found {self.families!r}")
         for name, family in self.families.items():
-            if not isinstance(family, Family):
-                raise TypeError(f"families[{name!r}]: expected a jaxem family; found {family!r}")
+            expect(f"families[{name!r}]", family, Family, "one of jaxem.families, as jaxem.families.Gaussian()")
         if not isinstance(x, dict):
             raise TypeError(f"data: expected a dict with the keys {sorted(self.families)}; found a {type(x).__name__}")
         if set(x) != set(self.families):

@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 
 from jaxem import constraints
+from jaxem._arguments import check_integer
 from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree
 from jaxem.families._checks import check_matrix, require
@@ -130,8 +131,7 @@ class Binomial(_Counts):
     def validate(self, x: Any) -> None:
         """Raises unless n is an integer >= 1 and x is (N, D) with counts from 0 to n."""
         n = self.num_trials
-        if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
-            raise ValueError(f"num_trials: expected an integer >= 1; found {n!r}")
+        check_integer("num_trials", n, 1)
         check_matrix(x)
         expected = f"counts 0, 1, ..., {n} out of num_trials = {n}"
         require(x, lambda v, xp: (v >= 0) & (v <= n) & (v == xp.round(v)), expected)
@@ -237,8 +237,7 @@ class Categorical(_Counts):
     def validate(self, x: Any) -> None:
         """Raises unless L is an integer >= 2 and x is (N, D) with codes below it."""
         n = self.levels
-        if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 2:
-            raise ValueError(f"levels: expected an integer >= 2; found {n!r}")
+        check_integer("levels", n, 2)
         check_matrix(x)
         require(x, lambda v, xp: (v >= 0) & (v < n) & (v == xp.round(v)), f"codes 0, ..., {n - 1} of {n} levels")
 

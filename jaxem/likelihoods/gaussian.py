@@ -5,12 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from jaxem import constraints
+from jaxem._arguments import check_number, nearest
 from jaxem._normal import standard_promotion
-from jaxem._numerics import is_concrete
 from jaxem._pytree import dataclass
 from jaxem._tree import PyTree
 from jaxem.families._checks import check_matrix
@@ -55,7 +54,7 @@ class _Gaussian(Likelihood):
     def validate(self, x: Any) -> None:
         """Raises unless x is (N, D) and the floor a number >= 0."""
         check_matrix(x)
-        _check_scale("floor", self.floor, least=0)
+        check_number("floor", self.floor, 0, dims=(0, 1), each="finite numbers >= 0")
 
     def standardise(self, x: Array, weights: Array, common: bool = False) -> PyTree:
         """Each column's mean and standard deviation, or one deviation for all."""
@@ -108,7 +107,7 @@ class FixedGaussian(_Gaussian):
     def validate(self, x: Any) -> None:
         """Raises unless x is (N, D) and the scale positive."""
         check_matrix(x)
-        _check_scale("scale", self.scale, least=None)
+        check_number("scale", self.scale, 0, above=True, dims=(0, 1), each="finite numbers > 0")
 
     def _parts(self, params: PyTree, outputs: Array) -> tuple[Array, Array]:
         scale = jnp.broadcast_to(jnp.asarray(self.scale, outputs.dtype), outputs.shape[1:])
@@ -204,22 +203,7 @@ def Gaussian(  # noqa: N802 - it reads as a class beside the others
     """
     if isinstance(scale, str):
         if scale not in KINDS:
-            raise ValueError(f"scale: expected a number, 'shared' or 'predicted'; found {scale!r}")
+            remedy = nearest(scale, KINDS)
+            raise ValueError(f"scale: expected a number, 'shared' or 'predicted'; found {scale!r}{remedy}")
         return SharedGaussian(floor) if scale == "shared" else PredictedGaussian(floor)
     return FixedGaussian(floor, scale)
-
-
-def _check_scale(name: str, value: Any, least: float | None) -> None:
-    """Raises unless a value that can be looked at is finite and > 0, or at least `least`."""
-    if isinstance(value, str) or not is_concrete(value):
-        return
-    array = np.asarray(value)
-    good = (
-        array.dtype.kind in "fiu"
-        and np.isfinite(array).all()
-        and bool(np.all(array > 0 if least is None else array >= least))
-    )
-    if not good:
-        raise ValueError(
-            f"{name}: expected finite numbers {'> 0' if least is None else f'>= {least}'}; found {value!r}"
-        )

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxem._arguments import check_flag, check_integer, shown
 from jaxem._numerics import is_concrete
+from jaxem._rows import where_it_lies
 from jaxem._tree import PyTree, num_rows
-from jaxem.expfam import Delta
+from jaxem.expfam import Delta, ExponentialFamily
 
 ROWS = 8
 
@@ -18,15 +20,39 @@ ROWS = 8
 def check(model: Any, data: PyTree, params: PyTree | None) -> None:
     """Raises ValueError, naming the factor, where a coordinate update would be no valid gradient."""
     factors = model.factors()
+    check_factors(factors)
     if not any(not factor.local for factor in factors.values()):
         raise ValueError("factors: expected at least one global factor; found none")
     if params is not None:  # the model itself was checked before
         return _check_params(model, params)
     if not is_concrete(model, data):
         return
-    rows = jax.tree.map(lambda a: np.asarray(a[:ROWS], np.float64), data)
+    rows = jax.tree.map(lambda a: np.asarray(where_it_lies(a)[1][:ROWS], np.float64), data)
     with jax.enable_x64(True):
         _check_functions(model, factors, rows)
+
+
+def check_factors(factors: Any) -> None:
+    """Raises unless these are factors by name, each of a family, a plate of integers and a dimension."""
+    if not isinstance(factors, dict):
+        raise TypeError(f"factors: expected factors() to return a dict name -> jaxem.Factor; found {shown(factors)}")
+    for name, factor in factors.items():
+        place = f"factors()[{name!r}]"
+        if not all(hasattr(factor, field) for field in ("family", "plate", "dim", "local", "conjugate")):
+            raise TypeError(f"{place}: expected a jaxem.Factor(family, ...); found {shown(factor)}")
+        family = factor.family
+        if not isinstance(family, ExponentialFamily):
+            remedy = "; call it first" if isinstance(family, type) else ""
+            what = "one of jaxem.expfam, as jaxem.expfam.Normal()"
+            raise TypeError(f"{place}.family: expected {what}; found {shown(family)}{remedy}")
+        if not isinstance(factor.plate, tuple):
+            remedy = f"; write ({factor.plate},)" if isinstance(factor.plate, int) else ""
+            raise TypeError(f"{place}.plate: expected a tuple of integers; found {shown(factor.plate)}{remedy}")
+        for i, size in enumerate(factor.plate):
+            check_integer(f"{place}.plate[{i}]", size, 1)
+        check_integer(f"{place}.dim", factor.dim, 1)
+        check_flag(f"{place}.local", factor.local)
+        check_flag(f"{place}.conjugate", factor.conjugate)
 
 
 def _check_params(model: Any, params: PyTree) -> None:
@@ -85,19 +111,25 @@ def _prior_gradient(model: Any, means: dict[str, Any]) -> dict[str, Any]:
 
 def _check_functions(model: Any, factors: dict[str, Any], rows: PyTree) -> None:
     num = num_rows(rows)
-    point = _standard(factors, num, jax.random.key(0), 0.1)
-    lik = jax.eval_shape(model.expected_log_lik, point, rows).shape
+    standard = lambda: _standard(factors, num, jax.random.key(0), 0.1)
+    lik = _shape(jax.eval_shape(lambda: model.expected_log_lik(standard(), rows)))
     if lik != (num,):
         raise ValueError(f"expected_log_lik: expected shape ({num},), one for each row; found {lik}")
-    prior = jax.eval_shape(model.expected_log_prior, _globals(model, point)).shape
+    prior = _shape(jax.eval_shape(lambda: model.expected_log_prior(_globals(model, standard()))))
     if prior != ():
         raise ValueError(f"expected_log_prior: expected a scalar; found shape {prior}")
+    point = standard()
     gradient = lambda means: _gradient(model, means, rows)
     at_point = gradient(point)
     for name in factors:
         _check_factor(name, factors, gradient, point, at_point[name])
     _check_locals(factors, gradient, point, at_point)
     _check_prior(model, factors)
+
+
+def _shape(found: Any) -> Any:
+    """The shape of what a function returned; what else it is where it is no array."""
+    return found.shape if hasattr(found, "shape") else shown(found)
 
 
 def _check_factor(name: str, factors: dict[str, Any], gradient: Any, point: Any, own: Any) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from jax import Array
 
 from jaxem import _inputs
+from jaxem._arguments import check_number, expect
 from jaxem._normal import DiagonalNormal
 from jaxem._numerics import is_concrete
 from jaxem._tree import PyTree, float_dtype
@@ -21,15 +22,10 @@ STANDARDISE = ("columns", "table", None)
 
 def check_support(model: Any, data: PyTree) -> None:
     """Raises for data that the likelihood gives no probability; values only where they are no tracers."""
-    _check_likelihood(model)
     x = observed(data)
+    _check_likelihood(model.likelihood)
     if is_concrete(x):
         model.likelihood.validate(x)
-
-
-def _check_likelihood(model: Any) -> None:
-    if not isinstance(model.likelihood, Likelihood):
-        raise TypeError(f"likelihood: expected one of jaxem.likelihoods, or None; found {model.likelihood!r}")
 
 
 def check_width(model: Any, data: PyTree, params: PyTree) -> None:
@@ -46,31 +42,32 @@ def check(model: Any, data: PyTree) -> None:
     _inputs.check_count("latent_dim", model.latent_dim, 1)
     _inputs.check_count("num_refinements", model.num_refinements, 0)
     _inputs.check_count("num_score_samples", model.num_score_samples, 1)
-    _check_likelihood(model)
-    if not isinstance(model.estimator, Estimator):
-        raise TypeError(f"estimator: expected an estimator, as jaxem.SGVBB(); found {model.estimator!r}")
-    _check_numbers("beta", model.beta, (0, 1))
-    _check_numbers("refinement_rate", model.refinement_rate, (0,))
+    check_parts(model)
+    check_number("beta", model.beta, 0, dims=(0, 1), what="a number >= 0, or an array of them over passes")
+    check_number("refinement_rate", model.refinement_rate, 0, what="a number >= 0")
     if model.standardise not in STANDARDISE:
         raise ValueError(f"standardise: expected 'columns', 'table' or None; found {model.standardise!r}")
     if model.prior is None:
-        model.estimator.validate(DiagonalNormal.standard(model.latent_dim))
-    elif isinstance(model.prior, Mixture):
-        model.estimator.validate(model.prior)
-        model.prior.validate(np.random.default_rng(0).normal(size=(1000, model.latent_dim)), None)
+        model.estimator.validate(jax.eval_shape(lambda: DiagonalNormal.standard(model.latent_dim)))
     else:
-        raise TypeError(f"prior: expected None for N(0, I), or a Mixture, as jaxem.GMM(10); found {model.prior!r}")
+        model.estimator.validate(model.prior)
+        draws = np.random.default_rng(0).normal(size=(1000, model.latent_dim))
+        model.prior.check_rows(draws)
+        model.prior.validate(draws, None)
+        _inputs.check_enough(model.prior, 1000, "prior, of 1000 draws")
     jax.eval_shape(_trace, model, data)
 
 
-def _check_numbers(name: str, value: Any, dims: tuple[int, ...]) -> None:
-    if not is_concrete(value):
-        return
-    array = np.asarray(value)
-    good = array.dtype.kind in "fiu" and array.ndim in dims and array.size and np.isfinite(array).all()
-    if not (good and (array >= 0).all()):
-        kind = "a number >= 0, or an array of them over passes" if 1 in dims else "a number >= 0"
-        raise ValueError(f"{name}: expected {kind}; found {value!r}")
+def check_parts(model: Any) -> None:
+    """Raises TypeError for a likelihood, an estimator or a prior of another class."""
+    _check_likelihood(model.likelihood)
+    expect("estimator", model.estimator, Estimator, "an estimator, as jaxem.SGVBB()")
+    if model.prior is not None:
+        expect("prior", model.prior, Mixture, "None for N(0, I), or a Mixture, as jaxem.GMM(10)")
+
+
+def _check_likelihood(likelihood: Any) -> None:
+    expect("likelihood", likelihood, Likelihood, "one of jaxem.likelihoods, as jaxem.likelihoods.Bernoulli(), or None")
 
 
 @jax.jit  # for its cache: a second fit does not trace again

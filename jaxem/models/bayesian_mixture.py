@@ -11,6 +11,8 @@ import numpy as np
 from jax import Array
 
 from jaxem import _rows, constraints
+from jaxem._arguments import check_choice, expect
+from jaxem._foreign import named, named_fields
 from jaxem._inputs import as_key
 from jaxem._numerics import is_concrete, weigh
 from jaxem._pytree import dataclass, static
@@ -64,6 +66,7 @@ class Pruning:
         return f"{int(np.sum(self.kept))} of {self.kept.shape[0]} components used; expected counts {counts}"
 
 
+@named_fields
 @dataclass
 class BayesianMixture(DiscreteLatent):
     """Mixture with a prior on everything, fitted by mean-field variational EM: q(z) q(mixing) prod_k q(theta_k).
@@ -133,27 +136,25 @@ class BayesianMixture(DiscreteLatent):
         return f"BayesianMixture({self.family!r}, {self.num_components}, mixing={self.mixing!r})"
 
     def validate(self, data: PyTree, params: BayesianMixtureParams | None) -> None:
-        """Checks K against N, names, the concentration, and that the prior is proper and suits the family."""
+        """Checks K, names, the concentration, and that the prior is proper and suits the family."""
         check_components(self.num_components, self.init_method, self.init_size)
-        if self.mixing not in MIXINGS:
-            raise ValueError(f"mixing: expected one of {', '.join(MIXINGS)}; found {self.mixing!r}")
-        if self.truncation not in TRUNCATIONS:
-            raise ValueError(f"truncation: expected one of {', '.join(TRUNCATIONS)}; found {self.truncation!r}")
+        check_choice("mixing", self.mixing, MIXINGS)
+        check_choice("truncation", self.truncation, TRUNCATIONS)
         if self.concentration is not None:
             check_array("concentration", self.concentration, ((),), positive=True)
         prior = default_prior(self.family) if self.prior is None else self.prior
-        if not isinstance(prior, Prior):
-            raise TypeError(f"prior: expected a jaxem.priors.Prior; found {prior!r}")
+        expect("prior", prior, Prior, "one of jaxem.priors, as jaxem.priors.GaussianPrior(), or None")
         prior.check_family(self.family)
         self.family.validate(data)
         if not self.family.exchangeable:
             raise ValueError("family: expected one prior for all components; found a pseudo_mean for each")
         if self.total_weight is None:  # not bound: settings are as the user gave them
             prior.validate(self.family, data)
-        if num_rows(data) < self.num_components:
-            raise ValueError(
-                f"data: expected at least num_components = {self.num_components} rows; found {num_rows(data)}"
-            )
+
+    @property
+    def least_rows(self) -> tuple[str, int]:
+        """A row for each component."""
+        return "num_components", self.num_components
 
     def check_rows(self, data: PyTree, params: BayesianMixtureParams | None = None) -> None:
         """The family's checks, against the shapes of the plug-in params."""
@@ -436,6 +437,7 @@ def _expected_num(model: BayesianMixture, params: BayesianMixtureParams, data: P
     return jnp.sum(-jnp.expm1(sum_rows(block, data, weights, model._rows(data))))
 
 
+@named
 def BayesianGMM(  # noqa: N802
     num_components: int,
     covariance: str = "full",

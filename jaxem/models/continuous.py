@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
+from jaxem._arguments import check_integer, check_key
 from jaxem._normal import standard_promotion
 from jaxem._numerics import weigh
 from jaxem._pytree import dataclass, static
@@ -55,10 +55,9 @@ class MonteCarlo(Rule):
         return MonteCarlo(jax.random.fold_in(self.key, step), self.num_samples)
 
     def tabulate(self, num_steps: int) -> "MonteCarlo":
-        """The rule itself, once its number of samples is known to be sound."""
-        num = self.num_samples
-        if isinstance(num, bool) or not isinstance(num, (int, np.integer)) or num < 1:
-            raise ValueError(f"num_samples: expected an integer >= 1; found {num!r}")
+        """The rule itself, once its number of samples and its key are known to be sound."""
+        check_integer("num_samples", self.num_samples, 1)
+        check_key("key", self.key)
         return self
 
     def settled(self, step: Array) -> Array:
@@ -163,14 +162,21 @@ class ContinuousLatent(LatentModel):
     def _weighted(self, params: PyTree, data: PyTree, rule: MonteCarlo) -> tuple[Array, Array, Array]:
         """(draws (L, n, ...), value (n,) in nats, their normalised weights (L, n))."""
         q = self.proposal(params, data)
+        name = type(self).__name__
+        if q is None:
+            raise TypeError(f"{name}.proposal: expected a distribution; found None; does it end with a return?")
         z = rule.draw(q, data)
         log_joint = jax.vmap(lambda z: self.log_joint(params, data, z))(z)
+        if log_joint is None:
+            raise TypeError(
+                f"{name}.log_joint: expected one value for each of data; found None; does it end with a return?"
+            )
         with standard_promotion():
             log_q = jax.vmap(q.log_prob)(z)
         for method, found in (("log_joint", log_joint), ("proposal(...).log_prob", log_q)):
             if found.shape != (rule.num_samples, num_rows(data)):
                 raise ValueError(
-                    f"{type(self).__name__}.{method}: expected shape ({num_rows(data)},), one value for each of data; "
+                    f"{name}.{method}: expected shape ({num_rows(data)},), one value for each of data; "
                     f"found {found.shape[1:]}"
                 )
         log_weight = log_joint - log_q.astype(log_joint.dtype)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jax import Array
 
+from jaxem._arguments import expect, nearest, shown
 from jaxem._ascent import ascend, check_optimizer
 from jaxem._pytree import dataclass, static
 from jaxem._rows import takes_rows
@@ -95,7 +96,8 @@ class EmpiricalBayes(Wrapper):
         ELBOModel.check_params(self, params)
 
     def check_rows(self, data: PyTree, params: EmpiricalBayesParams | None = None) -> None:
-        """The checks of the model inside."""
+        """The checks of the model inside, and that it is one."""
+        expect("model", self.model, ELBOModel, "a model with hyperparameters(), as jaxem.BayesianGMM(3)")
         self.model.check_rows(data, None if params is None else params.inner)
 
     def _constraints(self) -> dict[str, Constraint]:
@@ -105,15 +107,20 @@ class EmpiricalBayes(Wrapper):
     def validate(self, data: PyTree, params: EmpiricalBayesParams | None) -> None:
         """Checks that the model has such settings, and the model itself."""
         if not hasattr(self.model, "hyperparameters"):
-            raise TypeError(f"model: expected one with hyperparameters(), as BayesianMixture; found {self.model!r}")
+            raise TypeError(
+                f"model: expected one with hyperparameters(), as BayesianMixture; found {shown(self.model)}"
+            )
         if self.model.sequential or not self.model.closed_form:
-            raise TypeError(f"model: expected one with a closed m_step; found {self.model!r}; use Delta factors there")
+            raise TypeError(
+                f"model: expected one with a closed m_step; found {shown(self.model)}; use Delta factors there"
+            )
         if not isinstance(self.names, tuple) or not self.names:
-            raise TypeError(f"names: expected a tuple of at least one name; found {self.names!r}")
+            remedy = f"; write ({self.names!r},)" if isinstance(self.names, str) else ""
+            raise TypeError(f"names: expected a tuple of at least one name; found {shown(self.names)}{remedy}")
         known = self.model.hyperparameters()
         for name in self.names:
             if name not in known:
-                raise ValueError(f"names: expected some of {', '.join(known)}; found {name!r}")
+                raise ValueError(f"names: expected some of {', '.join(known)}; found {name!r}{nearest(name, known)}")
         check_optimizer(self.optimizer, self.num_steps)
         self.model.validate(data, None if params is None else params.inner)
 

@@ -5,9 +5,9 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
+from jaxem._arguments import check_integer
 from jaxem._tree import BLOCK_ROWS, PyTree
 from jaxem.model import DiscreteLatent
 
@@ -69,9 +69,7 @@ class Enumerated(DiscreteLatent):
 
     def validate(self, data: PyTree, params: PyTree | None) -> None:
         """Checks that the number of states is stated."""
-        num = getattr(self, "num_states", None)
-        if isinstance(num, bool) or not isinstance(num, (int, np.integer)) or num < 1:
-            raise ValueError(f"num_states: expected an integer >= 1 on {type(self).__name__}; found {num!r}")
+        check_integer(f"{type(self).__name__}.num_states", getattr(self, "num_states", None), 1)
 
     def log_joint(self, params: PyTree, data: PyTree) -> Array:
         """(N, K) log p(x_n, z_n = k | theta), nats: `log_joint_one` over rows and states."""
@@ -81,8 +79,10 @@ class Enumerated(DiscreteLatent):
             return jax.vmap(lambda z: self.log_joint_one(params, x, z))(states)
 
         found = jax.vmap(row)(data)
+        name = f"{type(self).__name__}.log_joint_one"
+        if found is None:
+            raise TypeError(f"{name}: expected a scalar; found None; does it end with a return?")
         if found.ndim != 2:
-            name = f"{type(self).__name__}.log_joint_one"
             raise ValueError(f"{name}: expected a scalar for one row and one state; found shape {found.shape[2:]}")
         return found
 

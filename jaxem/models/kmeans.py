@@ -10,6 +10,8 @@ import numpy as np
 from jax import Array
 
 from jaxem import constraints
+from jaxem._arguments import check_choice, check_integer
+from jaxem._foreign import named_fields
 from jaxem._numerics import einsum, namespace, safe_divide
 from jaxem._pytree import dataclass, static
 from jaxem._rows import takes_rows
@@ -48,6 +50,7 @@ class KMeansRows:
     square: Array
 
 
+@named_fields
 @dataclass
 class Units:
     """Powers of two that data are multiplied by, so that squares stay within the dtype; both 1 for ordinary data.
@@ -113,16 +116,18 @@ class KMeans(DiscreteLatent):
         return f"KMeans({self.num_clusters})"
 
     def validate(self, data: PyTree, params: KMeansParams | None) -> None:
-        """Checks K against N, the start's name and the shape of the data."""
+        """Checks K, the start's name and the shape of the data."""
         num = self.num_clusters
-        if not isinstance(num, (int, np.integer)) or isinstance(num, bool) or num < 1:
-            raise ValueError(f"num_clusters: expected an integer >= 1; found {num!r}")
-        if self.init_method not in ("kmeans++", "random"):
-            raise ValueError(f"init_method: expected 'kmeans++' or 'random'; found {self.init_method!r}")
+        check_integer("num_clusters", num, 1)
+        check_choice("init_method", self.init_method, ("kmeans++", "random"))
+        check_integer("init_size", self.init_size, 1)
         if self.init_size < num:
             raise ValueError(f"init_size: expected at least num_clusters = {num} rows; found {self.init_size}")
-        if num_rows(data) < num:
-            raise ValueError(f"data: expected at least num_clusters = {num} rows; found {num_rows(data)}")
+
+    @property
+    def least_rows(self) -> tuple[str, int]:
+        """A row for each cluster."""
+        return "num_clusters", self.num_clusters
 
     def check_rows(self, data: PyTree, params: KMeansParams | None = None) -> None:
         """Checks that data are one (N, D) array, as wide as the centroids."""

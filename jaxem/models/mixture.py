@@ -11,10 +11,19 @@ import numpy as np
 from jax import Array
 
 from jaxem import constraints
-from jaxem._inputs import as_key, check_count
+from jaxem._arguments import (
+    as_key,
+    check_choice,
+    check_integer,
+    check_number,
+    check_whole,
+    expect,
+    shown,
+)
+from jaxem._foreign import named, named_fields
 from jaxem._numerics import is_concrete, namespace, safe_divide, safe_log
 from jaxem._pytree import dataclass, static
-from jaxem._tree import BLOCK_ROWS, PyTree, num_rows
+from jaxem._tree import BLOCK_ROWS, PyTree
 from jaxem.families import Family, Gaussian
 from jaxem.families._checks import check_strength
 from jaxem.model import DiscreteLatent, Health
@@ -42,6 +51,7 @@ class MixtureStats:
     components: PyTree
 
 
+@named_fields
 @dataclass
 class Mixture(DiscreteLatent):
     """Mixture of K components of one family.
@@ -93,19 +103,21 @@ class Mixture(DiscreteLatent):
         return self.family.closed_form
 
     def validate(self, data: PyTree, params: MixtureParams | None) -> None:
-        """Checks K against N, the start's name, the family's own rules, and that mixing is a distribution."""
+        """Checks K, the start's name, the family's own rules, and that mixing is a distribution."""
         num = self.num_components
         check_components(num, self.init_method, self.init_size)
         self.family.validate(data)
         check_strength("mixing_pseudo_counts", self.mixing_pseudo_counts)
-        if self.num_active is not None and is_concrete(self.num_active):
-            if not (self.num_active == int(self.num_active) and 1 <= self.num_active <= num):
-                raise ValueError(f"num_active: expected an integer from 1 to {num}; found {self.num_active!r}")
-            num = int(self.num_active)
-        if num_rows(data) < num:
-            raise ValueError(f"data: expected at least num_components = {num} rows; found {num_rows(data)}")
+        if self.num_active is not None:
+            check_whole("num_active", self.num_active, 1, num)
         if params is not None:
             _check_mixing("params.mixing", params.mixing)
+
+    @property
+    def least_rows(self) -> tuple[str, int]:
+        """A row for each component in use."""
+        known = self.num_active is not None and is_concrete(self.num_active)
+        return "num_components", int(self.num_active) if known else self.num_components  # type: ignore[arg-type]
 
     def check_rows(self, data: PyTree, params: MixtureParams | None = None) -> None:
         """The family's checks, and that params are of K components."""
@@ -233,7 +245,7 @@ class Mixture(DiscreteLatent):
           TypeError, ValueError: no params of this model, no count, no key.
         """
         self.check_params(params)
-        check_count("num_samples", num_samples, 1)
+        check_integer("num_samples", num_samples, 1)
         drawn = _sample(self, params, as_key(key), max(32, 1 << (int(num_samples) - 1).bit_length()))
         return jax.tree.map(lambda leaf: leaf[:num_samples], drawn)
 
@@ -259,6 +271,7 @@ class Mixture(DiscreteLatent):
         Raises:
           ValueError: shapes do not fit together.
         """
+        check_number("mixing", mixing, dims=(1,), what=f"an array ({self.num_components},) of proportions")
         parts = self.family.make_params(**components)
         mixing = jnp.asarray(mixing).astype(jax.tree.leaves(parts)[0].dtype)
         if mixing.shape != (self.num_components,):
@@ -276,9 +289,7 @@ def _sample(model: Mixture, params: MixtureParams, key: Array, num: int) -> tupl
 
 def check_family(family: Any) -> None:
     """Raises TypeError for what is no family of observations."""
-    if not isinstance(family, Family):
-        hint = "; call it first" if isinstance(family, type) else ""
-        raise TypeError(f"family: expected one of jaxem.families, as jaxem.Gaussian(); found {family!r}{hint}")
+    expect("family", family, Family, "one of jaxem.families, as jaxem.families.Gaussian()")
 
 
 def start(
@@ -309,10 +320,9 @@ def start(
 
 def check_components(num: Any, init_method: str, init_size: int) -> None:
     """Raises unless K is an integer >= 1, the start has a known name, and it may look at K rows."""
-    if not isinstance(num, (int, np.integer)) or isinstance(num, bool) or num < 1:
-        raise ValueError(f"num_components: expected an integer >= 1; found {num!r}")
-    if init_method not in _seeding.PARTITIONS:
-        raise ValueError(f"init_method: expected one of {', '.join(_seeding.PARTITIONS)}; found {init_method!r}")
+    check_integer("num_components", num, 1)
+    check_choice("init_method", init_method, _seeding.PARTITIONS)
+    check_integer("init_size", init_size, 1)
     if init_size < num:
         raise ValueError(f"init_size: expected at least num_components = {num} rows; found {init_size}")
 
@@ -320,11 +330,13 @@ def check_components(num: Any, init_method: str, init_size: int) -> None:
 def _check_mixing(name: str, mixing: Any) -> None:
     """Raises unless proportions (..., K) that can be looked at are non-negative and sum to 1."""
     if is_concrete(mixing):
+        check_number(name, mixing, dims=(1, 2), what="an array of proportions")
         values = np.asarray(mixing, np.float64)
         if np.any(values < 0) or np.any(np.abs(values.sum(-1) - 1) > 1e-3):
-            raise ValueError(f"{name}: expected proportions that sum to 1; found {values}")
+            raise ValueError(f"{name}: expected proportions that sum to 1; found {shown(values)}")
 
 
+@named
 def GMM(  # noqa: N802 - it reads as a model's name
     num_components: int,
     covariance: str = "full",

@@ -6,6 +6,7 @@ from jax import Array
 
 from jaxem.estimators import SGVBA, SGVBB, Estimator
 from jaxem.likelihoods import Bernoulli, FromDecoder, Likelihood
+from jaxem.models import _vae_checks
 from jaxem.models.mixture import Mixture
 from jaxem.models.variational_autoencoder import VariationalAutoencoder
 from jaxem.networks import as_network
@@ -75,7 +76,7 @@ def VAE(  # noqa: N802 - it reads as a model's name
       A `VariationalAutoencoder`. Settings, data and shapes are checked by `fit`, before anything is compiled.
 
     Raises:
-      TypeError: encoder or decoder is no network.
+      TypeError: encoder or decoder is no network, or likelihood, estimator or prior none.
 
     Examples:
       >>> import jax, jaxem
@@ -94,7 +95,7 @@ def VAE(  # noqa: N802 - it reads as a model's name
     """
     if estimator is None:
         estimator = SGVBB() if prior is None else SGVBA()
-    return VariationalAutoencoder(
+    model = VariationalAutoencoder(
         as_network(encoder, "encoder"),
         as_network(decoder, "decoder"),
         FromDecoder() if likelihood is None else likelihood,
@@ -107,3 +108,5 @@ def VAE(  # noqa: N802 - it reads as a model's name
         num_score_samples,
         standardise,
     )
+    _vae_checks.check_parts(model)
+    return model
