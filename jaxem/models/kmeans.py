@@ -50,7 +50,6 @@ class KMeansRows:
     square: Array
 
 
-@named_fields
 @dataclass
 class Units:
     """Powers of two that data are multiplied by, so that squares stay within the dtype; both 1 for ordinary data.
@@ -65,6 +64,7 @@ class Units:
     shown: Array
 
 
+@named_fields
 @dataclass
 class KMeans(DiscreteLatent):
     """K-means by Lloyd's algorithm, as hard EM on the one objective.
