@@ -199,3 +199,11 @@ def product_log(t: Array, log: Array) -> Array:
     """(N, K) t (N, F) @ log (K, F)^T, t >= 0, where log 0 = -inf counts only where t > 0."""
     out = einsum("nf,kf->nk", t, jnp.maximum(log, LOG_ZERO))
     return jnp.where(out < 0.5 * LOG_ZERO, -jnp.inf, out)
+
+
+def where_possible(possible: Array, log_prob: Array) -> Array:
+    """(N, K) log-probabilities, -inf in the rows that are not possible (N,).
+
+    Models look at rows on the host before they compute; inside a caller's program this is the only guard.
+    """
+    return jnp.where(possible[:, None], log_prob, -jnp.inf)

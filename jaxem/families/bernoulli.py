@@ -90,10 +90,14 @@ class Bernoulli(_mean.MeanFamily):
         check_vector("pseudo_mean", self.pseudo_mean, dim, 0, 1)
 
     def log_prob(self, params: BernoulliParams, x: Array) -> Array:
-        """(N, K) sum over columns of log Bernoulli(x_nd | prob_kd), nats; -inf where prob 0 or 1 forbids x."""
+        """(N, K) sum over columns of log Bernoulli(x_nd | prob_kd), nats; -inf where prob 0 or 1 forbids x.
+
+        -inf also for rows with anything but 0 and 1.
+        """
         # Ones and zeros in one product: through log-odds a probability of 0 or 1 would be inf - inf.
         both = jnp.concatenate([params.prob, 1 - params.prob], 1)
-        return _mean.product_log(jnp.concatenate([x, 1 - x], 1), safe_log(both))
+        out = _mean.product_log(jnp.concatenate([x, 1 - x], 1), safe_log(both))
+        return _mean.where_possible(jnp.all((x == 0) | (x == 1), 1), out)
 
     def constraints(self) -> BernoulliParams:
         """Probabilities."""

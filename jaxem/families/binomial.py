@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import xlog1py, xlogy
@@ -13,7 +12,7 @@ from jaxem._arguments import check_integer
 from jaxem._pytree import dataclass, static
 from jaxem.families import _mean
 from jaxem.families._checks import as_matrix, check_vector, require
-from jaxem.families._counts import log_binomial
+from jaxem.families._counts import log_binomial, sample_binomial
 
 
 @dataclass
@@ -39,7 +38,8 @@ class Binomial(_mean.MeanFamily):
     prob_kd ~ Beta(1 + a m0_d, 1 + a (n - m0_d)); its log density up to a constant is ELBO.params. The mode is
     prob = (sum x + a m0) / (n (count + a)).
 
-    Cost of one E-step: a product (N, 2 D) (2 D, K) and one elementwise pass over the data.
+    Log-probabilities keep their digits at any n, as those of `Poisson`. Rows with anything but counts from 0 to n have
+    -inf. Cost of one E-step: elementwise passes over (N, D) and (N, K, D), and the product for the statistics.
 
     Attributes:
       num_trials: n >= 1, the same for every row and column.
@@ -97,7 +97,9 @@ class Binomial(_mean.MeanFamily):
         check_vector("pseudo_mean", self.pseudo_mean, dim, 0, self.num_trials)
 
     def log_prob(self, params: BinomialParams, x: Array) -> Array:
-        """(N, K) sum over columns of log Binomial(x_nd | n, prob_kd), nats; -inf where prob 0 or 1 forbids x."""
+        """(N, K) sum over columns of log Binomial(x_nd | n, prob_kd), nats; -inf where prob 0 or 1 forbids x,
+        and where x is no count from 0 to n.
+        """
         return log_binomial(x, self.num_trials, params.prob)
 
     def constraints(self) -> BinomialParams:
@@ -106,8 +108,7 @@ class Binomial(_mean.MeanFamily):
 
     def sample(self, key: Array, params: BinomialParams, component: Array) -> Array:
         """(N, D) counts, in the dtype of the params, one row for each entry of component."""
-        prob = params.prob[component]
-        return jax.random.binomial(key, jnp.full_like(prob, self.num_trials), prob, dtype=prob.dtype)
+        return sample_binomial(key, self.num_trials, params.prob[component])
 
     def distribution(self, params: BinomialParams) -> Any:
         """A batch of K: TFP's Binomial, independent over columns, as a distrax distribution."""

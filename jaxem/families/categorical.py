@@ -126,8 +126,13 @@ class Categorical(_mean.MeanFamily):
         _as_probs("pseudo_mean", self.pseudo_mean, [(num,) for num in self.num_levels])
 
     def log_prob(self, params: CategoricalParams, x: Array) -> Array:
-        """(N, K) sum over items of log probs[d][k, x_nd], nats; -inf where a probability is 0."""
-        return _mean.product_log(self._transform(x), safe_log(self._mean(params)))
+        """(N, K) sum over items of log probs[d][k, x_nd], nats; -inf where a probability is 0.
+
+        -inf also for rows with anything but codes of the levels.
+        """
+        t = self._transform(x)  # a value that is no code has no indicator
+        out = _mean.product_log(t, safe_log(self._mean(params)))
+        return _mean.where_possible(jnp.sum(t, 1) == x.shape[1], out)
 
     def constraints(self) -> CategoricalParams:
         """A simplex for each item."""

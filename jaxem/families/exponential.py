@@ -95,8 +95,9 @@ class Exponential(_mean.MeanFamily):
         check_vector("pseudo_mean", self.pseudo_mean, dim, TINY, np.inf)
 
     def log_prob(self, params: ExponentialParams, x: Array) -> Array:
-        """(N, K) sum over columns of log rate_kd - rate_kd x_nd, nats."""
-        return jnp.sum(jnp.log(params.rate), 1)[None] - einsum("nd,kd->nk", x, params.rate)
+        """(N, K) sum over columns of log rate_kd - rate_kd x_nd, nats; -inf for rows with a negative number."""
+        out = jnp.sum(jnp.log(params.rate), 1)[None] - einsum("nd,kd->nk", x, params.rate)
+        return _mean.where_possible(jnp.min(x, 1) >= 0, out)
 
     def influence(self, params: ExponentialParams, count: Array) -> Array:
         """(K,) the pseudo-observations' share of the mean of a component that has collapsed towards 0, else 0.

@@ -188,7 +188,9 @@ class Gamma(PlacedFamily):
         bent = _special.bend(d)
         # log p = -log x + [shape log(shape) - shape - log Gamma(shape)] - shape (d - log(1 + d)): no term is large.
         peak = jnp.sum(_special.log_peak(params.shape), 1)
-        log_prob = peak[:, None] - einsum("kd,kdn->kn", params.shape, bent) - jnp.sum(jnp.log(x), 1)[None]
+        own = jnp.where(jnp.min(x, 1) > 0, jnp.sum(jnp.log(x), 1), jnp.inf)
+        log_prob = peak[:, None] - einsum("kd,kdn->kn", params.shape, bent) - own[None]
+        log_prob = jnp.where(own[None] < jnp.inf, log_prob, -jnp.inf)  # beyond the support
 
         def collect(resp: Array) -> GammaStats:
             r = resp.T
@@ -197,7 +199,7 @@ class Gamma(PlacedFamily):
         return log_prob.T, collect
 
     def log_prob(self, params: GammaParams, x: Array) -> Array:
-        """(N, K) sum over columns of log Gamma(x_nd; shape_kd, rate_kd), nats."""
+        """(N, K) sum over columns of log Gamma(x_nd; shape_kd, rate_kd), nats; -inf for rows not all positive."""
         return self.explain(params, x)[0]
 
     def statistics(self, params: GammaParams, x: Array, resp: Array) -> GammaStats:

@@ -14,7 +14,8 @@ from jaxem._arguments import check_integer
 from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree
 from jaxem.families._checks import check_matrix, require
-from jaxem.families._counts import log_peak
+from jaxem.families._counts import is_count, sample_binomial, sample_poisson
+from jaxem.likelihoods._logs import log_binomial_logits, log_poisson_log_rate
 from jaxem.likelihoods.columns import Columns, moments, standard
 from jaxem.likelihoods.likelihood import Likelihood, independent
 
@@ -78,9 +79,10 @@ class Bernoulli(_Counts):
         return ()
 
     def log_prob(self, params: PyTree, outputs: Array, x: Array) -> Array:
-        """(n,) log p(x_n | z_n), nats."""
+        """(n,) log p(x_n | z_n), nats; -inf for rows outside the support."""
         logits = self._natural(params, outputs)
-        return jnp.sum(x * logits - jax.nn.softplus(logits), 1)
+        out = x * logits - jax.nn.softplus(logits)
+        return jnp.sum(jnp.where((x >= 0) & (x <= 1), out, -jnp.inf), 1)
 
     def mean(self, params: PyTree, outputs: Array) -> Array:
         """(n, D) probabilities of 1."""
@@ -102,12 +104,8 @@ def _coefficients(n: int) -> np.ndarray:
 
 
 def _log_coefficient(x: Array, n: int) -> Array:
-    """Log (n choose x), elementwise."""
-    if n <= TABLE:
-        return jnp.asarray(_coefficients(n), x.dtype).at[x.astype(jnp.int32)].get(mode="clip")
-    entropy = lambda k: jnp.where(k > 0, k * jnp.log(jnp.where(k > 0, k, 1) / n), 0)
-    peaks = log_peak(x) + log_peak(n - x) - log_peak(jnp.full((), n, x.dtype))
-    return peaks - entropy(x) - entropy(n - x)
+    """Log (n choose x) for n up to `TABLE`, elementwise."""
+    return jnp.asarray(_coefficients(n), x.dtype).at[x.astype(jnp.int32)].get(mode="clip")
 
 
 @dataclass
@@ -145,9 +143,13 @@ class Binomial(_Counts):
         return standard(x, weights, common, 0.5)
 
     def log_prob(self, params: PyTree, outputs: Array, x: Array) -> Array:
-        """(n,) log p(x_n | z_n), nats."""
+        """(n,) log p(x_n | z_n), nats; -inf for rows outside the support."""
         n, logits = self.num_trials, self._natural(params, outputs)
-        return jnp.sum(_log_coefficient(x, n) + (x * logits - n * jax.nn.softplus(logits)), 1)
+        if n <= TABLE:
+            out = _log_coefficient(x, n) + (x * logits - n * jax.nn.softplus(logits))
+        else:
+            out = log_binomial_logits(x, n, logits)
+        return jnp.sum(jnp.where(is_count(x) & (x <= float(n)), out, -jnp.inf), 1)
 
     def mean(self, params: PyTree, outputs: Array) -> Array:
         """(n, D) expected counts."""
@@ -155,8 +157,7 @@ class Binomial(_Counts):
 
     def sample(self, key: Array, params: PyTree, outputs: Array) -> Array:
         """(n, D) counts, in the dtype of the outputs."""
-        prob = jax.nn.sigmoid(self._natural(params, outputs))
-        return jax.random.binomial(key, jnp.full_like(prob, self.num_trials), prob, dtype=prob.dtype)
+        return sample_binomial(key, self.num_trials, jax.nn.sigmoid(self._natural(params, outputs)))
 
     def distribution(self, params: PyTree, outputs: Array) -> Any:
         """A batch of n, as a distrax distribution."""
@@ -169,7 +170,8 @@ class Poisson(_Counts):
 
         log p(x | z) = sum_d { x_d output_d - exp(output_d) - log x_d! }
 
-    Evaluated as log Poisson(x | x) + x {g - (exp(g) - 1)}, g = output - log x, so that large counts keep their digits.
+    Evaluated as log Poisson(x | x) + x {g - (exp(g) - 1)}, g = output - log x with log x in two parts, so that large
+    counts keep their digits: in float32 to 1e-3 nats up to 1e12.
 
     Examples:
       >>> Poisson().log_prob((), jnp.zeros((1, 1)), jnp.array([[2.0]])).round(4).tolist()
@@ -196,10 +198,9 @@ class Poisson(_Counts):
         return standard(self.features(x), weights, common, 0.5)
 
     def log_prob(self, params: PyTree, outputs: Array, x: Array) -> Array:
-        """(n,) log p(x_n | z_n), nats."""
-        seen, log_rate = x > 0, self._natural(params, outputs)
-        gap = log_rate - jnp.log(jnp.where(seen, x, 1))
-        return jnp.sum(log_peak(x) + jnp.where(seen, x * (gap - jnp.expm1(gap)), -jnp.exp(log_rate)), 1)
+        """(n,) log p(x_n | z_n), nats; -inf for rows outside the support."""
+        log_prob = log_poisson_log_rate(x, self._natural(params, outputs))
+        return jnp.sum(jnp.where(is_count(x), log_prob, -jnp.inf), 1)
 
     def mean(self, params: PyTree, outputs: Array) -> Array:
         """(n, D) rates."""
@@ -207,7 +208,7 @@ class Poisson(_Counts):
 
     def sample(self, key: Array, params: PyTree, outputs: Array) -> Array:
         """(n, D) counts, in the dtype of the outputs."""
-        return jax.random.poisson(key, self.mean(params, outputs)).astype(outputs.dtype)
+        return sample_poisson(key, self.mean(params, outputs))
 
     def distribution(self, params: PyTree, outputs: Array) -> Any:
         """A batch of n, as a distrax distribution."""
@@ -258,9 +259,11 @@ class Categorical(_Counts):
         return jax.nn.log_softmax(logits.reshape(logits.shape[0], -1, self.levels))
 
     def log_prob(self, params: PyTree, outputs: Array, x: Array) -> Array:
-        """(n,) log p(x_n | z_n), nats."""
-        index = x.astype(jnp.int32)[:, :, None]
-        return jnp.sum(jnp.take_along_axis(self._logits(params, outputs), index, 2, mode="clip"), (1, 2))
+        """(n,) log p(x_n | z_n), nats; -inf for rows outside the support."""
+        code = is_count(x) & (x < self.levels)
+        index = jnp.where(code, x, 0).astype(jnp.int32)[:, :, None]
+        picked = jnp.take_along_axis(self._logits(params, outputs), index, 2, mode="clip")[:, :, 0]
+        return jnp.sum(jnp.where(code, picked, -jnp.inf), 1)
 
     def mean(self, params: PyTree, outputs: Array) -> Array:
         """(n, D, L) probabilities of the levels."""

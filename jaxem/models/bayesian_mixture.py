@@ -92,7 +92,9 @@ class BayesianMixture(DiscreteLatent):
     Mean-field posteriors are too narrow: q(z) and the parameters are independent in q, so that uncertainty about which
     component a row is of does not reach the parameters (see `examples/bayesian_mixture.py` for a measurement).
 
-    The family's own penalty or prior (`pseudo_observations`) is not used. Starts are those of `Mixture`.
+    The family's own penalty or prior (`pseudo_observations`) is not used. Starts are those of `Mixture`, by default
+    "kmeans++" cells without Lloyd steps: these differ more from key to key. On iris with K = 3 k-means partitions all
+    end at one worse optimum, -377.7 nats instead of -358.3, from 45 of 48 starts; kmeans++ cells from 22.
 
     Attributes:
       family: Gaussian, Poisson, Exponential, Bernoulli or Categorical.
@@ -101,7 +103,7 @@ class BayesianMixture(DiscreteLatent):
       mixing: "dirichlet" or "dirichlet_process".
       concentration: > 0, of each component for a Dirichlet, of the process for sticks; None for 1 / K, and 1.
       truncation: "free" or "fixed", for sticks.
-      init_method: as `Mixture`.
+      init_method: as `Mixture`; "kmeans++" by default.
       init_size: as `Mixture`.
       total_weight: sum of weights, set by `bind`.
 
@@ -125,7 +127,7 @@ class BayesianMixture(DiscreteLatent):
     mixing: str = static(default="dirichlet")
     concentration: float | Array | None = None
     truncation: str = static(default="free")
-    init_method: str = static(default="kmeans")
+    init_method: str = static(default="kmeans++")
     init_size: int = static(default=10_000)
     total_weight: Array | None = dataclasses.field(default=None, repr=False)
 
@@ -449,7 +451,7 @@ def BayesianGMM(  # noqa: N802
     mean: Array | None = None,
     dof: float | Array | None = None,
     inverse_scale: Any = None,
-    init_method: str = "kmeans",
+    init_method: str = "kmeans++",
     init_size: int = 10_000,
 ) -> BayesianMixture:
     """Variational Bayesian mixture of Gaussians, `BayesianMixture(Gaussian(covariance), K, GaussianPrior(...))`.
