@@ -169,7 +169,7 @@ def check_number(
     good = (array > low if above else array >= low) & (array <= high)
     good = good & np.isfinite(array) if finite else good
     if array.size == 0 or not good.all():
-        found = shown(value) if array.ndim == 0 or array.size == 0 else f"{array[~good].flat[0]:g}"
+        found = shown(value) if array.ndim == 0 or array.size == 0 else f"{array[~good].flat[0]}"
         raise ValueError(f"{name}: expected {each or what}; found {found}")
 
 

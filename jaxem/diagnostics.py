@@ -235,6 +235,7 @@ def importance(
     data = _rows.rows(fit.model, fit.params, data)
     weights = _rows.as_weights(weights, num_rows(data), dtype)
     _check_model(fit.model, weights)
+    fit.model.validate(data, fit.params)
     together = max(1, min(num_draws, BLOCK_ROWS // num_rows(data)))
     rounds = -(-num_draws // together)
     keys = jax.random.split(_inputs.as_key(key), rounds * together).reshape(rounds, together)

@@ -171,9 +171,8 @@ def check_fit(fit: Any, data: Any = None) -> None:
     """Raises TypeError unless this is a fit, with a remedy where params, or data and fit swapped, are in its place."""
     if isinstance(fit, Fit):
         return
-    swapped = isinstance(data, Fit)
-    hint = "; the fit comes first, then data" if swapped else "; give the fit itself, not its params"
-    hint = hint if swapped or has_fields(fit) or isinstance(fit, dict) else ""
+    hint = "; give the fit itself" if has_fields(fit) or isinstance(fit, dict) else ""
+    hint = "; the fit comes first, then data" if isinstance(data, Fit) else hint
     raise TypeError(f"fit: expected a Fit, as jaxem.fit returns; found {shown(fit)}{hint}")
 
 

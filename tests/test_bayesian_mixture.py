@@ -413,7 +413,11 @@ def test_pictures_show_the_components_in_use(geyser, faithful):
             "prior: GammaPrior is conjugate to Poisson or Exponential; found Gaussian",
         ),
         (lambda: jaxem.BayesianMixture(families.Gamma(), 2), TypeError, "family: expected one with a conjugate prior"),
-        (lambda: jaxem.BayesianMixture(families.Gaussian(), 2, 3.0), TypeError, "prior: expected a jaxem.priors.Prior"),
+        (
+            lambda: jaxem.BayesianMixture(families.Gaussian(), 2, 3.0),
+            TypeError,
+            "prior: expected one of jaxem.priors.*found 3.0",
+        ),
         (
             lambda: jaxem.BayesianMixture(families.Exponential(), 2, priors.GammaPrior(rate=-1.0)),
             ValueError,

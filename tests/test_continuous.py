@@ -193,8 +193,8 @@ def test_what_does_not_fit_is_named(x, blobs):
         fit(jaxem.GMM(2), EM(MonteCarlo(KEY)), blobs)
     with pytest.raises(TypeError, match="GeneralizedEM needs a model with a log_joint of states that can be enum"):
         fit(Normals(), jaxem.GeneralizedEM())
-    for num in (0, 2.5, True):
-        with pytest.raises(ValueError, match="num_samples: expected an integer >= 1; found"):
+    for num, error in ((0, ValueError), (2.5, TypeError), (True, TypeError)):
+        with pytest.raises(error, match="num_samples: expected an integer >= 1; found"):
             fit(Normals(), EM(MonteCarlo(KEY, num)))
 
     class Summed(Normals):

@@ -469,7 +469,7 @@ def test_wrong_use_is_named():
     x = np.random.RandomState(1).normal(1, 1, size=(10, 1))
     model, params = exact_location(x[:, 0])
     fit = as_fit(model, params)
-    with pytest.raises(TypeError, match="fit: expected what jaxem.fit returns; found Location"):
+    with pytest.raises(TypeError, match="fit: expected a Fit, .*found Location.*; give the fit itself"):
         jaxem.importance(model, x, key=KEY)
     with pytest.raises(TypeError, match="num_draws: expected an integer >= 25; found 30.0"):
         jaxem.importance(fit, x[:, 0], key=KEY, num_draws=30.0)

@@ -389,8 +389,8 @@ def test_bad_arguments_are_named():
         SGVBA()(KEY, q, flat, distrax().Normal(0.0, 1.0))
     with pytest.raises(ValueError, match=r"q.log_prob: expected shape \(3,\).* found \(3, 2\)"):
         SGVBA()(KEY, distrax().Normal(jnp.zeros((3, 2)), 1.0), flat)
-    for num in (0, 1.5, True, None):
-        with pytest.raises(ValueError, match="num_samples: expected an integer >= 1; found"):
+    for num, error in ((0, ValueError), (1.5, TypeError), (True, TypeError), (None, TypeError)):
+        with pytest.raises(error, match="num_samples: expected an integer >= 1; found"):
             IWAE(num).validate(None)
     with pytest.raises(ValueError, match="decay: expected a number from 0 to 1; found 1.5"):
         ScoreFunction(1, 0.0, 1.5).validate(None)

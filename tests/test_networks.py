@@ -39,9 +39,9 @@ def test_mlp_starts_within_glorots_range_in_the_dtype_of_the_data():
     ("sizes", "options", "error", "name"),
     [
         ((), {}, ValueError, "sizes"),
-        ((0,), {}, ValueError, "sizes"),
-        ((2.5,), {}, TypeError, "sizes"),
-        ((True,), {}, TypeError, "sizes"),
+        ((0,), {}, ValueError, r"sizes\[0\]"),
+        ((2.5,), {}, TypeError, r"sizes\[0\]"),
+        ((True,), {}, TypeError, r"sizes\[0\]"),
         ((2,), {"activation": "relu"}, TypeError, "activation"),
         ((2,), {"precision": "low"}, ValueError, "precision"),
     ],

@@ -403,7 +403,7 @@ def test_bad_streams_are_named(blobs):
     with pytest.raises(TypeError, match="algorithm: OnlineEM needs a model with an e_step; found None"):
         algorithm.begin(None, params, blobs, num_rows=120)
     bad = jaxem.models.kmeans.KMeansParams(params.centroids[:2], params.num_relocated)
-    with pytest.raises(ValueError, match=r"params.centroids: expected shape \(3, 2\)"):
+    with pytest.raises(ValueError, match=r"params: expected 3 centroids; found shape \(2, 2\)"):
         algorithm.begin(model, bad, blobs, num_rows=120)
     state = algorithm.begin(model, params, blobs, num_rows=120)
     with pytest.raises(ValueError, match="batch: expected finite numbers"):

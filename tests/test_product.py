@@ -133,7 +133,7 @@ def test_bad_tables_are_named(data, error, message):
 def test_bad_families_and_params_are_named():
     with pytest.raises(ValueError, match="families: expected a dict of at least one"):
         Product({}).check_rows({})
-    with pytest.raises(TypeError, match=r"families\['a'\]: expected a jaxem family"):
+    with pytest.raises(TypeError, match=r"families\['a'\]: expected one of jaxem.families"):
         Product({"a": 3}).check_rows({"a": np.ones((2, 1))})
     with pytest.raises(ValueError, match=r"families\['a'\].pseudo_observations: expected"):
         Product({"a": Bernoulli(-1.0)}).validate({"a": np.ones((2, 1))})

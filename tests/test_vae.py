@@ -321,7 +321,7 @@ GOOD = {"encoder": mlp(4), "decoder": mlp(6), "latent_dim": 2}
         ({"prior": jaxem.GMM(0)}, ValueError, "num_components: expected an integer >= 1"),
         ({"prior": jaxem.GMM(3), "estimator": jaxem.SGVBB()}, TypeError, "prior: SGVBB needs a prior with a closed KL"),
         ({"beta": -1.0}, ValueError, "beta: expected a number >= 0, or an array"),
-        ({"beta": lambda t: t}, ValueError, "beta: expected a number >= 0, or an array"),
+        ({"beta": lambda t: t}, TypeError, "beta: expected a number >= 0, or an array"),
         ({"num_refinements": -1}, ValueError, "num_refinements: expected an integer >= 0"),
         ({"refinement_rate": np.nan}, ValueError, "refinement_rate: expected a number >= 0"),
     ],

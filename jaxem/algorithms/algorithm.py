@@ -124,13 +124,12 @@ def check_rule(rule: Any, model: Any) -> None:
         model = model.model
     if isinstance(rule, MonteCarlo) and not isinstance(model, ContinuousLatent):
         raise TypeError(
-            f"rule: MonteCarlo draws the latent of a ContinuousLatent model; found {shown(model)}; use jaxem.Exact() "
-            "or jaxem.Sampled(key)"
+            f"rule: MonteCarlo draws a continuous latent, of a ContinuousLatent model; found {shown(model)}; use "
+            "jaxem.Exact() or jaxem.Sampled(key)"
         )
     if isinstance(model, ContinuousLatent) and not isinstance(rule, MonteCarlo):
-        raise TypeError(
-            f"rule: expected jaxem.MonteCarlo(key, num_samples) for {type(model).__name__}; found {shown(rule)}"
-        )
+        name = type(model).__name__
+        raise TypeError(f"rule: {name} needs a jaxem.MonteCarlo(key, num_samples); found {shown(rule)}")
 
 
 def accept(

@@ -54,7 +54,7 @@ def check_array(name: str, value: Any, shapes: tuple[tuple[Any, ...], ...], posi
         array = np.asarray(value)
         bad = ~np.isfinite(array) | ((array <= 0) & positive)
         if bad.any():
-            found = shown(value) if array.ndim == 0 else f"{array[bad].flat[0]:g}"
+            found = shown(value) if array.ndim == 0 else f"{array[bad].flat[0]}"
             raise ValueError(f"{name}: expected finite numbers{' > 0' if positive else ''}; found {found}")
 
 
