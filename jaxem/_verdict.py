@@ -15,8 +15,9 @@ from jaxem.stopping import Status
 
 def announce(problem: Problem, fit: Fit) -> None:
     """Warns, once, of a winner that should not be taken for an optimum; raises FitError where nothing is finite."""
-    codes = np.asarray(fit.restarts.status)
-    if not np.isfinite(np.asarray(fit.restarts.elbo.total)).any() and not (codes == Status.INTERRUPTED).any():
+    # In numpy: a sum of arrays would wait for a sweep that Ctrl-C has left to the device.
+    elbo, codes = jax.tree.map(np.asarray, (fit.restarts.elbo, fit.restarts.status))
+    if not np.isfinite(elbo.total).any() and not (codes == Status.INTERRUPTED).any():
         raise FitError(fit, _reasons(problem, fit))
     status = Status(int(fit.status))
     doubtful = status in (Status.DEGENERATE, Status.NONFINITE, Status.DECREASED)

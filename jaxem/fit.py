@@ -65,8 +65,9 @@ def fit(
     Ctrl-C, a callback that returns True and the time limit end a fit early: restarts that still ran end as INTERRUPTED
     with their params so far, and the best is returned. The host steps the program in segments of about 0.2 s, or of one
     sweep where that takes longer; Ctrl-C waits 0.3 s for the one under way, then leaves it to the device and returns
-    what there was before. Compilation is not cut short. Ctrl-C before any step has finished, as while the starts are
-    drawn, raises KeyboardInterrupt: there is nothing to return.
+    what there was before, though the next use of the device waits for it. Ctrl-C before any step has finished, as while
+    the starts are drawn, raises KeyboardInterrupt: there is nothing to return. So it does while JAX compiles, at once
+    or when that is done, as the version of JAX has it.
 
     With a `checkpoint` the state of all restarts, optimisers and random streams included, is written to that file every
     few seconds and at the end, whatever ends it. If the file is there, the fit goes on from it: one that was killed, or

@@ -85,7 +85,7 @@ class Fit:
     def verdict(self) -> str:
         """How the winner ended, why as far as the model knows, and what to do, in a sentence or two."""
         status = Status(int(self.status))
-        if not np.isfinite(float(self.elbo.total)):
+        if not np.isfinite(float(_total(self.elbo))):
             return f"{status.name}: no restart has a finite objective"
         advice = self.model.diagnose(self.params) if status == Status.DEGENERATE else []
         return "; ".join([f"{status.name}: {status.message}", *(advice or _REMEDIES.get(status, []))])
@@ -114,10 +114,10 @@ class Fit:
         status, evaluated_only = Status(int(self.status)), self.trace.shape[0] == 1
         asked_for = status == Status.CONVERGED or (status == Status.MAX_STEPS and evaluated_only)
         notes = [] if asked_for else [self.verdict()]
-        if not np.isfinite(float(self.elbo.total)):
+        if not np.isfinite(float(_total(self.elbo))):
             return notes + self.model.notes()
-        total, codes = np.asarray(self.restarts.elbo.total), np.asarray(self.restarts.status)
-        higher = int(((codes == Status.MAX_STEPS) & (total > float(self.elbo.total) + 0.01)).sum())
+        total, codes = _total(self.restarts.elbo), np.asarray(self.restarts.status)
+        higher = int(((codes == Status.MAX_STEPS) & (total > float(_total(self.elbo)) + 0.01)).sum())
         if higher and status == Status.CONVERGED:
             notes.append(f"{higher} restarts stopped at max_steps with a higher objective: raise max_steps")
         if codes.size > 1 and int(self.hits) == 1 and status != Status.DEGENERATE:
@@ -130,7 +130,7 @@ class Fit:
             notes.append("two components are equal: a saddle, or more components than distinct rows")
         if int(self.health.relocated):
             notes.append(f"empty clusters were moved {int(self.health.relocated)} times")
-        skipped = int(self.restarts.skipped[int(self.winner)])
+        skipped = int(np.asarray(self.restarts.skipped)[int(self.winner)])
         if skipped:
             notes.append(f"{skipped} updates were skipped: their gradients were not finite")
         return notes + self.model.notes()
@@ -156,15 +156,20 @@ class Fit:
         fates = ", ".join(f"{n} {name}" for name, n in self.restarts.counts().items())
         # What an end other than CONVERGED means is the first of the notes; a spike is no optimum to reach.
         ended = f": {status.message}" if status == Status.CONVERGED else ""
-        optimum = np.isfinite(float(self.elbo.total)) and status != Status.DEGENERATE
+        optimum = np.isfinite(float(_total(self.elbo))) and status != Status.DEGENERATE
         lines = [
             f"Fit of {self.model!r} ({self.elbo.data.dtype})",
-            f"  elbo      {float(self.elbo.total):.6f} nats (data {float(self.elbo.data):.6f}, "
+            f"  elbo      {float(_total(self.elbo)):.6f} nats (data {float(self.elbo.data):.6f}, "
             f"params {float(self.elbo.params):.3g})",
             f"  status    {status.name} after {steps} step{'s' if steps != 1 else ''}{ended}",
             f"  restarts  {num}: {fates}" + (f"; {int(self.hits)} reached this optimum" if optimum else ""),
         ]
         return "\n".join(lines + [f"  note      {note}" for note in self.warnings()])
+
+
+def _total(elbo: ELBO) -> np.ndarray:
+    """ELBO.total by numpy: a report must not wait for a sweep that Ctrl-C has left to the device."""
+    return np.asarray(elbo.data) + np.asarray(elbo.params)
 
 
 def check_fit(fit: Any, data: Any = None) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxem
-from jaxem import Status
+from jaxem import Status, _table
 from jaxem._table import advance
 
 KEY = jax.random.key(0)
@@ -52,8 +52,7 @@ def test_num_steps_counts_m_steps(iris):
     three = jaxem.fit(jaxem.GMM(3), iris, key=KEY, params=by_hand.params, max_steps=3)
     assert three.status == Status.MAX_STEPS
     assert int(three.num_steps) == 3
-    expected = model.canonical(params)
-    np.testing.assert_allclose(three.params.components.mean, expected.components.mean, rtol=1e-12)
+    np.testing.assert_allclose(three.params.components.mean, params.components.mean, rtol=1e-12)
 
 
 def test_restarts_depend_on_their_own_key_alone(iris, table):
@@ -339,3 +338,58 @@ def test_the_repr_reads_like_a_report(table):
     text = repr(table)
     for part in ("Fit of", "elbo", "nats", "CONVERGED after", "12: 12 CONVERGED", "reached this optimum", "float64"):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_steps": 10**9}, "max_steps: expected a trace, .* of at most 512 MiB; found 1000000000, .* 7629 MiB"),
+        (
+            {"num_restarts": 10**6},
+            "num_restarts: expected a trace, .* found 1000000, which makes it 1533 MiB; lower it",
+        ),
+        ({"max_steps": 2**31}, "max_steps: expected a trace"),
+        ({"num_restarts": 2**40, "max_steps": 0}, "num_restarts: expected a trace"),
+    ],
+)
+def test_absurd_sizes_are_answered_at_once(iris, monkeypatch, options, message):
+    monkeypatch.setattr(_table, "restart_keys", None)  # nothing may be compiled or allocated
+    with pytest.raises(ValueError, match=message):
+        jaxem.fit(jaxem.GMM(3), iris, key=KEY, **options)
+    with pytest.raises(ValueError, match=message):
+        jax.jit(lambda x: jaxem.fit(jaxem.GMM(3), x, key=KEY, **options))(iris)
+
+
+def test_states_that_cannot_fit_are_refused_before_anything_is_drawn(iris, monkeypatch):
+    assert 2**20 < _table._memory() < np.inf
+    monkeypatch.setattr(_table, "_memory", lambda: 1e6)
+    with pytest.raises(ValueError, match=r"num_restarts: expected restarts .* 0\.0 GiB of memory; found 5001, which"):
+        jaxem.fit(jaxem.KMeans(7), iris, key=KEY, num_restarts=5001, max_steps=1)
+
+
+def test_counts_beyond_int32_mean_all():
+    options = {"key": KEY, "num_restarts": 3, "max_steps": 5}
+    x = np.arange(12.0)[:, None] ** 2
+    plain = jaxem.fit(jaxem.KMeans(3), x, **options)
+    screened = jaxem.fit(jaxem.KMeans(3), x, **options, screen=jaxem.Screen(2**31, 2**40), restart_batch=2**40)
+    assert_same(screened.restarts, plain.restarts)
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+def test_components_keep_the_order_of_given_params(jitted):
+    """The values of `params=` name the components; after random starts the largest comes first."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(0, 1, (20, 2)), rng.normal(9, 1, (80, 2))])
+    model = jaxem.GMM(2)
+    start = model.make_params([0.2, 0.8], mean=[[1.0, 1.0], [8.0, 8.0]], covariance=[np.eye(2)] * 2)
+    go = lambda x, **options: jaxem.fit(model, x, key=KEY, params=start, **options)
+    go = jax.jit(go, static_argnames="max_steps") if jitted else go
+    np.testing.assert_array_equal(go(x, max_steps=0).params.mixing, [0.2, 0.8])
+    warm = go(x, max_steps=50)
+    np.testing.assert_allclose(warm.params.mixing, [0.2, 0.8], atol=1e-9)
+    np.testing.assert_allclose(warm.params.components.mean[0], x[:20].mean(0), rtol=1e-6)
+    np.testing.assert_array_equal(warm.model.predict(warm.params, x), np.repeat([0, 1], [20, 80]))
+    again = jaxem.fit(model, x, key=KEY, params=warm.params)  # a warm start
+    np.testing.assert_array_equal(again.model.predict(again.params, x), np.repeat([0, 1], [20, 80]))
+    cold = jaxem.fit(model, x, key=KEY, num_restarts=2)
+    np.testing.assert_allclose(cold.params.mixing, [0.8, 0.2], atol=1e-9)

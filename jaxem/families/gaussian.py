@@ -280,10 +280,8 @@ class Gaussian(PlacedFamily):
 
     def notes(self) -> list[str]:
         """Names the columns without variance."""
-        if self.scale is None or not np.any(self.scale.penalty.constant):
-            return []
-        columns = np.flatnonzero(np.asarray(self.scale.penalty.constant)).tolist()
-        return [f"columns {columns} are constant: their variance is held at 1"]
+        columns = [] if self.scale is None else np.flatnonzero(np.asarray(self.scale.penalty.constant)).tolist()
+        return [f"columns {columns} are constant: their variance is held at 1"] if columns else []
 
     def influence(self, params: GaussianParams, count: Array) -> Array:
         """(K,) largest eigenvalue of nu S0 (SS_k + nu S0)^-1: about 1 for a spike, near 0 for an honest component.
