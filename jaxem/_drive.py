@@ -189,10 +189,9 @@ def _ready_soon(table: Table) -> bool:
 
 def _done(problem: Problem, table: Table, watch: Watch, bar: "_Bar", began: float) -> bool:
     """Tells whoever listens, and whether to stop: all restarts have ended, time is up, or a callback says so."""
-    states = table.packed.peek("status", "step", "elbo")
     if not watch.asked:
-        return not unfinished(problem, states).any()
-    seen = _progress(problem, states, began)
+        return not unfinished(problem, table.packed.peek("status", "step")).any()
+    seen = _progress(problem, table.packed.peek("status", "step", "elbo"), began)
     bar.show(seen)
     answer = None if watch.callback is None else watch.callback(seen)
     late = watch.time_limit is not None and seen.seconds >= watch.time_limit

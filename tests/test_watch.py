@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import jaxem
-from jaxem import Status, _checkpoint, _drive
+from jaxem import Status, _checkpoint, _drive, _table
 
 KEY = jax.random.key(0)
 OPTIONS = {"num_restarts": 12, "restart_batch": 4, "max_steps": 60}
