@@ -110,7 +110,7 @@ def drive(problem: Problem, watch: Watch, began: float, finish: Callable[[Proble
     with _Bar(problem, watch.progress) as bar:
         table = _begin(problem, bar)
         table = table if saver is None else saver.resume(table)
-        result, stepped = None, bool(table.packed.peek("step").step.max() > 0)
+        result, stepped = None, saver is not None and bool(table.packed.peek("step").step.max() > 0)
         first = 1 if watch.asked else _first(problem, table)
         try:
             for after, took in _segments(problem, table, first, bar):
