@@ -346,7 +346,8 @@ def _spiky():
 def test_spikes_are_degenerate_and_lose(case):
     family, data = _spiky()[case]
     model = jaxem.Mixture(family, 3 if case < 2 else 2, init_method="random_points")
-    fit = jaxem.fit(model, data, key=KEY, num_restarts=32, max_steps=300)
+    # A key whose starts lead some restarts to spikes in each case: 1 to 3 of 32 where they do for the first two.
+    fit = jaxem.fit(model, data, key=jax.random.key(3), num_restarts=32, max_steps=300)
     spikes = np.asarray(fit.restarts.status) == Status.DEGENERATE
     assert spikes.any()
     assert fit.status == Status.CONVERGED

@@ -94,7 +94,7 @@ class BayesianMixture(DiscreteLatent):
 
     The family's own penalty or prior (`pseudo_observations`) is not used. Starts are those of `Mixture`, by default
     "kmeans++" cells without Lloyd steps: these differ more from key to key. On iris with K = 3 k-means partitions all
-    end at one worse optimum, -377.7 nats instead of -358.3, from 45 of 48 starts; kmeans++ cells from 22.
+    end at one worse optimum, -377.7 nats instead of -358.3, from 45 of 48 starts; kmeans++ cells from 21.
 
     Attributes:
       family: Gaussian, Poisson, Exponential, Bernoulli or Categorical.
