@@ -259,7 +259,14 @@ def takes_rows(method: Method) -> Method:
 
     @functools.wraps(method)
     def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
-        call = signature.bind(self, *args, **kwargs)
+        try:
+            call = signature.bind(self, *args, **kwargs)
+        except TypeError as error:
+            name = method.__name__
+            raise TypeError(
+                f"{name}: {error}; a model is asked as model.{name}(params, data), a fit, whose params are known, as "
+                f"fit.{name}(data)"
+            ) from None
         given = call.arguments
         data = given[taken] = rows(self, given[at], given[taken])
         if given.get("weights") is not None and is_concrete(given["weights"]):
