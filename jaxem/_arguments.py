@@ -6,6 +6,7 @@ of range a ValueError; what a tracer holds is not looked at.
 
 import difflib
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any
 
 import jax
@@ -80,7 +81,7 @@ def expect(name: str, value: Any, kind: Any, what: str) -> None:
 
 def _own_classes(kinds: Iterable[type]) -> set[str]:
     """Names of the library's classes below these, which a string may have meant."""
-    below: list[Any] = sum((kind.__subclasses__() for kind in kinds), start=[])
+    below: list[Any] = list(chain.from_iterable(kind.__subclasses__() for kind in kinds))
     names = {c.__name__ for c in below if c.__module__.startswith("jaxem") and not c.__name__.startswith("_")}
     return names | _own_classes(below) if below else names
 
