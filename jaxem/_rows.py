@@ -255,7 +255,8 @@ def takes_rows(method: Method) -> Method:
       The method with the same signature.
     """
     signature = inspect.signature(method)
-    _, at, taken, *_ = signature.parameters
+    _, at, second, *_ = signature.parameters
+    taken = "data" if "data" in signature.parameters else second  # decompose(params, old, data), local(params, x)
 
     @functools.wraps(method)
     def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
