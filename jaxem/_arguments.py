@@ -6,6 +6,7 @@ of range a ValueError; what a tracer holds is not looked at.
 
 import difflib
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any
 
 import jax
@@ -80,11 +81,9 @@ def expect(name: str, value: Any, kind: Any, what: str) -> None:
 
 def _own_classes(kinds: Iterable[type]) -> set[str]:
     """Names of the library's classes below these, which a string may have meant."""
-    names: set[str] = set()
-    for kind in kinds:
-        own = kind.__module__.startswith("jaxem") and not kind.__name__.startswith("_")
-        names |= ({kind.__name__} if own else set()) | _own_classes(kind.__subclasses__())
-    return names
+    below: list[Any] = list(chain.from_iterable(kind.__subclasses__() for kind in kinds))
+    names = {c.__name__ for c in below if c.__module__.startswith("jaxem") and not c.__name__.startswith("_")}
+    return names | _own_classes(below) if below else names
 
 
 def check_decorated(name: str, value: Any) -> None:
@@ -124,7 +123,12 @@ def _as_integer(name: str, value: Any) -> str:
 
 def as_numbers(value: Any) -> np.ndarray | None:
     """A concrete value as an array of real numbers; None where it is none."""
-    if value is None or isinstance(value, (str, bytes, bool, type)) or callable(value):
+    if (
+        isinstance(value, jax.core.Tracer)
+        or value is None
+        or isinstance(value, (str, bytes, bool, type))
+        or callable(value)
+    ):
         return None
     try:
         array = np.asarray(value)

@@ -50,6 +50,8 @@ def translation(name: str, known: tuple[str, ...]) -> str | None:
     theirs = "another library's name" if name in OWN else "scikit-learn's name"
     if name == "n_components" and "num_clusters" in known:
         return f"{theirs}; here it is num_clusters"
+    if name == "tol" and "atol" in known:
+        return f"{theirs}; here it is atol"
     if name not in NAMES:
         return None
     ours, home = NAMES[name]

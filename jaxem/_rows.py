@@ -255,11 +255,19 @@ def takes_rows(method: Method) -> Method:
       The method with the same signature.
     """
     signature = inspect.signature(method)
-    _, at, taken, *_ = signature.parameters
+    _, at, second, *_ = signature.parameters
+    taken = "data" if "data" in signature.parameters else second  # decompose(params, old, data), local(params, x)
 
     @functools.wraps(method)
     def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
-        call = signature.bind(self, *args, **kwargs)
+        try:
+            call = signature.bind(self, *args, **kwargs)
+        except TypeError as error:
+            name = method.__name__
+            raise TypeError(
+                f"{name}: {error}; a model is asked as model.{name}(params, data), a fit, whose params are known, as "
+                f"fit.{name}(data)"
+            ) from None
         given = call.arguments
         data = given[taken] = rows(self, given[at], given[taken])
         if given.get("weights") is not None and is_concrete(given["weights"]):

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxem._arguments import as_numbers, check_number, shown
+from jaxem._numerics import is_concrete
 from jaxem._pytree import dataclass
 
 
@@ -98,6 +100,9 @@ def free_energy(log_joint: Array, temperature: Array | float = 1.0, *, axis: int
     References:
       Neal and Hinton (1998), A view of the EM algorithm, section 2; Ueda and Nakano (1998), Deterministic annealing EM.
     """
+    if as_numbers(log_joint) is None and is_concrete(log_joint):
+        raise TypeError(f"log_joint: expected an array of numbers; found {shown(log_joint)}")
+    check_number("temperature", temperature, 0, finite=False)
     log_joint = jnp.asarray(log_joint)
     return _free_energy(log_joint, jnp.asarray(temperature, log_joint.dtype), axis)
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxem._arguments import shown
 from jaxem._numerics import slack, weigh
 from jaxem._pytree import dataclass, static
 from jaxem._rows import Rows, takes_rows
@@ -370,6 +371,8 @@ class DiscreteLatent(LatentModel):
         References:
           Dempster, Laird and Rubin (1977), section 3; Neal and Hinton (1998), section 2.
         """
+        if self.params_type is not None and not isinstance(old, self.params_type):
+            raise TypeError(f"old: expected {self.params_type.__name__}, as in fit.params; found {shown(old)}")
         rule = Exact() if rule is None else rule
         params, old = self.prepare(params), self.prepare(old)
         weights = jnp.ones(num_rows(data), float_dtype(data)) if weights is None else weights

@@ -11,6 +11,7 @@ from jax import Array
 
 from jaxem import constraints
 from jaxem._arguments import check_choice, check_constraints, check_number, check_tolerance, expect, shown
+from jaxem._foreign import named_fields
 from jaxem._numerics import is_concrete, safe_divide
 from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree
@@ -111,6 +112,7 @@ class StopRule(ABC):
         """Raises TypeError or ValueError for settings out of range, or a model that it cannot look at; on the host."""
 
 
+@named_fields
 @dataclass
 class Stop(StopRule):
     """Stops when one step changes the ELBO by little.

@@ -310,6 +310,9 @@ def check_model(
 
     Takes about 10-20 seconds, most of it compilation. Runs in double precision whatever the x64 mode is.
     """
+    _inputs.check_model(model, data)
+    key = _inputs.as_key(key)
+    _inputs.check_count("num_starts", num_starts, 1)
     with jax.enable_x64(True):
         case = _Case(model, data, key, num_starts, algorithm)
         reasons = {name: check(case) for name, check in CHECKS.items()}

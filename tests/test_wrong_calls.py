@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import jaxem
+import jaxem.testing
 from jaxem import constraints, expfam, families, likelihoods, priors
 from jaxem.networks import PerDatum, mlp
 
@@ -484,6 +485,16 @@ CASES = {
         T,
         "num_draws: expected an integer >= 25; found 'a'",
     ),
+    "fit.predict(params, x)": (lambda s: s.fit.predict(s.fit.params, X), T, r"predict: too many.*fit.predict\(data\)"),
+    "decompose(old=x)": (lambda s: s.fit.model.decompose(s.fit.params, X, X), T, "old: expected MixtureParams"),
+    "free_energy('x')": (lambda s: jaxem.free_energy("x"), T, "log_joint: expected an array of numbers; found 'x'"),
+    "free_energy(T=-1)": (
+        lambda s: jaxem.free_energy(np.zeros((2, 2)), -1.0),
+        V,
+        "temperature: expected a number >= 0; found -1.0",
+    ),
+    "check_model(3)": (lambda s: jaxem.testing.check_model(3, X, key=KEY), T, "model: expected a jaxem model.*found 3"),
+    "check_model(key=0)": (lambda s: jaxem.testing.check_model(jaxem.GMM(2), X, key=0), T, A_KEY + "0"),
     "gap of a mixture": (lambda s: jaxem.amortisation_gap(s.fit, X, key=KEY), T, "fit: expected a fit of a jaxem.VAE"),
     "pareto_k('a')": (lambda s: jaxem.pareto_k("a"), T, "log_ratios: expected a number or an array; found 'a'"),
     # params
@@ -529,6 +540,14 @@ CASES = {
     "verbose": (fit(verbose=1), T, "verbose: scikit-learn's name; here it is progress=True$"),
     "random_state": (fit(random_state=0), T, r"here it is key=jax.random.key\(0\)$"),
     "max_iter": (fit(max_iter=10), T, "max_iter: scikit-learn's name; here it is max_steps$"),
+    "Stop(tol)": (lambda s: jaxem.Stop(tol=1e-3), T, "tol: scikit-learn's name; here it is atol"),
+    "Gaussian(covariance_type)": (lambda s: families.Gaussian(covariance_type="diag"), T, "here it is covariance"),
+    "learning_rat": (lambda s: jaxem.GradientAscent(learning_rat=0.1), T, "did you mean learning_rate"),
+    "make_params(means)": (
+        lambda s: jaxem.GMM(2).make_params([0.5, 0.5], means=X[:2], covariance=np.ones((2, 2, 2))),
+        T,
+        r"means: expected an argument of Gaussian.make_params \(mean, covariance\).*did you mean mean",
+    ),
     "tol": (fit(tol=1e-3), T, r"tol: scikit-learn's name; here it is stop=jaxem.Stop\(atol="),
     "sample_weight": (fit(sample_weight=np.ones(40)), T, "here it is weights$"),
     "weight_concentration_prior": (

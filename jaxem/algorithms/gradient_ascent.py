@@ -11,6 +11,7 @@ from jax import Array
 
 from jaxem import _inputs, _rows, _tree
 from jaxem._arguments import check_constraints, check_key, check_number, check_optimizer
+from jaxem._foreign import named_fields
 from jaxem._numerics import namespace
 from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree
@@ -63,6 +64,7 @@ class GradientAscentState(EMState):
         return self.left_out
 
 
+@named_fields
 @dataclass
 class GradientAscent(Algorithm):
     """Stochastic gradient ascent on the ELBO by an optax optimiser, for any `ELBOModel` that declares constraints.

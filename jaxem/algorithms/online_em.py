@@ -11,6 +11,7 @@ from jax import Array
 
 from jaxem import _inputs, _rows, _tree
 from jaxem._arguments import check_flag, check_number, expect, shown
+from jaxem._foreign import named_fields
 from jaxem._numerics import is_concrete
 from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree
@@ -22,6 +23,7 @@ from jaxem.model import LatentModel
 from jaxem.rules import Rule
 
 
+@named_fields
 @dataclass
 class OnlineEM(Algorithm):
     """Online (stepwise) EM: each minibatch moves the statistics a little, and an M-step follows.

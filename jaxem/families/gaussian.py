@@ -11,6 +11,7 @@ from jax import Array
 
 from jaxem import constraints
 from jaxem._arguments import check_choice
+from jaxem._foreign import named, named_fields
 from jaxem._numerics import einsum, namespace, safe_divide
 from jaxem._pytree import dataclass, static
 from jaxem.families._checks import check_array, check_covariance, check_matrix, check_strength
@@ -73,6 +74,7 @@ class GaussianScale:
     mean_prior: MeanPrior | None = None
 
 
+@named_fields
 @dataclass
 class Gaussian(PlacedFamily):
     """Multivariate normal components, x | z = k ~ N(mean_k, Sigma_k).
@@ -332,6 +334,7 @@ class Gaussian(PlacedFamily):
 
         return distrax.MultivariateNormalTri(params.mean, jnp.linalg.cholesky(params.covariance))
 
+    @named
     def make_params(self, *, mean: Any, covariance: Any) -> GaussianParams:  # type: ignore[override]
         """Params from means (K, D) and covariances in their natural shape: (K, D, D), (D, D), (K, D) or (K,)."""
         mean = jnp.asarray(mean, jnp.result_type(float) if not hasattr(mean, "dtype") else None)

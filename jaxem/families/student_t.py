@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxem import constraints
+from jaxem._foreign import named, named_fields
 from jaxem._numerics import einsum, namespace, safe_divide
 from jaxem._pytree import dataclass, static
 from jaxem.families import _special
@@ -61,6 +62,7 @@ class StudentTStats:
     moments: GaussianStats
 
 
+@named_fields
 @dataclass
 class StudentT(Family):
     """Multivariate Student-t components: Gaussians whose precision differs from row to row.
@@ -254,6 +256,7 @@ class StudentT(Family):
         u = jax.random.gamma(gamma_key, half) / half
         return params.mean[component] + self._normal.sample(normal_key, centred, component) / jnp.sqrt(u)[:, None]
 
+    @named
     def make_params(self, *, mean: Any, scale_matrix: Any, degrees_of_freedom: Any) -> StudentTParams:  # type: ignore[override]
         """Params from means (K, D), scale matrices in their natural shape, and degrees of freedom, () or (K,)."""
         like = self._normal.make_params(mean=mean, covariance=scale_matrix)

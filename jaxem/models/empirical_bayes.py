@@ -116,6 +116,7 @@ class EmpiricalBayes(Wrapper):
             )
         if not isinstance(self.names, tuple) or not self.names:
             remedy = f"; write ({self.names!r},)" if isinstance(self.names, str) else ""
+            remedy = f"; write {tuple(self.names)}" if isinstance(self.names, list) and self.names else remedy
             raise TypeError(f"names: expected a tuple of at least one name; found {shown(self.names)}{remedy}")
         known = self.model.hyperparameters()
         for name in self.names:
