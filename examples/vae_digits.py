@@ -45,8 +45,7 @@ def main() -> None:
     best = max(fits, key=lambda fit: float(fit.log_prob(valid).mean()))
     score = lambda part: np.asarray(best.log_prob(part))
     rows = [(f"mixture, K = {best.model.num_components}", score(train).mean(), score(test).mean(), score(test), None)]
-    into, out = mlp(256, 32), mlp(256, x.shape[1])
-    encoder = (into.init, lambda params, x: into.apply(params, x / 16))
+    encoder, out = mlp(256, 32), mlp(256, x.shape[1])
     more = {"held_out": valid, "patience": 5, "learning_rate": 1e-3, "num_passes": 10}
     algorithm = jaxem.GradientAscent(optax.adamw(1.0, weight_decay=0.1), 64, **more)
     for name, estimator in (("IWAE(8)", jaxem.IWAE(8)), ("VAE", jaxem.SGVBB())):

@@ -23,9 +23,6 @@ import jaxem
 from jaxem import plot
 from jaxem.networks import mlp
 
-INTO = mlp(256, 4)
-ENCODER = (INTO.init, lambda params, x: INTO.apply(params, x / 16))
-
 
 def report(name, model, params, test, labels, draws, key):
     elbo, found = model.elbo(params, test, key=key).mean(), model.evidence(params, test, key=key, num_samples=draws)
@@ -49,7 +46,7 @@ def main() -> None:
     held = np.arange(len(x)) % 5 == 0
     train, test = x[~held].astype(np.float32), x[held].astype(np.float32)
     steps, draws = (2, 50) if args.toy else (15, 2000)
-    plain = jaxem.VAE(ENCODER, mlp(256, 64), latent_dim=2, likelihood=jaxem.likelihoods.Binomial(16))
+    plain = jaxem.VAE(mlp(256, 4), mlp(256, 64), latent_dim=2, likelihood=jaxem.likelihoods.Binomial(16))
     algorithm = jaxem.GradientAscent(batch_size=64, learning_rate=1e-3, num_passes=10)
     more = {"key": key, "algorithm": algorithm, "max_steps": steps, "stop": jaxem.Stop(atol=-np.inf)}
     first = jaxem.fit(plain, train, **more)

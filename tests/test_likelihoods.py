@@ -22,16 +22,18 @@ CASES = {
 }
 
 
-def case(name):
+def case(name, standardise=False):
     likelihood, outputs, x = CASES[name]
     x = jnp.asarray(x, float)
     likelihood.validate(x)
-    return likelihood, likelihood.init(x, jnp.ones(6)), jnp.asarray(outputs), x
+    start = likelihood.standardise if standardise else likelihood.init
+    return likelihood, start(x, jnp.ones(6)), jnp.asarray(outputs), x
 
 
+@pytest.mark.parametrize("standardise", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_against_distrax(name):
-    likelihood, params, outputs, x = case(name)
+def test_against_distrax(name, standardise):
+    likelihood, params, outputs, x = case(name, standardise)
     found = likelihood.log_prob(params, outputs, x)
     assert found.shape == (6,)
     assert found.dtype == x.dtype
@@ -43,9 +45,10 @@ def test_against_distrax(name):
             np.testing.assert_allclose(likelihood.mean(params, outputs), given.mean(), rtol=1e-12)
 
 
+@pytest.mark.parametrize("standardise", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_draws_have_the_mean_and_lie_in_the_support(name):
-    likelihood, params, outputs, x = case(name)
+def test_draws_have_the_mean_and_lie_in_the_support(name, standardise):
+    likelihood, params, outputs, x = case(name, standardise)
     keys = jax.random.split(jax.random.key(0), 2000)
     draws = jax.jit(jax.vmap(lambda key: likelihood.sample(key, params, outputs)))(keys)
     assert draws.shape == (2000, 6, 3)
@@ -69,6 +72,78 @@ def test_against_scipy():
     np.testing.assert_allclose(
         likelihood.log_prob(params, outputs, x), stats.norm(OUT, 0.7).logpdf(x).sum(1), rtol=1e-12
     )
+
+
+WEIGHTS = np.array([1.0, 0, 2, 1, 0.5, 3])
+
+
+def independent(name, x):
+    """(N,) log-likelihood of independent columns, at the weighted closed-form estimates of each."""
+    mean, n = np.average(x, 0, WEIGHTS), 16
+    spread = np.sqrt(np.average((x - mean) ** 2, 0, WEIGHTS))
+    if name == "categorical":
+        share = np.array([[WEIGHTS @ (column == code) / WEIGHTS.sum() for code in range(4)] for column in x.T])
+        return np.log(np.array([[max(share[d, int(v)], 1e-9) for d, v in enumerate(row)] for row in x])).sum(1)
+    scale = {"fixed": 0.7, "columns": np.array([0.5, 1.0, 2.0]), "shared": spread, "predicted": 1.001 * spread}
+    laws = {"bernoulli": stats.bernoulli, "poisson": stats.poisson, "binomial": lambda mean: stats.binom(n, mean / n)}
+    return stats.norm(mean, scale[name]).logpdf(x).sum(1) if name in scale else laws[name](mean).logpmf(x).sum(1)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_output_of_zero_says_that_columns_are_independent(name):
+    likelihood, _, outputs, x = case(name)
+    params = likelihood.standardise(x, jnp.asarray(WEIGHTS))
+    found = likelihood.log_prob(params, jnp.zeros_like(outputs), x)
+    gap = (independent(name, np.asarray(x)) - found)[WEIGHTS > 0]
+    unseen = 3 * np.log1p(0.5 / 8.5) if name == "categorical" else 0  # half an observation for levels of no row
+    assert (gap > -1e-8).all()
+    assert (gap < unseen + 1e-8).all()
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "binomial", "poisson", "categorical"])
+def test_columns_of_one_value_have_finite_coordinates(name):
+    likelihood, _, outputs, _ = case(name)
+    for value in {"bernoulli": (0.0, 1.0), "binomial": (0.0, 16.0)}.get(name, (0.0,)):
+        x = jnp.full((6, 3), value)
+        params = likelihood.standardise(x, jnp.ones(6))
+        found = likelihood.log_prob(params, jnp.zeros_like(outputs), x)
+        assert ((found > -0.6) & (found <= 0)).all()  # half an observation of another value
+        inputs = likelihood.inputs(x, jnp.ones(6))
+        assert inputs == () or (inputs.scale == 0.5).all()
+
+
+def test_a_unit_of_a_count_s_output_is_about_a_deviation():
+    rng = np.random.default_rng(0)
+    wide, narrow = rng.poisson(1e4 * rng.lognormal(0, 0.5, 5000)), rng.poisson(1e4, 5000)
+    x = jnp.asarray(np.stack([wide, narrow], 1), float)
+    likelihood = likelihoods.Poisson()
+    params = likelihood.standardise(x, jnp.ones(5000))
+    moved = likelihood.mean(params, jnp.array([[-0.5, -0.5], [0.5, 0.5]]))
+    np.testing.assert_allclose(moved[1] - moved[0], x.std(0), rtol=0.05)
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e-6, 1.0, 1e6, 1e30])
+def test_moments_of_any_units_and_offset(factor):
+    from jaxem.likelihoods.columns import moments, standard
+
+    x = RNG.normal(size=(50, 4)) * [1, 1e-3, 1e3, 1]
+    x[:, 3] = -7.3
+    weights = RNG.integers(0, 3, 50).astype(float)
+    data = jnp.asarray(x * factor, jnp.float32)
+    data = data.at[jnp.flatnonzero(weights == 0)].set(jnp.finfo(jnp.float32).max)  # rows of weight 0 count for nothing
+    mean, spread = jax.jit(moments)(data, jnp.asarray(weights, jnp.float32))
+    expected = np.average(x, 0, weights)
+    deviation = np.sqrt(np.average((x - expected) ** 2, 0, weights))
+    np.testing.assert_allclose(np.float64(mean) / factor, expected, rtol=1e-5, atol=1e-6 * deviation.max())
+    np.testing.assert_allclose(np.float64(spread[:3]) / factor, deviation[:3], rtol=1e-5)
+    assert spread[3] == 0
+    assert mean[3] == np.float32(-7.3 * factor)
+    assert standard(data, jnp.asarray(weights, jnp.float32), common=False).scale[3] == 1
+    shared = standard(data, jnp.asarray(weights, jnp.float32), common=True).scale
+    np.testing.assert_allclose(np.float64(shared) / factor, np.sqrt(np.mean(deviation**2)), rtol=1e-5)
+    near = jnp.asarray(1e4 + RNG.normal(size=(1000, 1)), jnp.float32)
+    found = np.array(moments(near, jnp.ones(1000, jnp.float32)))[:, 0]
+    np.testing.assert_allclose(found[1], np.float64(near).std(), rtol=1e-5)
 
 
 def test_counts_keep_their_digits_in_float32():

@@ -55,6 +55,9 @@ def torch_training(params: Any, x: np.ndarray, passes: int, seed: int, fused: bo
     device = "cuda" if torch.cuda.is_available() and jax.default_backend() != "cpu" else "cpu"
     data = torch.as_tensor(x, device=device)
 
+    # jaxem's decoder starts from the columns' own log-odds, which here are a part of the last bias.
+    log_odds = torch.as_tensor(np.array(params["likelihood"].centre), device=device)
+
     def network(layers: Any) -> Any:
         linear = [nn.Linear(*layer["w"].shape) for layer in layers]
         for module, layer in zip(linear, layers, strict=True):
@@ -70,6 +73,7 @@ def torch_training(params: Any, x: np.ndarray, passes: int, seed: int, fused: bo
     def train() -> Any:
         torch.manual_seed(seed)
         encoder, decoder = network(params["encoder"]), network(params["decoder"])
+        decoder[-1].bias.data += log_odds
         weights = [*encoder.parameters(), *decoder.parameters()]
         optimizer = torch.optim.Adam(weights, RATE, fused=fused)
         for _ in range(passes):
@@ -85,7 +89,8 @@ def torch_training(params: Any, x: np.ndarray, passes: int, seed: int, fused: bo
                 optimizer.step()
         if device == "cuda":
             torch.cuda.synchronize()
-        return {"encoder": layers(encoder), "decoder": layers(decoder)}
+        decoder[-1].bias.data -= log_odds
+        return params | {"encoder": layers(encoder), "decoder": layers(decoder)}
 
     return train
 

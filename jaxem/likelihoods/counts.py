@@ -245,9 +245,10 @@ class Categorical(_Counts):
     def standardise(self, x: Array, weights: Array, common: bool = False) -> Columns:
         """Logarithms of the levels' shares in every column; a unit is a unit of a logit."""
         share, total = weights / jnp.sum(weights), jnp.sum(weights)
-        level = lambda code: jnp.sum(share[:, None] * (x == code), 0)
+        level = lambda code: jnp.sum(jnp.where(x == code, share[:, None], 0), 0)
         found = jax.lax.map(level, jnp.arange(self.levels, dtype=x.dtype))  # no (N, D, L) array
-        centre = jnp.log(_inside(found.T, total)).reshape(-1)
+        # Levels that were not seen have half an observation among them.
+        centre = jnp.log(jnp.maximum(found.T, 0.5 / ((1 + total) * self.levels))).reshape(-1)
         return Columns(centre, jnp.ones_like(centre))
 
     def inputs(self, x: Array, weights: Array, common: bool = False) -> tuple[()]:
