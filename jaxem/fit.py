@@ -25,7 +25,7 @@ from jaxem.result import Fit, Restarts
 from jaxem.rules import Rule
 from jaxem.stopping import Status, StopRule
 
-# A component whose spread is more than this share the penalty's is a spike; honest optima are below 4e-5.
+# A component with more influence of the regulariser is a spike; honest optima are below 4e-5.
 DEGENERATE = 0.1
 
 

@@ -37,8 +37,8 @@ class Health:
     """How close params are to the edges where a likelihood misleads; each a scalar.
 
     Attributes:
-      influence: share of a component's spread that is the regulariser's, the largest over components; about 1 for a
-        component collapsed to a spike, 0 where it cannot happen. Above 0.1 a restart is DEGENERATE.
+      influence: share of a component's spread that a slight regulariser has, the largest over components; about 1 for
+        a component collapsed to a spike, 0 where it cannot happen. Above 0.1 a restart is DEGENERATE.
       min_count: expected number of observations of the smallest component (inf where there are no components).
       relocated: clusters that were empty and moved, summed over steps.
     """

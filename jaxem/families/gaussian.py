@@ -13,6 +13,7 @@ from jaxem import constraints
 from jaxem._arguments import check_choice
 from jaxem._numerics import einsum, namespace, safe_divide
 from jaxem._pytree import dataclass, static
+from jaxem.families import _spikes
 from jaxem.families._checks import check_array, check_covariance, check_matrix, check_strength
 from jaxem.families._covariance import SHAPES, Covariance, Penalty
 from jaxem.families._mean_prior import MeanPrior, PlacedFamily
@@ -63,12 +64,14 @@ class GaussianScale:
     Attributes:
       location: (D,) weighted mean.
       total_weight: sum of weights.
+      mean_weight: of the rows that have one.
       penalty: that on the covariances.
       mean_prior: that on the means; None where there is none, so that programs without it do not change.
     """
 
     location: Array
     total_weight: Array
+    mean_weight: Array
     penalty: Penalty
     mean_prior: MeanPrior | None = None
 
@@ -167,7 +170,9 @@ class Gaussian(PlacedFamily):
             constant = jnp.broadcast_to(jnp.all(constant), constant.shape)
         nu = jnp.asarray(self.pseudo_observations, x.dtype)
         penalty = Penalty(jnp.where(constant, 1, variance), constant, nu)
-        return dataclasses.replace(self, scale=GaussianScale(location, total, penalty, self._mean_prior(location)))
+        mean_weight = total / jnp.sum(weights > 0, dtype=x.dtype)
+        scale = GaussianScale(location, total, mean_weight, penalty, self._mean_prior(location))
+        return dataclasses.replace(self, scale=scale)
 
     def _mean_prior(self, location: Array) -> MeanPrior | None:
         if self.mean_pseudo_observations is None:
@@ -286,18 +291,21 @@ class Gaussian(PlacedFamily):
         return [f"columns {columns} are constant: their variance is held at 1"]
 
     def influence(self, params: GaussianParams, count: Array) -> Array:
-        """(K,) largest eigenvalue of nu S0 (SS_k + nu S0)^-1: about 1 for a spike, near 0 for an honest component.
+        """(K,) about 1 for a spike, near 0 for an honest component, whatever the penalty; see `_spikes.influence`.
 
-        A component with fewer observations than the penalty has pseudo-observations is empty, not a spike: 0. So is
-        one under a prior of at least one pseudo-observation: its spread is not the data's alone, but was asked for.
+        A small variance is held against more where it rests on fewer than 2 (D + 1) rows (4 for diag and spherical).
+        0 under a prior of at least one pseudo-observation, where the spread is not the data's alone but was asked for.
         """
-        penalty = self._penalty(params.mean.shape[1], params.mean.dtype)
-        if self.scale is not None and self.scale.mean_prior is not None:
+        if self.scale is None:
+            return jnp.zeros_like(count)
+        penalty, tied = self.scale.penalty, self.covariance == "tied"
+        if self.scale.mean_prior is not None:
             count = count + self.scale.mean_prior.strength
-        total = jnp.broadcast_to(jnp.sum(count), count.shape) if self.covariance == "tied" else count
+        total = jnp.broadcast_to(jnp.sum(count), count.shape) if tied else count
         spread = jnp.broadcast_to(self._shape.spread(self._inverse(params), penalty), count.shape)
-        bounded = (total > penalty.strength) & (penalty.strength < 1)
-        return jnp.where(bounded, penalty.strength * spread / (total + penalty.strength), 0)
+        enough = 2 * (params.mean.shape[1] + 1) if self.covariance == "full" else 4
+        share = _spikes.influence(spread, total, penalty.strength, self.scale.mean_weight, 0 if tied else enough)
+        return jnp.where(penalty.strength < 1, share, 0)
 
     def order(self, params: GaussianParams, index: Array) -> GaussianParams:
         """The components in another order."""
