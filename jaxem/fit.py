@@ -14,12 +14,11 @@ from jaxem._numerics import is_concrete, namespace
 from jaxem._pytree import dataclass, static
 from jaxem._tree import Packed, PyTree
 from jaxem.algorithms import EM, Algorithm, CoordinateAscent, GeneralizedEM, GradientAscent
+from jaxem.families._reasons import DEGENERATE
 from jaxem.model import ELBOModel, Health, LatentModel
 from jaxem.result import Fit, FitError, Restarts
 from jaxem.stopping import Status, Step, StopRule
 
-# A component whose spread is more than this share the penalty's is a spike; honest optima are below 4e-5.
-DEGENERATE = 0.1
 # More sweeps than a fit can take; an argument like any other, so that `run` steps the very same program.
 FOREVER = np.int32(2**31 - 1)
 
@@ -233,12 +232,18 @@ def _draw(problem: Problem) -> tuple[Any, PyTree, PyTree]:
     model = problem.model.bind(problem.data, problem.weights)
     data = model.arrange(problem.data)
     if problem.params is not None:
-        return model, data, problem.params
+        return model, data, _adopt(model, problem)
     # One at a time: half the compile time of a batch, and a start does not depend on the lane width.
     draw = lambda key: model.init(key, problem.data, problem.weights)
     if problem.num_restarts > 1:
         return model, data, jax.lax.map(draw, problem.keys)
     return model, data, draw(problem.keys[0])
+
+
+def _adopt(model: Any, problem: Problem) -> PyTree:
+    """The given params of all starts, as the bound model can use them."""
+    adopt = model.adopt if problem.num_restarts == 1 else jax.vmap(model.adopt)
+    return adopt(problem.params)
 
 
 def start(problem: Problem) -> Table:

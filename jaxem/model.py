@@ -115,6 +115,14 @@ class ELBOModel(ABC):
         """Sentences about what the bound model did with the data (constant columns); shown by a `Fit`."""
         return []
 
+    def diagnose(self, params: PyTree) -> list[str]:
+        """Why params of a DEGENERATE fit are degenerate, each reason with a remedy, for a person; on the host."""
+        return []
+
+    def adopt(self, params: PyTree) -> PyTree:
+        """Params that a fit was given, as the model bound to its data can use them; as they are by default."""
+        return params
+
     def coincident(self, params: PyTree) -> Array:
         """Whether two parts of the params are the same, which is a saddle of the likelihood; False by default."""
         return jnp.asarray(False)
