@@ -177,11 +177,15 @@ class ELBOModel(ABC):
         return []
 
     def diagnose(self, params: PyTree) -> list[str]:
-        """Why these params are DEGENERATE and what to do, in sentences; none where the model cannot tell.
+        """Why params of a DEGENERATE fit are degenerate, each reason with a remedy; none where the model cannot tell.
 
-        Called on the host with concrete params, by a `Fit` whose winner is DEGENERATE or near it; the model is bound.
+        Called on the host with concrete params, by a `Fit` whose winner is DEGENERATE; the model is bound.
         """
         return []
+
+    def adopt(self, params: PyTree) -> PyTree:
+        """Params that a fit was given, as the model bound to its data can use them; as they are by default."""
+        return params
 
     def coincident(self, params: PyTree) -> Array:
         """Whether two parts of the params are the same, which is a saddle of the likelihood; False by default."""
