@@ -1,7 +1,7 @@
 """How many kinds of eruption has the Old Faithful geyser? 24 Gaussian mixtures from 64 starts each, compared by BIC.
 
 Run:      python examples/old_faithful.py [--output DIR] [--toy]
-Prints:   BIC over K = 1..6 and four covariances, the winner, the fate of every restart, seconds compiling and running.
+Prints:   BIC over K = 1..6 and four covariances (inf: a spike), the winner, the fate of every restart, seconds.
 Writes:   bic.png, components.png, responsibilities.png and traces.png in DIR.
 """
 

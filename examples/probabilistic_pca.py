@@ -52,13 +52,15 @@ class ProbabilisticPCA(jaxem.MeanField):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("output"))
-    parser.add_argument("--toy", action="store_true", help="at most 100 sweeps instead of 4000")
+    parser.add_argument("--toy", action="store_true", help="a coarse stop rule")
     args, wine, key = parser.parse_args(), datasets.load_wine(), jax.random.key(0)
     args.output.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_enable_x64", True)
     plt.switch_backend("Agg")
     x, model = (wine.data - wine.data.mean(0)) / wine.data.std(0), ProbabilisticPCA()
-    run = lambda **more: jaxem.fit(model, x, key=key, max_steps=100 if args.toy else 4000, **more)
+    run = lambda **more: jaxem.fit(
+        model, x, key=key, max_steps=4000, stop=jaxem.Stop(1e-4 if args.toy else 1e-8), **more
+    )
     pca, mle = decomposition.PCA().fit(x), decomposition.PCA("mle").fit(x).n_components_
     axes = NORMAL.natural((pca.components_.T * pca.explained_variance_**0.5)[:, :Q], 1e3 * np.eye(Q))
     fit = run(params=model.init(key, x, None) | {"w": axes})

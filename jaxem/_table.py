@@ -98,7 +98,7 @@ def draw(problem: Problem) -> tuple[Any, PyTree, PyTree]:
     model = problem.model.bind(problem.data, problem.weights)
     data = model.arrange(problem.data)
     if problem.params is not None:
-        return model, data, problem.params
+        return model, data, _adopt(model, problem)
     # One at a time: half the compile time of a batch, and a start does not depend on the lane width.
     one = lambda key: model.init(key, problem.data, problem.weights)
     if problem.num_restarts > 1:
@@ -106,6 +106,12 @@ def draw(problem: Problem) -> tuple[Any, PyTree, PyTree]:
         _check_memory(problem, model, params)
         return model, data, params
     return model, data, one(problem.keys[0])
+
+
+def _adopt(model: Any, problem: Problem) -> PyTree:
+    """The given params of all starts, as the bound model can use them."""
+    adopt = model.adopt if problem.num_restarts == 1 else jax.vmap(model.adopt)
+    return adopt(problem.params)
 
 
 def check_trace(num_restarts: int, max_steps: int, dtype: Any) -> None:

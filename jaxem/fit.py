@@ -20,13 +20,11 @@ from jaxem._rows import Rows
 from jaxem._table import Problem, Screen, Table, fence, unfinished
 from jaxem._tree import Packed, PyTree
 from jaxem.algorithms import EM, Algorithm, CoordinateAscent, GeneralizedEM, GradientAscent
+from jaxem.families._reasons import DEGENERATE
 from jaxem.model import ELBOModel, Health, LatentModel
 from jaxem.result import Fit, Restarts
 from jaxem.rules import Rule
 from jaxem.stopping import Status, StopRule
-
-# A component whose spread is more than this share the penalty's is a spike; honest optima are below 4e-5.
-DEGENERATE = 0.1
 
 
 @named
@@ -264,7 +262,7 @@ def _finish(problem: Problem, table: Table) -> Fit:
     hits = finite & ~(spike & ~spike[winner]) & same
     result = Fit(
         model=model,
-        params=model.canonical(won.params) if problem.params is None else won.params,
+        params=model.canonical(won.params) if problem.params is None else model.adopt(won.params),
         elbo=won.elbo,
         status=status[winner],
         num_steps=num_steps[winner],

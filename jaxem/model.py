@@ -38,8 +38,8 @@ class Health:
     """How close params are to the edges where a likelihood misleads; each a scalar.
 
     Attributes:
-      influence: share of a component's spread that is the regulariser's, the largest over components; about 1 for a
-        component collapsed to a spike, 0 where it cannot happen. Above 0.1 a restart is DEGENERATE.
+      influence: share of a component's spread that a slight regulariser has, the largest over components; about 1 for
+        a component collapsed to a spike, 0 where it cannot happen. Above 0.1 a restart is DEGENERATE.
       min_count: expected number of observations of the smallest component (inf where there are no components).
       relocated: clusters that were empty and moved, summed over steps.
     """
@@ -178,11 +178,15 @@ class ELBOModel(ABC):
         return []
 
     def diagnose(self, params: PyTree) -> list[str]:
-        """Why these params are DEGENERATE and what to do, in sentences; none where the model cannot tell.
+        """Why params of a DEGENERATE fit are degenerate, each reason with a remedy; none where the model cannot tell.
 
-        Called on the host with concrete params, by a `Fit` whose winner is DEGENERATE or near it; the model is bound.
+        Called on the host with concrete params, by a `Fit` whose winner is DEGENERATE; the model is bound.
         """
         return []
+
+    def adopt(self, params: PyTree) -> PyTree:
+        """Params that a fit was given, as the model bound to its data can use them; as they are by default."""
+        return params
 
     def coincident(self, params: PyTree) -> Array:
         """Whether two parts of the params are the same, which is a saddle of the likelihood; False by default."""

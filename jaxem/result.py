@@ -124,7 +124,7 @@ class Fit:
             notes.append("only one restart reached this optimum: try more restarts")
         influence = float(self.health.influence)
         if influence > 1e-3 and status != Status.DEGENERATE:
-            notes += [f"the regulariser has influence {influence:.2g} on a component: it is near a spike"]
+            notes.append(f"a component is near a spike: its influence is {influence:.2g}, of spikes above 0.1")
         notes += self._small_component()
         if bool(self.coincident):
             notes.append("two components are equal: a saddle, or more components than distinct rows")

@@ -95,11 +95,14 @@ class Wrapper(LatentModel):
     def notes(self) -> list[str]:
         return self.model.notes()
 
-    def coincident(self, params: PyTree) -> Array:
-        return self.model.coincident(params)
-
     def diagnose(self, params: PyTree) -> list[str]:
         return self.model.diagnose(params)
+
+    def adopt(self, params: PyTree) -> PyTree:
+        return self.model.adopt(params)
+
+    def coincident(self, params: PyTree) -> Array:
+        return self.model.coincident(params)
 
     def same_optimum(self, elbo: Array, best: Array, total_weight: Array) -> Array:
         return self.model.same_optimum(elbo, best, total_weight)
@@ -287,8 +290,8 @@ class PartlyLabelled(Wrapper, DiscreteLatent):
         return self.model.m_step(params, sum_rows(collect, (x, resp), weights, self._rows(data)))
 
     def canonical(self, params: PyTree) -> PyTree:
-        """The params as they are: the labels name the components."""
-        return params
+        """Components as they are: the labels name them."""
+        return self.model.adopt(params)
 
 
 def partly_labelled(model: DiscreteLatent) -> PartlyLabelled:

@@ -351,7 +351,9 @@ def test_spikes_are_degenerate_and_lose(case):
     spikes = np.asarray(fit.restarts.status) == Status.DEGENERATE
     assert spikes.any()
     assert fit.status == Status.CONVERGED
-    assert (np.asarray(fit.restarts.influence)[spikes] > 0.5).all()
+    influence = np.asarray(fit.restarts.influence)[spikes]
+    assert (influence > 0.1).all()
+    assert influence.max() > 0.5
     assert float(fit.health.influence) < 0.01
     if case < 2:  # the raw best is a spike, and it does not win
         assert float(fit.restarts.elbo.total[spikes].max()) > float(fit.elbo.total)

@@ -98,7 +98,8 @@ def test_zero_strength_is_no_prior_to_the_bit(blobs, shape):
         new = bound.m_step(bound.start(3), bound.statistics(bound.start(3), x, resp))
         steps.append((new, bound.elbo_params(new)))
     jax.tree.map(np.testing.assert_array_equal, *steps)
-    assert len(jax.tree.leaves(Gaussian(shape).bind(x, jnp.ones(120)))) == 6  # no prior leaves nothing in the program
+    num = 10 if shape in ("full", "tied") else 7
+    assert len(jax.tree.leaves(Gaussian(shape).bind(x, jnp.ones(120)))) == num  # no prior leaves nothing in the program
 
 
 def test_places_lead_the_start_and_keep_the_order(blobs):

@@ -123,21 +123,23 @@ def _wishart_log_normaliser(inverse_scale: Array, dof: Array) -> Array:
     return 0.5 * dof * (dim * jnp.log(2.0).astype(dof.dtype) - _log_det(inverse_scale)) + multigammaln(0.5 * dof, dim)
 
 
-def bartlett(key: Array, dof: Array, dim: int) -> tuple[Array, Array]:
+def bartlett(key: Array, dof: Array, dim: int, steps: Array | None = None) -> tuple[Array, Array]:
     """Bartlett's A of a standard Wishart draw A A', and the logarithms of its squared diagonal.
 
-    A is lower triangular, A_ij normal and A_ii^2 chi-squared with dof - i (from i = 0) degrees of freedom.
+    A is lower triangular, A_ij normal and A_ii^2 chi-squared with dof - steps_i degrees of freedom.
 
     Args:
       key: random key.
       dof: (...,) degrees of freedom > dim - 1.
       dim: D.
+      steps: (D,); None for 0, 1, ..., D - 1.
 
     Returns:
       A (..., D, D) and log A_ii^2 (..., D).
     """
     diagonal_key, below_key = jax.random.split(key)
-    steps = jnp.arange(dim, dtype=dof.dtype).reshape((1,) * dof.ndim + (dim,))
+    steps = jnp.arange(dim, dtype=dof.dtype) if steps is None else steps
+    steps = steps.reshape((1,) * dof.ndim + (dim,))
     half = 0.5 * (dof[..., None] - steps)
     log_square = jnp.log(2.0).astype(dof.dtype) + jax.random.loggamma(diagonal_key, half, dtype=dof.dtype)
     below = jnp.tril(jax.random.normal(below_key, (*dof.shape, dim, dim), dof.dtype), -1)

@@ -4,6 +4,13 @@ Each shape stores a factor `scale` of its covariances and works in coordinates w
 There the covariance at the E-step is the identity, so second moments of y are near 1 whatever the units, the tightness
 or the offset of the data, and float32 keeps its digits. The M-step maps the update back by the factor: with W the
 penalised second moment of y about its mean, the new factor is scale @ cholesky(W).
+
+Factors have the units of the data. Their squares, which leave the range of float32 beyond 1e-19 and 1e19, are formed
+only where someone asks for covariances.
+
+A column that is a linear combination of earlier ones has a row in a Cholesky factor like any other and 0 on its
+diagonal: it follows from the others. The inverse then has zeros in its row and column, so that whitened residuals of
+it are 0, and it adds nothing to a density or a moment.
 """
 
 from abc import ABC, abstractmethod
@@ -16,6 +23,8 @@ from jax import Array
 from jaxem import constraints
 from jaxem._numerics import einsum, namespace, safe_divide
 from jaxem._pytree import dataclass
+from jaxem.families._dependence import Span
+from jaxem.families._grouped import grouped_product
 
 
 @dataclass
@@ -23,13 +32,14 @@ class Penalty:
     """nu pseudo-observations at variance S0: G = -nu sum_k KL(N(0, S0) || N(0, Sigma_k)).
 
     Attributes:
-      variance: (D,) S0, the weighted variance of each column; 1 for a constant column.
-      constant: (D,) bool, columns without variance, whose variance is held at 1.
+      std: (D,) root of S0, the weighted standard deviation of each column; 1 for a constant column.
+      held: (D,) bool, columns that take no part in updates: constant ones, whose variance is held at 1, and (full,
+        tied) those that are linear combinations of others.
       strength: nu.
     """
 
-    variance: Array
-    constant: Array
+    std: Array
+    held: Array
     strength: Array
 
 
@@ -44,14 +54,29 @@ def _settle(moment: Array, raw: Array) -> Array:
 
 
 def _inverse(scale_tril: Array) -> Array:
-    eye = jnp.broadcast_to(jnp.eye(scale_tril.shape[-1], dtype=scale_tril.dtype), scale_tril.shape)
-    return jax.lax.linalg.triangular_solve(scale_tril, eye, left_side=True, lower=True)
+    """The inverse of lower triangular factors; rows and columns of 0 where the diagonal is 0.
+
+    Rows over their diagonals first: in the units of the data a substitution multiplies columns by one another.
+    """
+    diagonal = _diagonal(scale_tril)[..., None]
+    free = diagonal > 0
+    eye = jnp.broadcast_to(jnp.eye(scale_tril.shape[-1], dtype=bool), scale_tril.shape)
+    safe = jnp.where(free, diagonal, 1)
+    unit = jnp.where(free, scale_tril / safe, 0)
+    right = jnp.where(eye & free, 1 / safe, 0)
+    return jax.lax.linalg.triangular_solve(unit, right, left_side=True, lower=True, unit_diagonal=True)
 
 
 def _diagonal(matrix: Array) -> Array:
     """(..., D) diagonals, as a masked sum: a gather takes five times as long to compile."""
-    eye = jnp.broadcast_to(jnp.eye(matrix.shape[-1], dtype=bool), matrix.shape)
-    return jnp.sum(jnp.where(eye, matrix, 0), -1)
+    xp = namespace(matrix)
+    eye = xp.broadcast_to(xp.eye(matrix.shape[-1], dtype=bool), matrix.shape)
+    return xp.sum(xp.where(eye, matrix, 0), -1)
+
+
+def _log(factor: Array) -> Array:
+    """Logarithms, and 0 of the zeros that stand for dependent columns."""
+    return jnp.log(jnp.where(factor > 0, factor, 1))
 
 
 def _square(factor: Array) -> Array:
@@ -79,8 +104,8 @@ class Covariance(ABC):
     constraint: constraints.Constraint
 
     @abstractmethod
-    def start(self, num: int, variance: Array) -> Array:
-        """The factor of K covariances diag(variance)."""
+    def start(self, num: int, std: Array, span: Span | None) -> Array:
+        """The factor of K covariances diag(std^2), in which dependent columns follow the others."""
 
     @abstractmethod
     def invert(self, scale: Array) -> Array:
@@ -93,6 +118,10 @@ class Covariance(ABC):
     @abstractmethod
     def log_det(self, scale: Array, num_columns: int) -> Array:
         """(K,) or () log det of the factor."""
+
+    def rank(self, scale: Array, num_columns: int) -> Any:
+        """Columns that count in a density: all, or (K,) or () as many as are not dependent."""
+        return num_columns
 
     @abstractmethod
     def second(self, resp: Array, y: Array) -> Array:
@@ -121,6 +150,18 @@ class Covariance(ABC):
         """(K,) or () tr(Sigma^-1 S0)."""
 
     @abstractmethod
+    def deviations(self, scale: Array, num: int, num_columns: int) -> Array:
+        """(K, D) standard deviations of the columns."""
+
+    @abstractmethod
+    def draw(self, scale: Array, noise: Array, component: Array) -> Array:
+        """(N, D) scale_k @ noise_n for the component k of each row; no matrix for each row."""
+
+    @abstractmethod
+    def dense_factor(self, scale: Array, num: int, num_columns: int) -> Array:
+        """(K, D, D) lower factors of the covariances."""
+
+    @abstractmethod
     def dense(self, scale: Array, num: int, num_columns: int) -> Array:
         """(K, D, D) the covariances."""
 
@@ -146,8 +187,9 @@ class Full(Covariance):
 
     constraint = constraints.Cholesky()
 
-    def start(self, num: int, variance: Array) -> Array:
-        return jnp.broadcast_to(jnp.diag(jnp.sqrt(variance))[None], (num, variance.shape[0], variance.shape[0]))
+    def start(self, num: int, std: Array, span: Span | None) -> Array:
+        factor = _start(std, span)
+        return jnp.broadcast_to(factor[None], (num, *factor.shape))
 
     def invert(self, scale: Array) -> Array:
         return _inverse(scale)
@@ -158,7 +200,10 @@ class Full(Covariance):
         return y - einsum("kde,ke->kd", inverse, mean)[:, :, None]
 
     def log_det(self, scale: Array, num_columns: int) -> Array:
-        return jnp.sum(jnp.log(_diagonal(scale)), -1)
+        return jnp.sum(_log(_diagonal(scale)), -1)
+
+    def rank(self, scale: Array, num_columns: int) -> Any:
+        return namespace(scale).sum(_diagonal(scale) > 0, -1).astype(scale.dtype)
 
     def second(self, resp: Array, y: Array) -> Array:
         return einsum("kdn,ken->kde", resp[:, None] * y, y)
@@ -170,13 +215,14 @@ class Full(Covariance):
         self, scale: Array, inverse: Array, second: Array, shift: Array, count: Array, penalty: Penalty
     ) -> Array:
         nu = penalty.strength
-        prior = einsum("kde,e,kfe->kdf", inverse, penalty.variance, inverse)
+        relative = inverse * penalty.std[None, None]
+        prior = einsum("kde,kfe->kdf", relative, relative)
         scatter = second - count[:, None, None] * shift[:, :, None] * shift[:, None, :]
         moment = _mean(
             scatter + nu * prior, (count + nu)[:, None, None], jnp.eye(shift.shape[1], dtype=shift.dtype)[None]
         )
         raw = safe_divide(_diagonal(second), count[:, None])
-        return einsum("kde,kef->kdf", scale, _cholesky(moment, raw, penalty.constant))
+        return einsum("kde,kef->kdf", scale, _cholesky(moment, raw, penalty.held))
 
     def rebase(self, stats: Any, scale: Array, inverse: Array, shift: Array) -> tuple[Array, Array]:
         change = einsum("kde,kef->kdf", inverse, scale)
@@ -187,10 +233,20 @@ class Full(Covariance):
         return moved + stats.count[:, None] * shift, second + cross + cross.swapaxes(1, 2) + square
 
     def spread(self, inverse: Array, penalty: Penalty) -> Array:
-        return _top_eigenvalue(einsum("...de,e,...fe->...df", inverse, penalty.variance, inverse))
+        relative = inverse * jnp.broadcast_to(penalty.std, inverse.shape)
+        return _top_eigenvalue(einsum("...de,...fe->...df", relative, relative))
 
     def trace(self, inverse: Array, penalty: Penalty) -> Array:
-        return einsum("...de,e,...de->...", inverse, penalty.variance, inverse)
+        return jnp.sum((inverse * jnp.broadcast_to(penalty.std, inverse.shape)) ** 2, (-2, -1))
+
+    def deviations(self, scale: Array, num: int, num_columns: int) -> Array:
+        return row_norms(scale)
+
+    def draw(self, scale: Array, noise: Array, component: Array) -> Array:
+        return grouped_product(scale, noise, component)
+
+    def dense_factor(self, scale: Array, num: int, num_columns: int) -> Array:
+        return scale
 
     def dense(self, scale: Array, num: int, num_columns: int) -> Array:
         return _square(scale)
@@ -205,15 +261,27 @@ class Full(Covariance):
         return num * num_columns * (num_columns + 1) // 2
 
 
-def _cholesky(moment: Array, raw: Array, constant: Array) -> Array:
-    """Cholesky factor of W, its diagonal lifted by 4 eps of the raw moments, constant columns held at 1.
+def _start(std: Array, span: Span | None) -> Array:
+    return jnp.diag(std) if span is None else span.std[:, None] * span.matrix * (std / span.std)[None]
+
+
+def row_norms(factor: Array) -> Array:
+    """(..., D) standard deviations that factors (..., D, D) stand for; no square leaves the range of the dtype."""
+    xp = namespace(factor)
+    largest = xp.max(xp.abs(factor), -1)
+    safe = xp.where(largest > 0, largest, 1)
+    return largest * xp.sqrt(xp.sum((factor / safe[..., None]) ** 2, -1))
+
+
+def _cholesky(moment: Array, raw: Array, held: Array) -> Array:
+    """Cholesky factor of W, its diagonal lifted by 4 eps of the raw moments, and 1 for columns that are held.
 
     The lift is below the rounding of the raw moments, so where they are far larger than W it stands for digits that
     are lost anyway, and near convergence (raw moments about 1) it is a relative 4 eps of the covariance.
     """
     eye = jnp.broadcast_to(jnp.eye(moment.shape[-1], dtype=moment.dtype), moment.shape)
     lifted = moment + 4 * jnp.finfo(raw.dtype).eps * raw[..., None] * eye
-    free = jnp.broadcast_to(~(constant[:, None] | constant[None, :]), moment.shape)
+    free = jnp.broadcast_to(~(held[:, None] | held[None, :]), moment.shape)
     return jax.lax.linalg.cholesky(jnp.where(free, lifted, eye), symmetrize_input=False)
 
 
@@ -222,8 +290,8 @@ class Tied(Covariance):
 
     constraint = constraints.Cholesky()
 
-    def start(self, num: int, variance: Array) -> Array:
-        return jnp.diag(jnp.sqrt(variance))
+    def start(self, num: int, std: Array, span: Span | None) -> Array:
+        return _start(std, span)
 
     def invert(self, scale: Array) -> Array:
         return _inverse(scale)
@@ -232,7 +300,10 @@ class Tied(Covariance):
         return einsum("de,ne->dn", inverse, x)[None] - einsum("de,ke->kd", inverse, mean)[:, :, None]
 
     def log_det(self, scale: Array, num_columns: int) -> Array:
-        return jnp.sum(jnp.log(_diagonal(scale)))
+        return jnp.sum(_log(_diagonal(scale)))
+
+    def rank(self, scale: Array, num_columns: int) -> Any:
+        return Full().rank(scale, num_columns)
 
     def second(self, resp: Array, y: Array) -> Array:
         return jnp.sum(Full().second(resp, y), 0)
@@ -244,9 +315,10 @@ class Tied(Covariance):
         self, scale: Array, inverse: Array, second: Array, shift: Array, count: Array, penalty: Penalty
     ) -> Array:
         nu, total = penalty.strength, jnp.sum(count)
-        prior = einsum("de,e,fe->df", inverse, penalty.variance, inverse)
+        relative = inverse * penalty.std[None]
+        prior = einsum("de,fe->df", relative, relative)
         moment = (second - einsum("k,kd,ke->de", count, shift, shift) + nu * prior) / (total + nu)
-        return einsum("de,ef->df", scale, _cholesky(moment, _diagonal(second) / total, penalty.constant))
+        return einsum("de,ef->df", scale, _cholesky(moment, _diagonal(second) / total, penalty.held))
 
     def rebase(self, stats: Any, scale: Array, inverse: Array, shift: Array) -> tuple[Array, Array]:
         change = einsum("de,ef->df", inverse, scale)
@@ -261,6 +333,15 @@ class Tied(Covariance):
 
     def trace(self, inverse: Array, penalty: Penalty) -> Array:
         return Full().trace(inverse, penalty)
+
+    def deviations(self, scale: Array, num: int, num_columns: int) -> Array:
+        return namespace(scale).broadcast_to(row_norms(scale)[None], (num, num_columns))
+
+    def draw(self, scale: Array, noise: Array, component: Array) -> Array:
+        return einsum("de,ne->nd", scale, noise)
+
+    def dense_factor(self, scale: Array, num: int, num_columns: int) -> Array:
+        return jnp.broadcast_to(scale[None], (num, num_columns, num_columns))
 
     def dense(self, scale: Array, num: int, num_columns: int) -> Array:
         return namespace(scale).broadcast_to(_square(scale)[None], (num, num_columns, num_columns))
@@ -283,8 +364,8 @@ class Diag(Covariance):
 
     constraint = constraints.Positive()
 
-    def start(self, num: int, variance: Array) -> Array:
-        return jnp.broadcast_to(jnp.sqrt(variance)[None], (num, variance.shape[0]))
+    def start(self, num: int, std: Array, span: Span | None) -> Array:
+        return jnp.broadcast_to(std[None], (num, std.shape[0]))
 
     def invert(self, scale: Array) -> Array:
         return 1 / scale
@@ -305,9 +386,9 @@ class Diag(Covariance):
         self, scale: Array, inverse: Array, second: Array, shift: Array, count: Array, penalty: Penalty
     ) -> Array:
         nu = penalty.strength
-        scatter = second - count[:, None] * shift**2 + nu * penalty.variance[None] * inverse**2
+        scatter = second - count[:, None] * shift**2 + nu * (inverse * penalty.std[None]) ** 2
         moment = _settle(_mean(scatter, (count + nu)[:, None]), safe_divide(second, count[:, None]))
-        return jnp.where(penalty.constant[None], scale, scale * jnp.sqrt(moment))
+        return jnp.where(penalty.held[None], scale, scale * jnp.sqrt(moment))
 
     def rebase(self, stats: Any, scale: Array, inverse: Array, shift: Array) -> tuple[Array, Array]:
         change = inverse * scale
@@ -316,13 +397,22 @@ class Diag(Covariance):
         return moved + stats.count[:, None] * shift, second
 
     def spread(self, inverse: Array, penalty: Penalty) -> Array:
-        return jnp.max(penalty.variance[None] * inverse**2, -1)
+        return jnp.max((inverse * penalty.std[None]) ** 2, -1)
 
     def trace(self, inverse: Array, penalty: Penalty) -> Array:
-        return jnp.sum(penalty.variance[None] * inverse**2, -1)
+        return jnp.sum((inverse * penalty.std[None]) ** 2, -1)
+
+    def deviations(self, scale: Array, num: int, num_columns: int) -> Array:
+        return scale
+
+    def draw(self, scale: Array, noise: Array, component: Array) -> Array:
+        return scale[component] * noise
+
+    def dense_factor(self, scale: Array, num: int, num_columns: int) -> Array:
+        return scale[:, :, None] * namespace(scale).eye(num_columns, dtype=scale.dtype)[None]
 
     def dense(self, scale: Array, num: int, num_columns: int) -> Array:
-        return (scale**2)[:, :, None] * namespace(scale).eye(num_columns, dtype=scale.dtype)[None]
+        return self.dense_factor(scale**2, num, num_columns)
 
     def factor(self, covariance: Array) -> Array:
         return jnp.sqrt(covariance)
@@ -339,8 +429,8 @@ class Spherical(Covariance):
 
     constraint = constraints.Positive()
 
-    def start(self, num: int, variance: Array) -> Array:
-        return jnp.broadcast_to(jnp.sqrt(variance[:1]), (num,))  # a spherical S0 is the same in all columns
+    def start(self, num: int, std: Array, span: Span | None) -> Array:
+        return jnp.broadcast_to(std[:1], (num,))  # a spherical S0 is the same in all columns
 
     def invert(self, scale: Array) -> Array:
         return 1 / scale
@@ -361,9 +451,9 @@ class Spherical(Covariance):
         self, scale: Array, inverse: Array, second: Array, shift: Array, count: Array, penalty: Penalty
     ) -> Array:
         nu, dim = penalty.strength, shift.shape[1]
-        scatter = second - count * jnp.sum(shift**2, -1) + nu * jnp.sum(penalty.variance) * inverse**2
+        scatter = second - count * jnp.sum(shift**2, -1) + nu * dim * (inverse * penalty.std[0]) ** 2
         moment = _settle(_mean(scatter, dim * (count + nu)), safe_divide(second, dim * count))
-        return jnp.where(jnp.all(penalty.constant), scale, scale * jnp.sqrt(moment))
+        return jnp.where(jnp.all(penalty.held), scale, scale * jnp.sqrt(moment))
 
     def rebase(self, stats: Any, scale: Array, inverse: Array, shift: Array) -> tuple[Array, Array]:
         change = inverse * scale
@@ -372,13 +462,22 @@ class Spherical(Covariance):
         return moved + stats.count[:, None] * shift, second
 
     def spread(self, inverse: Array, penalty: Penalty) -> Array:
-        return jnp.mean(penalty.variance) * inverse**2
+        return (inverse * penalty.std[0]) ** 2
 
     def trace(self, inverse: Array, penalty: Penalty) -> Array:
-        return jnp.sum(penalty.variance) * inverse**2
+        return penalty.std.shape[0] * (inverse * penalty.std[0]) ** 2
+
+    def deviations(self, scale: Array, num: int, num_columns: int) -> Array:
+        return namespace(scale).broadcast_to(scale[:, None], (num, num_columns))
+
+    def draw(self, scale: Array, noise: Array, component: Array) -> Array:
+        return scale[component][:, None] * noise
+
+    def dense_factor(self, scale: Array, num: int, num_columns: int) -> Array:
+        return scale[:, None, None] * namespace(scale).eye(num_columns, dtype=scale.dtype)[None]
 
     def dense(self, scale: Array, num: int, num_columns: int) -> Array:
-        return (scale**2)[:, None, None] * namespace(scale).eye(num_columns, dtype=scale.dtype)[None]
+        return self.dense_factor(scale**2, num, num_columns)
 
     def factor(self, covariance: Array) -> Array:
         return jnp.sqrt(covariance)

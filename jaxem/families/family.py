@@ -125,6 +125,14 @@ class Family(ABC):
         """Sentences about what `bind` did with the data, for a person."""
         return []
 
+    def diagnose(self, params: PyTree, count: Array) -> list[str]:
+        """Why components with counts (K,) are spikes, each with a remedy; on the host, none by default."""
+        return []
+
+    def adopt(self, params: PyTree) -> PyTree:
+        """Given params as the bound family can use them, and the winner's as they are shown; the same by default."""
+        return params
+
     def order(self, params: PyTree, index: Array) -> PyTree:
         """Params with the components in the order of index (K,); every leaf has a leading axis K by default."""
         return jax.tree.map(lambda leaf: leaf[index], params)

@@ -12,11 +12,14 @@ from jax import Array
 from jaxem import constraints
 from jaxem._arguments import check_choice
 from jaxem._foreign import named, named_fields
-from jaxem._numerics import einsum, namespace, safe_divide
+from jaxem._numerics import einsum, is_concrete, namespace, safe_divide
 from jaxem._pytree import dataclass, static
+from jaxem.families import _spikes
 from jaxem.families._checks import check_array, check_covariance, check_matrix, check_strength
 from jaxem.families._covariance import SHAPES, Covariance, Penalty
+from jaxem.families._dependence import Span, find_span, spreads
 from jaxem.families._mean_prior import MeanPrior, PlacedFamily
+from jaxem.families._reasons import FEWEST_OBSERVATIONS, collapses, name_columns
 
 
 @dataclass
@@ -26,7 +29,8 @@ class GaussianParams:
     Attributes:
       mean: (K, D).
       scale: a factor of the covariances: lower Cholesky factors (K, D, D) for full, (D, D) for tied; standard
-        deviations (K, D) for diag, (K,) for spherical.
+        deviations (K, D) for diag, (K,) for spherical. In the units of the data. A column that is a linear combination
+        of earlier ones has 0 on the diagonal.
       covariance_type: which of the four.
       inverse: the inverse of `scale`, filled in by `Gaussian.prepare` for the length of a step; else None.
     """
@@ -38,7 +42,10 @@ class GaussianParams:
 
     @property
     def covariance(self) -> Array:
-        """(K, D, D) covariance matrices, whatever the shape they are stored in."""
+        """(K, D, D) covariance matrices, whatever the shape they are stored in.
+
+        Squares of the data's units: of float32 data beyond 1e-19 and 1e19 they under- or overflow; `scale` does not.
+        """
         return SHAPES[self.covariance_type].dense(self.scale, *self.mean.shape)
 
 
@@ -64,13 +71,17 @@ class GaussianScale:
     Attributes:
       location: (D,) weighted mean.
       total_weight: sum of weights.
+      mean_weight: of the rows that have one.
       penalty: that on the covariances.
+      span: the independent columns (full, tied).
       mean_prior: that on the means; None where there is none, so that programs without it do not change.
     """
 
     location: Array
     total_weight: Array
+    mean_weight: Array
     penalty: Penalty
+    span: Span | None = None
     mean_prior: MeanPrior | None = None
 
 
@@ -85,8 +96,16 @@ class Gaussian(PlacedFamily):
 
     so Sigma_k = (SS_k + nu S0) / (N_k + nu): nu pseudo-observations at the overall variance, a proper penalty that is
     in ELBO.params, so that the objective never falls and ELBO.data stays the plain log-likelihood. It is equivariant to
-    shifts and column scales. A column without variance has its variance held at 1 in each component (in its own units),
+    shifts and column scales: in other units the fit is the same, and ELBO.data lower by N times the logarithm of the
+    factor for each column. A column without variance has its variance held at 1 in each component (in its own units),
     so it adds -log(2 pi) / 2 per row and nothing else.
+
+    **Dependent columns** (full, tied). A column that is a linear combination of earlier ones, to rounding, as the last
+    of a full set of indicators, makes every covariance singular. It adds nothing: the density is that of the
+    independent columns, earliest first, with their number of parameters, and a note names the others. Means,
+    covariances and samples keep the relation. A new row is judged by its independent columns alone, whether it keeps
+    the relation or not: the data say nothing of rows off their span, and whether a row is off is a question of
+    rounding. Columns are not called dependent where there are no more rows than columns.
 
     **Normal-inverse-Wishart prior.** With `mean_pseudo_observations` kappa each component has, besides, kappa
     pseudo-observations at m0, for MAP estimates of means and covariances:
@@ -155,21 +174,30 @@ class Gaussian(PlacedFamily):
     def bind(self, x: Array, weights: Array) -> "Gaussian":
         """Takes location, variances and total weight from the data, accurately at any offset."""
         total = jnp.sum(weights)
+        share = weights / total
         origin = x[0]
-        location = origin + einsum("n,nd->d", weights, x - origin[None]) / total
+        location = origin + einsum("n,nd->d", share, x - origin[None])
         # Again about the mean: the first row may lie far away, as an outlier of weight 0.
-        location = location + einsum("n,nd->d", weights, x - location[None]) / total
-        variance = einsum("n,nd->d", weights, (x - location[None]) ** 2) / total
-        largest = jnp.max(jnp.where((weights > 0)[:, None], jnp.abs(x), 0), 0)
-        constant = variance <= (2 * jnp.finfo(x.dtype).eps * largest) ** 2
+        location = location + einsum("n,nd->d", share, x - location[None])
+        std, constant = spreads(x, weights, location)
+        span = self._span(x, weights, location, std, constant)
         if self.pseudo_covariance is not None:
-            variance = jnp.asarray(self.pseudo_covariance, x.dtype)
+            std = jnp.sqrt(jnp.asarray(self.pseudo_covariance, x.dtype))
         if self.covariance == "spherical":
-            variance = jnp.broadcast_to(jnp.mean(variance), variance.shape)
+            unit = jnp.maximum(jnp.max(std), jnp.finfo(x.dtype).tiny)
+            std = jnp.broadcast_to(unit * jnp.sqrt(jnp.mean((std / unit) ** 2)), std.shape)
             constant = jnp.broadcast_to(jnp.all(constant), constant.shape)
         nu = jnp.asarray(self.pseudo_observations, x.dtype)
-        penalty = Penalty(jnp.where(constant, 1, variance), constant, nu)
-        return dataclasses.replace(self, scale=GaussianScale(location, total, penalty, self._mean_prior(location)))
+        mean_weight = total / jnp.sum(weights > 0, dtype=x.dtype)
+        held = constant if span is None else constant | span.dependent
+        penalty = Penalty(jnp.where(constant, 1, std), held, nu)
+        scale = GaussianScale(location, total, mean_weight, penalty, span, self._mean_prior(location))
+        return dataclasses.replace(self, scale=scale)
+
+    def _span(self, x: Array, weights: Array, location: Array, std: Array, constant: Array) -> Span | None:
+        if self.covariance not in ("full", "tied") or min(x.shape) < 2:
+            return None
+        return find_span(x, weights, location, jnp.where(constant, 1, std), constant)
 
     def _mean_prior(self, location: Array) -> MeanPrior | None:
         if self.mean_pseudo_observations is None:
@@ -182,21 +210,33 @@ class Gaussian(PlacedFamily):
             return Penalty(jnp.ones(dim, dtype), jnp.zeros(dim, bool), jnp.zeros((), dtype))
         return self.scale.penalty
 
+    def _dependent(self, dim: int) -> Array:
+        """(D,) bool, the columns that are combinations of others; none where not bound."""
+        span = None if self.scale is None else self.scale.span
+        return jnp.zeros(dim, bool) if span is None else span.dependent
+
+    def rank(self, dim: int) -> Any:
+        """Number of columns that count: D, or a scalar array of those that are no combinations of others."""
+        span = None if self.scale is None else self.scale.span
+        return dim if span is None else jnp.sum((~span.dependent).astype(self.scale.location.dtype))  # type: ignore[union-attr]
+
     def start(self, num_components: int) -> GaussianParams:
         """K copies of N(mean of the data, S0)."""
         if self.scale is None:
             raise ValueError("family: not bound to data; call bind(data, weights) first")
         self.check_places(num_components)
         mean = jnp.broadcast_to(self.scale.location[None], (num_components, self.scale.location.shape[0]))
-        variance = self.scale.penalty.variance
-        scale, inverse = (self._shape.start(num_components, v) for v in (variance, 1 / variance))
-        return GaussianParams(mean, scale, self.covariance, inverse)
+        std, span = self.scale.penalty.std, self.scale.span
+        scale = self._shape.start(num_components, std, span)
+        upside = 1 / std if span is None else jnp.where(span.dependent, 0, 1 / std)
+        return GaussianParams(mean, scale, self.covariance, self._shape.start(num_components, upside, None))
 
     def features(self, x: Array) -> Array:
-        """Columns standardised by the data's mean and standard deviation; plain columns when not bound."""
+        """Columns standardised by the data's mean and standard deviation, dependent ones 0; plain when not bound."""
         if self.scale is None:
             return x
-        return (x - self.scale.location[None]) / jnp.sqrt(self.scale.penalty.variance)[None]
+        z = (x - self.scale.location[None]) / self.scale.penalty.std[None]
+        return z if self.scale.span is None else jnp.where(self.scale.span.dependent[None], 0, z)
 
     def _inverse(self, params: GaussianParams) -> Array:
         return self._shape.invert(params.scale) if params.inverse is None else params.inverse
@@ -230,7 +270,8 @@ class Gaussian(PlacedFamily):
 
     def _log_prob(self, params: GaussianParams, y: Array) -> Array:
         dim = params.mean.shape[1]
-        log_norm = self._shape.log_det(params.scale, dim) + 0.5 * dim * jnp.log(2 * jnp.pi).astype(y.dtype)
+        rank = self._shape.rank(params.scale, dim)
+        log_norm = self._shape.log_det(params.scale, dim) + 0.5 * rank * jnp.log(2 * jnp.pi).astype(y.dtype)
         return -(0.5 * jnp.sum(y * y, 1) + jnp.broadcast_to(log_norm, y.shape[:1])[:, None]).T
 
     def m_step(self, params: GaussianParams, stats: GaussianStats) -> GaussianParams:
@@ -272,8 +313,10 @@ class Gaussian(PlacedFamily):
         """G of the class docstring and the log prior of the means, nats; finite for positive definite covariances."""
         dim = params.mean.shape[1]
         penalty = self._penalty(dim, params.mean.dtype)
-        log_det = 2 * self._shape.log_det(params.scale, dim) - jnp.sum(jnp.log(penalty.variance))
-        value = -0.5 * penalty.strength * jnp.sum(self._shape.trace(self._inverse(params), penalty) - dim + log_det)
+        log_std = jnp.where(self._dependent(dim), 0, jnp.log(penalty.std))
+        log_det = 2 * (self._shape.log_det(params.scale, dim) - jnp.sum(log_std))
+        trace = self._shape.trace(self._inverse(params), penalty)
+        value = -0.5 * penalty.strength * jnp.sum(trace - self.rank(dim) + log_det)
         prior = None if self.scale is None else self.scale.mean_prior
         if prior is None:
             return value
@@ -281,62 +324,138 @@ class Gaussian(PlacedFamily):
         return value - 0.5 * prior.strength * jnp.sum(distance + jnp.broadcast_to(log_det, distance.shape))
 
     def notes(self) -> list[str]:
-        """Names the columns without variance."""
-        columns = [] if self.scale is None else np.flatnonzero(np.asarray(self.scale.penalty.constant)).tolist()
-        return [f"columns {columns} are constant: their variance is held at 1"] if columns else []
+        """Names the columns without variance and those that depend on others, and says where weights are tiny."""
+        if self.scale is None:
+            return []
+        penalty, total, nu = self.scale.penalty, float(self.scale.total_weight), float(self.scale.penalty.strength)
+        follow = np.asarray(self._dependent(penalty.held.shape[0]))
+        constant, dependent = name_columns(np.asarray(penalty.held) & ~follow), name_columns(follow)
+        said = [f"columns {constant} are constant: their variance is held at 1"] if constant else []
+        if dependent:
+            said.append(f"columns {dependent} are linear combinations of earlier ones: they add nothing to the density")
+        if total < FEWEST_OBSERVATIONS and 0 < nu < 1:
+            said.append(
+                f"the weights sum to {total:.3g} observations, beside which the penalty of {nu:.3g} "
+                "pseudo-observations counts: multiply the weights, or lower pseudo_observations"
+            )
+        return said
 
     def influence(self, params: GaussianParams, count: Array) -> Array:
-        """(K,) largest eigenvalue of nu S0 (SS_k + nu S0)^-1: about 1 for a spike, near 0 for an honest component.
+        """(K,) about 1 for a spike, near 0 for an honest component, whatever the penalty; see `_spikes.influence`.
 
-        A component with fewer observations than the penalty has pseudo-observations is empty, not a spike: 0. So is
-        one under a prior of at least one pseudo-observation: its spread is not the data's alone, but was asked for.
+        A small variance is held against more where it rests on fewer than 2 (D + 1) rows (4 for diag and spherical).
+        0 under a prior of at least one pseudo-observation, where the spread is not the data's alone but was asked for;
+        where all weights together are less than a hundredth of an observation; and where the family is not bound.
         """
-        penalty = self._penalty(params.mean.shape[1], params.mean.dtype)
-        if self.scale is not None and self.scale.mean_prior is not None:
+        if self.scale is None:
+            return jnp.zeros_like(count)
+        penalty, tied = self.scale.penalty, self.covariance == "tied"
+        if self.scale.mean_prior is not None:
             count = count + self.scale.mean_prior.strength
-        total = jnp.broadcast_to(jnp.sum(count), count.shape) if self.covariance == "tied" else count
+        total = jnp.broadcast_to(jnp.sum(count), count.shape) if tied else count
         spread = jnp.broadcast_to(self._shape.spread(self._inverse(params), penalty), count.shape)
-        bounded = (total > penalty.strength) & (penalty.strength < 1)
-        return jnp.where(bounded, penalty.strength * spread / (total + penalty.strength), 0)
+        enough = 2 * (params.mean.shape[1] + 1) if self.covariance == "full" else 4
+        share = _spikes.influence(spread, total, penalty.strength, self.scale.mean_weight, 0 if tied else enough)
+        known = (penalty.strength < 1) & (self.scale.total_weight > FEWEST_OBSERVATIONS)
+        return jnp.where(known, share, 0)
+
+    def diagnose(self, params: GaussianParams, count: Array) -> list[str]:
+        """Why components are spikes: few rows, one value of a column repeated, or columns that depend on each other."""
+        if self.scale is None:
+            return []
+        std, rows = np.asarray(self._shape.deviations(params.scale, *params.mean.shape)), float(self.scale.mean_weight)
+        gauge = max(float(self.scale.penalty.strength), _spikes.GAUGE * max(rows, 1))
+        return collapses(
+            np.asarray(self.influence(params, count)),
+            np.asarray(count) / rows,
+            gauge / rows * (np.asarray(self.scale.penalty.std) / std) ** 2,
+            np.asarray(self.scale.penalty.held),
+            self.covariance,
+        )
 
     def order(self, params: GaussianParams, index: Array) -> GaussianParams:
         """The components in another order."""
         return GaussianParams(params.mean[index], self._shape.order(params.scale, index), self.covariance)
 
+    def adopt(self, params: GaussianParams) -> GaussianParams:
+        """Params in which dependent columns follow the others, as they do in the data; the others as they are."""
+        if self.scale is None or self.scale.span is None:
+            return params
+        xp = namespace((params, self.scale))
+        span, location, mean = jax.tree.map(xp.asarray, (self.scale.span, self.scale.location[None], params.mean))
+        with jax.default_matmul_precision("highest"):
+            follow = location + (((mean - location) / span.std[None]) @ span.matrix.T) * span.std[None]
+        mean = xp.where(xp.broadcast_to(span.dependent[None], mean.shape), follow, mean)
+        return GaussianParams(mean, self._follow(params.scale), self.covariance)
+
+    def _follow(self, scale: Array) -> Array:
+        """Factors (full, tied) in which the rows of dependent columns are made of the others'."""
+        assert self.scale is not None  # as the callers have seen
+        xp, shape = namespace((scale, self.scale)), scale.shape
+        span, scale = jax.tree.map(xp.asarray, (self.scale.span, scale))
+        dependent, std = span.dependent, xp.broadcast_to(span.std[:, None], shape)
+        eye = xp.broadcast_to(xp.eye(shape[-1], dtype=bool), shape)
+        row, column = (xp.broadcast_to(part, shape) for part in (dependent[:, None], dependent[None]))
+        missing = eye & ~row & (scale == 0)  # dependent in other data than these
+        factor = xp.where(column, 0, xp.where(missing, std, scale))
+        with jax.default_matmul_precision("highest"):
+            follow = std * (span.matrix @ (factor / std))
+        return xp.where(row, follow, factor)
+
+    def factor(self, covariance: Array) -> Array:
+        """The factor of covariances in their natural shape, dependent columns taken from the others."""
+        if self.scale is None or self.scale.span is None:
+            return self._shape.factor(covariance)
+        dependent, shape = self.scale.span.dependent, covariance.shape
+        held = jnp.broadcast_to(dependent[:, None] | dependent[None], shape)
+        eye = jnp.broadcast_to(jnp.eye(shape[-1], dtype=covariance.dtype), shape)
+        return self._follow(self._shape.factor(jnp.where(held, eye, covariance)))
+
     def coincident(self, params: GaussianParams) -> Array:
-        """(K, K) pairs of components that agree to 1e-4 of their standard deviations."""
-        xp, covariance = namespace(params), params.covariance
-        std = xp.sqrt(xp.diagonal(covariance, axis1=1, axis2=2))
-        shift = (params.mean - xp.mean(params.mean, 0)[None]) / xp.min(std, 0)[None]
-        spread = covariance / (std[:, :, None] * std[:, None, :])
-        parts = xp.concatenate([shift, xp.log(std), spread.reshape(std.shape[0], -1)], 1)
-        return xp.stack([xp.max(xp.abs(parts - part[None]), -1) < 1e-4 for part in parts])
+        """(K, K) pairs of components that agree to 1e-4 of their standard deviations, and in correlations."""
+        xp, num = namespace(params), params.mean.shape[0]
+        std = self._shape.deviations(params.scale, *params.mean.shape)
+        least = xp.min(std, 0)[None]
+        parts = xp.concatenate([(params.mean - xp.mean(params.mean, 0)[None]) / least, xp.log(std / least)], 1)
+        near = xp.stack([xp.max(xp.abs(parts - part[None]), -1) < 1e-4 for part in parts])
+        if self.covariance != "full" or (is_concrete(near) and near.sum() == num):
+            return near
+        # Correlations of the pairs that are left, one component against all: never (K, K, D, D).
+        unit = params.scale / std[:, :, None]
+        spread = einsum("kde,kfe->kdf", unit, unit) if xp is jnp else unit @ unit.swapaxes(1, 2)
+        return near & xp.stack([xp.max(xp.abs(spread - one[None]), (1, 2)) < 1e-4 for one in spread])
 
     def constraints(self) -> GaussianParams:
         """Real means; Cholesky factors or positive standard deviations."""
         return GaussianParams(constraints.Real(), self._shape.constraint, self.covariance)  # type: ignore[arg-type]
 
     def num_parameters(self, params: GaussianParams, num_components: int) -> int:
-        """K D means and the covariances' free entries; constant columns are counted like any other."""
-        dim = params.mean.shape[1]
-        return num_components * dim + self._shape.num_parameters(num_components, dim)
+        """K D means and the covariances' free entries; constant columns count like any other, dependent ones do not."""
+        rank: Any = self._shape.rank(params.scale, params.mean.shape[1])
+        if is_concrete(rank):
+            rank = int(np.max(rank))
+        return num_components * rank + self._shape.num_parameters(num_components, rank)
 
     def sample(self, key: Array, params: GaussianParams, component: Array) -> Array:
-        """(N, D) one draw for each entry of component."""
-        dim = params.mean.shape[1]
-        noise = jax.random.normal(key, (component.shape[0], dim), params.mean.dtype)
-        factor = jnp.linalg.cholesky(params.covariance) if self.covariance != "full" else params.scale
-        return params.mean[component] + einsum("nde,ne->nd", factor[component], noise)
+        """(N, D) one draw for each entry of component; memory O(N D), and O(K D^2) for full."""
+        noise = jax.random.normal(key, (component.shape[0], params.mean.shape[1]), params.mean.dtype)
+        return params.mean[component] + self._shape.draw(params.scale, noise, component)
 
     def distribution(self, params: GaussianParams) -> Any:
-        """A batch of K `distrax.MultivariateNormalTri`."""
+        """A batch of K `distrax.MultivariateNormalTri`; raises ValueError where dependent columns have no density."""
         import distrax
 
-        return distrax.MultivariateNormalTri(params.mean, jnp.linalg.cholesky(params.covariance))
+        dim = params.mean.shape[1]
+        if is_concrete(params) and np.any(self._shape.rank(params.scale, dim) < dim):
+            raise ValueError("params: expected covariances with a density; found dependent columns: leave them out")
+        return distrax.MultivariateNormalTri(params.mean, self._shape.dense_factor(params.scale, *params.mean.shape))
 
     @named
     def make_params(self, *, mean: Any, covariance: Any) -> GaussianParams:  # type: ignore[override]
-        """Params from means (K, D) and covariances in their natural shape: (K, D, D), (D, D), (K, D) or (K,)."""
+        """Params from means (K, D) and covariances in their natural shape: (K, D, D), (D, D), (K, D) or (K,).
+
+        Bound to data with dependent columns, a family takes these from the others.
+        """
         mean = jnp.asarray(mean, jnp.result_type(float) if not hasattr(mean, "dtype") else None)
         covariance = jnp.asarray(covariance).astype(mean.dtype)
         expected = self._shape.shape(*mean.shape) if mean.ndim == 2 else None
@@ -345,4 +464,4 @@ class Gaussian(PlacedFamily):
                 f"mean, covariance: expected (K, D) and {expected} for {self.covariance!r}; "
                 f"found {mean.shape} and {covariance.shape}"
             )
-        return GaussianParams(mean, self._shape.factor(covariance), self.covariance)
+        return GaussianParams(mean, self.factor(covariance), self.covariance)

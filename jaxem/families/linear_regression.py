@@ -11,10 +11,12 @@ from jax import Array
 
 from jaxem import constraints
 from jaxem._arguments import check_flag
-from jaxem._numerics import einsum, namespace, safe_divide
+from jaxem._numerics import einsum, is_concrete, namespace, safe_divide
 from jaxem._pytree import dataclass, static
 from jaxem._tree import PyTree
 from jaxem.families._checks import check_strength
+from jaxem.families._dependence import find_span, spreads
+from jaxem.families._reasons import DEGENERATE, FEWEST_OBSERVATIONS, least_strength, name_columns
 from jaxem.families.family import Family
 
 INIT_STEPS = 10  # of K regressions with hard assignment, the counterpart of a start's Lloyd steps
@@ -72,19 +74,30 @@ class RegressionScale:
       centre: (P,) weighted means of the covariates; 0 without intercept.
       width: (P,) their root mean squares about the centre, 1 for a constant column.
       constant: (P,) columns that are constant, and tell nothing beside an intercept.
+      dependent: (P,) columns that are linear combinations of earlier ones.
       location: weighted mean of y.
-      variance: of y, 1 where y is constant.
+      spread: standard deviation of y, 1 where y is constant.
       flat: whether y is constant.
       strength: a.
+      gauge: the strength that collapse is judged by: at least 1e-6, times the mean weight where that is above 1.
+      total_weight: sum of weights.
     """
 
     centre: Array
     width: Array
     constant: Array
+    dependent: Array
     location: Array
-    variance: Array
+    spread: Array
     flat: Array
     strength: Array
+    gauge: Array
+    total_weight: Array
+
+    @property
+    def used(self) -> Array:
+        """(P,) bool, covariates with a coefficient."""
+        return ~(self.constant | self.dependent)
 
 
 def _split(data: Any) -> tuple[Array, Array]:
@@ -106,8 +119,10 @@ class LinearRegression(Family):
         G = -a/2 sum_k [log(variance_k / v0) + (v0 + sum_p (width_p coef_kp)^2) / variance_k - 1]
 
     a ridge and a bound on the variance in one, in ELBO.params; a = 0 is exactly maximum likelihood. A constant
-    covariate beside an intercept has coefficient 0; a constant response has variance 1. An empty component keeps its
-    level and takes slopes 0 and variance v0. A component with no more rows than coefficients is a spike and ends
+    covariate beside an intercept has coefficient 0, and so has one that is a linear combination of earlier ones: the
+    earliest explain what there is, notes name the others, and predictions for new covariates look at the earliest
+    alone. A constant response has variance 1. The fit is the same in other units of x and y. An empty component keeps
+    its level and takes slopes 0 and variance v0. A component with no more rows than coefficients is a spike and ends
     DEGENERATE; so does an honest one whose noise is below about sqrt(10 a / N_k) of the spread of y: lower a for it.
 
     Starts fit K lines to random sets of P + 1 rows (one more than slopes) and run 10 steps of K regressions with hard
@@ -178,13 +193,17 @@ class LinearRegression(Family):
         mean = table[0] + einsum("n,nd->d", share, table - table[:1])
         mean = mean + einsum("n,nd->d", share, table - mean[None])
         about = mean if self.fit_intercept else mean.at[:-1].set(0)
-        square = einsum("n,nd->d", share, (table - about[None]) ** 2)
-        largest = jnp.max(jnp.where((weights > 0)[:, None], jnp.abs(table), 0), 0)
-        constant = square <= (2 * jnp.finfo(y.dtype).eps * largest) ** 2
-        square = jnp.where(constant, 1, square)
-        strength = jnp.asarray(self.pseudo_observations, y.dtype)
+        std, constant = spreads(table, weights, about)
+        std = jnp.where(constant, 1, std)
+        dependent = jnp.zeros(design.shape[1:], bool)
+        if min(design.shape) > 1:
+            found = find_span(design, weights, about[:-1], std[:-1], constant[:-1], centred=self.fit_intercept)
+            dependent = found.dependent
+        strength, total = jnp.asarray(self.pseudo_observations, y.dtype), jnp.sum(weights)
+        gauge = jnp.maximum(strength, least_strength(weights))
         scale = RegressionScale(
-            about[:-1], jnp.sqrt(square[:-1]), constant[:-1], mean[-1], square[-1], constant[-1], strength
+            *(about[:-1], std[:-1], constant[:-1], dependent),
+            *(mean[-1], std[-1], constant[-1], strength, gauge, total),
         )
         return dataclasses.replace(self, scale=scale)
 
@@ -193,7 +212,8 @@ class LinearRegression(Family):
             return self.scale
         centre, zero = params.centre, jnp.zeros((), params.level.dtype)  # not bound to data: maximum likelihood
         none = jnp.zeros(centre.shape, bool)
-        return RegressionScale(centre, jnp.ones_like(centre), none, zero, zero + 1, jnp.asarray(False), zero)
+        flat = jnp.asarray(False)
+        return RegressionScale(centre, jnp.ones_like(centre), none, none, zero, zero + 1, flat, zero, zero, zero)
 
     def start(self, num_components: int) -> LinearRegressionParams:
         """K copies of a flat line at the mean of y, or at 0 without intercept."""
@@ -202,15 +222,20 @@ class LinearRegression(Family):
         wide = lambda value: jnp.broadcast_to(value, (num_components, *value.shape))
         level = self.scale.location if self.fit_intercept else jnp.zeros_like(self.scale.location)
         coef = jnp.zeros_like(self.scale.centre)
-        return LinearRegressionParams(wide(coef), wide(level), wide(jnp.sqrt(self.scale.variance)), self.scale.centre)
+        return LinearRegressionParams(wide(coef), wide(level), wide(self.scale.spread), self.scale.centre)
 
     def features(self, x: PyTree) -> Array:
         """(N, P + 1) standardised covariates and response."""
         design, y = _split(x)
         if self.scale is None:
             return jnp.concatenate([design, y[:, None]], 1)
-        z = (design - self.scale.centre[None]) / self.scale.width[None]
-        return jnp.concatenate([z, ((y - self.scale.location) / jnp.sqrt(self.scale.variance))[:, None]], 1)
+        z = self._design(self.scale, design)
+        return jnp.concatenate([z, ((y - self.scale.location) / self.scale.spread)[:, None]], 1)
+
+    @staticmethod
+    def _design(scale: RegressionScale, x: Array) -> Array:
+        """(N, P) covariates about their centres, in units of their widths; 0 where they have no coefficient."""
+        return jnp.where(scale.used[None], (x - scale.centre[None]) / scale.width[None], 0)
 
     def init_resp(self, key: Array, x: PyTree, weights: Array, num_components: int, method: str) -> Array | None:
         """(N, K) one-hot rows of the line with the least residual, after hard K regressions from random lines."""
@@ -225,7 +250,7 @@ class LinearRegression(Family):
 
         def refit(_: int, resp: Array) -> Array:
             lines = self.m_step(start, self.statistics(start, x, resp))
-            label = jnp.argmin((y[:, None] - self.mean(lines, design)) ** 2, 1)
+            label = jnp.argmin(jnp.abs(y[:, None] - self.mean(lines, design)), 1)
             return jax.nn.one_hot(label, num_components, dtype=y.dtype) * weights[:, None]
 
         steps = INIT_STEPS if method == "kmeans" else 0
@@ -247,7 +272,7 @@ class LinearRegression(Family):
 
         def collect(resp: Array) -> LinearRegressionStats:
             scale = self._bound(params)
-            z = (design - scale.centre[None]) / scale.width[None]
+            z = self._design(scale, design)
             if self.fit_intercept:
                 z = jnp.concatenate([jnp.ones_like(z[:, :1]), z], 1)
             return LinearRegressionStats(
@@ -289,7 +314,7 @@ class LinearRegression(Family):
         change, gain = _solve(stats.sum_zz, ridge, gradient)
         a, square = scale.strength, jnp.sum(ridge * old**2, 1)
         raw = stats.sum_ee + square
-        left = jnp.maximum(raw - gain, 4 * jnp.finfo(raw.dtype).eps * raw) + a * scale.variance / params.std**2
+        left = jnp.maximum(raw - gain, 4 * jnp.finfo(raw.dtype).eps * raw) + a * (scale.spread / params.std) ** 2
         total = stats.count + a
         factor = jnp.sqrt(jnp.where(total > 0, safe_divide(left, total), 1))
         std = jnp.where(scale.flat, jnp.ones_like(factor), params.std * factor)
@@ -310,29 +335,50 @@ class LinearRegression(Family):
         return LinearRegressionStats(stats.count, stats.sum_zz, ze + moved, ee)
 
     def _pseudo_square(self, params: LinearRegressionParams, scale: RegressionScale) -> Array:
-        """(K,) mean square of the pseudo-observations about each line."""
-        return scale.variance + jnp.sum((params.coef * scale.width[None]) ** 2, 1)
+        """(K,) mean square of the pseudo-observations about each line, over the variance of the noise."""
+        slopes = params.coef * scale.width[None] / params.std[:, None]
+        return (scale.spread / params.std) ** 2 + jnp.sum(slopes**2, 1)
 
     def elbo_params(self, params: LinearRegressionParams) -> Array:
         """G of the class docstring, nats."""
         scale = self._bound(params)
-        ratio = params.std**2 / scale.variance
-        square = self._pseudo_square(params, scale) / params.std**2
-        return -0.5 * scale.strength * jnp.sum(jnp.log(ratio) + square - 1)
+        ratio = 2 * jnp.log(params.std / scale.spread)
+        return -0.5 * scale.strength * jnp.sum(ratio + self._pseudo_square(params, scale) - 1)
 
     def influence(self, params: LinearRegressionParams, count: Array) -> Array:
-        """(K,) the pseudo-observations' share of the residual sum of squares: about 1 for a spike."""
+        """(K,) the pseudo-observations' share of the residual sum of squares: about 1 for a spike.
+
+        Of at least 1e-6 pseudo-observations, whatever the prior; see `Gaussian.influence`.
+        """
         scale = self._bound(params)
-        a = scale.strength
-        share = a * self._pseudo_square(params, scale) / ((count + a) * params.std**2)
-        return jnp.where((count > a) & (a < 1) & ~scale.flat, share, 0)
+        share = scale.gauge * self._pseudo_square(params, scale) / (count + scale.gauge)
+        judged = (count > scale.gauge) & (scale.strength < 1) & (scale.total_weight > FEWEST_OBSERVATIONS)
+        return jnp.where(judged & ~scale.flat, share, 0)
+
+    def diagnose(self, params: LinearRegressionParams, count: Array) -> list[str]:
+        """Why components are spikes: as few rows as coefficients, or a line without noise."""
+        spikes = np.asarray(self.influence(params, count)) > DEGENERATE
+        if self.scale is None or not spikes.any():
+            return []
+        num = int(np.sum(self.scale.used)) + int(self.fit_intercept)
+        few = spikes & (np.asarray(count) <= num + 1e-3)
+        said = []
+        for which, why in (
+            (few, f"no more observations than the {num} coefficients of a line: fewer components, or more rows,"),
+            (spikes & ~few, "a line with hardly any noise: if it is honest, lower pseudo_observations;"),
+        ):
+            if which.any():
+                said.append(f"components {np.flatnonzero(which).tolist()}: {why} or take pseudo_observations=1")
+        return said
 
     def notes(self) -> list[str]:
         """Names covariates and a response without variation."""
         if self.scale is None:
             return []
-        columns = np.flatnonzero(np.asarray(self.scale.constant)).tolist()
-        said = [f"covariates {columns} are constant: their coefficients are held at 0"] if columns else []
+        constant, dependent = name_columns(self.scale.constant), name_columns(self.scale.dependent)
+        said = [f"covariates {constant} are constant: their coefficients are held at 0"] if constant else []
+        if dependent:
+            said.append(f"covariates {dependent} are linear combinations of earlier ones: their coefficients are 0")
         return said + (["the response is constant: its variance is held at 1"] if np.any(self.scale.flat) else [])
 
     def order(self, params: LinearRegressionParams, index: Array) -> LinearRegressionParams:
@@ -354,8 +400,18 @@ class LinearRegression(Family):
         return LinearRegressionParams(*parts)
 
     def num_parameters(self, params: LinearRegressionParams, num_components: int) -> int:
-        """K (P + 2), or K (P + 1) without intercept."""
-        return num_components * (params.coef.shape[1] + 1 + int(self.fit_intercept))
+        """K (P + 2), or K (P + 1) without intercept; covariates that depend on others do not count."""
+        dependent: Any = np.zeros(1) if self.scale is None else self.scale.dependent
+        free: Any = params.coef.shape[1] - (int(np.sum(dependent)) if is_concrete(dependent) else jnp.sum(dependent))
+        return num_components * (free + 1 + int(self.fit_intercept))
+
+    def adopt(self, params: LinearRegressionParams) -> LinearRegressionParams:
+        """Covariates that depend on others have coefficient 0; as they are where none does."""
+        if self.scale is None:
+            return params
+        xp = namespace((params, self.scale))
+        dependent = xp.broadcast_to(xp.asarray(self.scale.dependent)[None], params.coef.shape)
+        return dataclasses.replace(params, coef=xp.where(dependent, 0, params.coef))
 
     def sample(self, key: Array, params: LinearRegressionParams, component: Array) -> PyTree:
         """Raises: the covariates have no distribution to draw from."""

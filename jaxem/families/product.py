@@ -173,6 +173,15 @@ class Product(Family):
         """The parts' notes, with their names."""
         return [f"{name}: {note}" for name, family in self.families.items() for note in family.notes()]
 
+    def diagnose(self, params: PyTree, count: Array) -> list[str]:
+        """The parts' reasons for spikes, with their names."""
+        parts = self._each(lambda family, p: family.diagnose(p, count), params)
+        return [f"{name}: {reason}" for name in self.families for reason in parts[name]]
+
+    def adopt(self, params: PyTree) -> dict[str, PyTree]:
+        """Each part's."""
+        return self._each(lambda family, p: family.adopt(p), params)
+
     def order(self, params: PyTree, index: Array) -> dict[str, PyTree]:
         """The components of every part in another order."""
         return self._each(lambda family, p: family.order(p, index), params)

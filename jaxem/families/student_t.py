@@ -29,7 +29,7 @@ class StudentTParams:
 
     Attributes:
       mean: (K, D) location; the mean where degrees_of_freedom > 1.
-      scale: a factor of the scale matrices, in the shapes of `GaussianParams.scale`.
+      scale: a factor of the scale matrices, in the shapes and units of `GaussianParams.scale`.
       degrees_of_freedom: (K,).
       covariance_type: "full", "tied", "diag" or "spherical".
       inverse: the inverse of `scale`, filled in by `StudentT.prepare` for the length of a step; else None.
@@ -78,7 +78,8 @@ class StudentT(Family):
     Estimated degrees of freedom stay within [0.5, 1000], the constrained maximiser of the M-step: at 1000 the component
     is Gaussian for all that its data tell, at 0.5 it wants heavier tails than are allowed. They start at 10.
     The penalty on Sigma is that of `Gaussian`, in ELBO.params, and so are the statistics' accuracy, the treatment of
-    constant columns and of an empty component (which takes Sigma = S0 and keeps its mean and df), and the cost.
+    constant and dependent columns and of an empty component (which takes Sigma = S0 and keeps its mean and df), and
+    the cost.
 
     Mixtures of Student-t's are identifiable up to order (Holzmann, Munk and Gneiting 2006). Outliers hardly move a
     component, but a start from a partition may give far ones a component of their own. They do widen S0, which is of
@@ -153,11 +154,11 @@ class StudentT(Family):
 
     def explain(self, params: StudentTParams, x: Array) -> tuple[Array, Callable[[Array], StudentTStats]]:
         """log_prob, and the function from resp to statistics; both are of the same whitened residuals."""
-        df, dim = params.degrees_of_freedom, params.mean.shape[1]
+        df, dim = params.degrees_of_freedom, self._rank(params)
         y = self._normal._residuals(_normal_params(params), x)
         distance = jnp.sum(y * y, 1)  # (K, n)
         # u - 1, without the loss of digits of 1 - u for large df.
-        d = (dim - distance) / (df[:, None] + distance)
+        d = (jnp.reshape(dim, (-1, 1)) - distance) / (df[:, None] + distance)
 
         def collect(resp: Array) -> StudentTStats:
             count = jnp.sum(resp, 0)
@@ -174,11 +175,16 @@ class StudentT(Family):
 
     def _log_norm(self, params: StudentTParams) -> Array:
         """(K,) log-density at the mean; the log-gammas in a form whose large terms have cancelled."""
-        half, dim = 0.5 * params.degrees_of_freedom, params.mean.shape[1]
+        half, dim = 0.5 * params.degrees_of_freedom, self._rank(params)
         upper = half + 0.5 * dim
         ratio = upper * jnp.log1p(0.5 * dim / half) - _special.log_peak(upper) + _special.log_peak(half)
         constant = 0.5 * dim * (1 + jnp.log(2 * jnp.pi)).astype(half.dtype)
-        return ratio - constant - SHAPES[self.covariance].log_det(params.scale, dim)
+        return ratio - constant - SHAPES[self.covariance].log_det(params.scale, params.mean.shape[1])
+
+    def _rank(self, params: StudentTParams) -> Array:
+        """Number of columns that are no combinations of others, (K,) or ()."""
+        rank = SHAPES[self.covariance].rank(params.scale, params.mean.shape[1])
+        return jnp.asarray(rank, params.mean.dtype)
 
     def log_prob(self, params: StudentTParams, x: Array) -> Array:
         """(N, K) log-densities, u integrated out, nats."""
@@ -222,9 +228,18 @@ class StudentT(Family):
         """(K,) the penalty's share of Sigma, as for `Gaussian`."""
         return self._normal.influence(_normal_params(params), count)
 
+    def diagnose(self, params: StudentTParams, count: Array) -> list[str]:
+        """Why components are spikes, as `Gaussian`."""
+        return self._normal.diagnose(_normal_params(params), count)
+
     def notes(self) -> list[str]:
-        """Names the columns without variance."""
+        """Names constant and dependent columns."""
         return self._normal.notes()
+
+    def adopt(self, params: StudentTParams) -> StudentTParams:
+        """Params in which dependent columns follow the others, as `Gaussian`."""
+        like = self._normal.adopt(_normal_params(params))
+        return dataclasses.replace(params, mean=like.mean, scale=like.scale, inverse=None)
 
     def order(self, params: StudentTParams, index: Array) -> StudentTParams:
         """The components in another order."""

@@ -273,6 +273,7 @@ class BayesianMixture(DiscreteLatent):
 
     def canonical(self, params: BayesianMixtureParams) -> BayesianMixtureParams:
         """Components by expected mixing, largest first; sticks in their order."""
+        params = self.adopt(params)
         index = params.mixing.rank()
         return BayesianMixtureParams(
             params.mixing.order(index), self._prior.order(self.family, params.components, index)
@@ -288,6 +289,10 @@ class BayesianMixture(DiscreteLatent):
         """The family's notes."""
         return self.family.notes()
 
+    def adopt(self, params: BayesianMixtureParams) -> BayesianMixtureParams:
+        """The family's: columns that depend on others in the data do so in the posterior."""
+        return dataclasses.replace(params, components=self._prior.adopt(self.family, params.components), plug=None)
+
     def constraints(self) -> BayesianMixtureParams:
         """Those of the two posteriors."""
         prior = default_prior(self.family) if self.prior is None else self.prior
@@ -300,6 +305,11 @@ class BayesianMixture(DiscreteLatent):
         prior = default_prior(self.family) if self.prior is None else self.prior
         found = {f"prior.{name}": c for name, c in prior.hyperparameters(self.family).items()}
         return {"concentration": constraints.Positive(), **found}
+
+    def setting(self, name: str) -> Any:
+        """The value of one of `hyperparameters()`; the model must be bound."""
+        rest = name.removeprefix("prior.")
+        return self.concentration if rest == name else self._prior.setting(self.family, rest)
 
     def step_cost(self, data: PyTree) -> int:
         """N K D, as a rough size."""

@@ -30,12 +30,6 @@ class EmpiricalBayesParams:
     settings: dict[str, Array]
 
 
-def _get(model: Any, path: str) -> Any:
-    for name in path.split("."):
-        model = getattr(model, name)
-    return model
-
-
 def _replace(model: Any, path: str, value: Any) -> Any:
     name, _, rest = path.partition(".")
     inner = _replace(getattr(model, name), rest, value) if rest else value
@@ -127,7 +121,7 @@ class EmpiricalBayes(Wrapper):
 
     def init(self, key: Array, data: PyTree, weights: Array) -> EmpiricalBayesParams:
         """A start of the model inside, with its own settings."""
-        settings = {name: jnp.asarray(_get(self.model, name)) for name in self.names}
+        settings = {name: jnp.asarray(self.model.setting(name)) for name in self.names}
         return EmpiricalBayesParams(self.model.init(key, data, weights), settings)
 
     @takes_rows
@@ -177,9 +171,13 @@ class EmpiricalBayes(Wrapper):
         return self.model.notes()
 
     def diagnose(self, params: EmpiricalBayesParams) -> list[str]:
-        """What the model inside says."""
+        """That of the model inside."""
         model, inner = self.inside(params)
         return model.diagnose(inner)
+
+    def adopt(self, params: EmpiricalBayesParams) -> EmpiricalBayesParams:
+        """That of the model inside."""
+        return EmpiricalBayesParams(self.model.adopt(params.inner), params.settings)
 
     def coincident(self, params: EmpiricalBayesParams) -> Array:
         """That of the model inside."""

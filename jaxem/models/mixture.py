@@ -191,6 +191,7 @@ class Mixture(DiscreteLatent):
 
     def canonical(self, params: MixtureParams) -> MixtureParams:
         """Components by mixing, largest first; in the order of their priors where the family gives each its own."""
+        params = self.adopt(params)
         if not self.family.exchangeable:
             return params
         index = namespace(params).argsort(-params.mixing, stable=True)
@@ -207,6 +208,15 @@ class Mixture(DiscreteLatent):
     def notes(self) -> list[str]:
         """The family's notes."""
         return self.family.notes()
+
+    def diagnose(self, params: MixtureParams) -> list[str]:
+        """The family's reasons why components are spikes."""
+        total = 1.0 if self.total_weight is None else self.total_weight
+        return self.family.diagnose(params.components, params.mixing * total)
+
+    def adopt(self, params: MixtureParams) -> MixtureParams:
+        """The family's: columns that depend on others in the data do so in the params."""
+        return dataclasses.replace(params, components=self.family.adopt(params.components))
 
     def coincident(self, params: MixtureParams) -> Array:
         """Whether two components of positive proportion are equal."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.scipy.special import digamma, gammaln, multigammaln
+from jax.scipy.special import digamma, gammaln
 
 from jaxem import constraints
 from jaxem._numerics import einsum, is_concrete
@@ -15,10 +15,10 @@ from jaxem._pytree import dataclass
 from jaxem.expfam.matrix import bartlett
 from jaxem.families import Gaussian, GaussianParams
 from jaxem.families._checks import check_array, check_strength
-from jaxem.families._covariance import Penalty
+from jaxem.families._covariance import SHAPES, Penalty, row_norms
 from jaxem.priors.prior import Prior
 
-LOG_2 = 0.6931471805599453
+LOG_2, LOG_PI = 0.6931471805599453, 1.1447298858494002
 
 
 @dataclass
@@ -47,7 +47,7 @@ class GaussianPosterior:
 
     @property
     def inverse_scale(self) -> Array:
-        """(K, D, D) C, the inverse scale matrices, whatever the shape they are stored in."""
+        """(K, D, D) C, the inverse scale matrices, whatever the shape they are stored in; in squared units."""
         return jnp.broadcast_to(self.dof, self.strength.shape)[:, None, None] * self.plug.covariance
 
 
@@ -70,6 +70,9 @@ class GaussianPrior(Prior):
     degrees of freedom (full, tied), dof_k for each column (diag), D dof_k (spherical). E-steps and updates are taken of
     residuals whitened by the plug-in covariance, so that float32 keeps tight clusters and large offsets apart.
 
+    Columns that are linear combinations of earlier ones (full, tied) add nothing: everywhere D is the number of the
+    others, and C that of the others; see `jaxem.families.Gaussian`.
+
     Attributes:
       strength: beta_0 > 0; None for 1.
       mean: (D,); None for the data's.
@@ -77,6 +80,7 @@ class GaussianPrior(Prior):
       inverse_scale: C_0: (D, D) positive definite for full and tied, (D,) > 0 for diag, a number > 0 for spherical, in
         units of the data squared; a number or (D,) stands for a diagonal matrix. None for the data's variances (1 for a
         constant column): one observation's worth of spread as wide as the data.
+      factor: set by `bind` (full, tied): a lower factor of C_0, in units of the data, which a square may have left.
 
     References:
       Bishop (2006), Pattern Recognition and Machine Learning, section 10.2.
@@ -86,6 +90,7 @@ class GaussianPrior(Prior):
     mean: Any = None
     dof: Any = None
     inverse_scale: Any = None
+    factor: Any = dataclasses.field(default=None, repr=False)
 
     @property
     def families(self) -> tuple[type, ...]:
@@ -128,31 +133,42 @@ class GaussianPrior(Prior):
         joint = family.covariance in ("full", "tied")
         strength = jnp.asarray(1.0 if self.strength is None else self.strength, dtype)
         mean = family.scale.location if self.mean is None else jnp.asarray(self.mean, dtype)
-        dof = jnp.asarray((dim if joint else 1) if self.dof is None else self.dof, dtype)
-        variance = family.scale.penalty.variance
-        scale = variance if self.inverse_scale is None else jnp.asarray(self.inverse_scale, dtype)
+        dof = jnp.asarray((family.rank(dim) if joint else 1) if self.dof is None else self.dof, dtype)
+        if self.inverse_scale is None:
+            factor = SHAPES["tied"].start(1, family.scale.penalty.std, family.scale.span) if joint else None
+            return GaussianPrior(strength, mean, dof, None, factor)
+        scale = jnp.asarray(self.inverse_scale, dtype)
         if family.covariance == "spherical":
-            return GaussianPrior(strength, mean, dof, scale if scale.ndim == 0 else scale[0])
+            return GaussianPrior(strength, mean, dof, scale)
         scale = scale if scale.ndim == 2 else jnp.broadcast_to(scale, (dim,))
         if joint:
-            return GaussianPrior(strength, mean, dof, scale if scale.ndim == 2 else jnp.diag(scale))
+            scale = scale if scale.ndim == 2 else jnp.diag(scale)
+            return GaussianPrior(strength, mean, dof, scale, family.factor(scale))
         return GaussianPrior(strength, mean, dof, scale)
 
     def _factor(self, family: Gaussian) -> Array:
-        """A factor F of C_0 = F F', in the shape of one covariance."""
-        joint = family.covariance in ("full", "tied")
-        return jnp.linalg.cholesky(self.inverse_scale) if joint else jnp.sqrt(self.inverse_scale)
+        """A factor F of C_0 = F F', in the shape of one covariance; not of its square where that is the data's own."""
+        if family.covariance in ("full", "tied"):
+            return self.factor
+        if self.inverse_scale is not None:
+            return jnp.sqrt(self.inverse_scale)
+        std = family.scale.penalty.std  # type: ignore[union-attr]
+        return std[0] if family.covariance == "spherical" else std
+
+    def setting(self, family: Gaussian, name: str) -> Any:
+        """The value of a setting of a bound prior."""
+        value = getattr(self, name)
+        return self._factor(family) ** 2 if name == "inverse_scale" and value is None else value
 
     def _whitened(self, family: Gaussian, inverse: Array) -> Array:
         """C_0 in whitened coordinates, in the shape of second moments (for spherical summed over columns)."""
-        c = self.inverse_scale
-        if family.covariance == "full":
-            return einsum("kde,ef,kgf->kdg", inverse, c, inverse)
-        if family.covariance == "tied":
-            return einsum("de,ef,gf->dg", inverse, c, inverse)
+        factor = self._factor(family)
+        if family.covariance in ("full", "tied"):
+            relative = einsum("...de,ef->...df", inverse, factor)
+            return einsum("...de,...fe->...df", relative, relative)
         if family.covariance == "diag":
-            return c[None] * inverse**2
-        return self.mean.shape[0] * c * inverse**2
+            return (inverse * factor[None]) ** 2
+        return self.mean.shape[0] * (inverse * factor) ** 2
 
     def posterior(self, family: Gaussian, num_components: int) -> GaussianPosterior:
         """K copies of the prior."""
@@ -180,7 +196,9 @@ class GaussianPrior(Prior):
         dof = self.dof + (jnp.sum(stats.count) if tied else stats.count)
         # The family's update divides the scatter by the counts (here beta_k) and a penalty's: make that dof_k.
         rest = self.dof - (num if tied else 1) * self.strength
-        none = Penalty(jnp.zeros_like(plug.mean[0]), jnp.zeros(dim, bool), rest)
+        # No constant 0: the compiler takes constants out of squares, and squares the inverse factors alone.
+        nothing = 0 * family.scale.penalty.std  # type: ignore[union-attr]
+        none = Penalty(nothing, family._dependent(dim), rest)
         scale = shape.update(plug.scale, inverse, second, shift, strength, none)
         mean = plug.mean + shape.unwhiten(plug.scale, shift)
         return GaussianPosterior(GaussianParams(mean, scale, family.covariance), strength, dof)
@@ -189,14 +207,21 @@ class GaussianPrior(Prior):
         """The inverse factors of the plug-in Gaussians."""
         return dataclasses.replace(posterior, plug=family.prepare(posterior.plug))
 
+    def adopt(self, family: Gaussian, posterior: GaussianPosterior) -> GaussianPosterior:
+        """Dependent columns follow the others."""
+        return dataclasses.replace(posterior, plug=family.adopt(posterior.plug))
+
     def _wishart(self, family: Gaussian, dof: Array, log_det: Array, dim: int) -> tuple[Array, Array]:
         """Log-normaliser of each component's precisions, summed over columns, and E log |precision|, for log |C|."""
         if family.covariance in ("full", "tied"):
-            log_c = log_det
+            log_c, rank = log_det, family.rank(dim)
             steps = jnp.arange(dim, dtype=dof.dtype)
-            psi = jnp.sum(digamma(0.5 * (dof[..., None] - jnp.broadcast_to(steps, (*dof.shape, dim)))), -1)
-            normaliser = 0.5 * dof * (dim * LOG_2 - log_c) + multigammaln(0.5 * dof, dim)
-            return normaliser, psi + dim * LOG_2 - log_c
+            half = 0.5 * (dof[..., None] - jnp.broadcast_to(steps, (*dof.shape, dim)))
+            counted = jnp.broadcast_to(steps < rank, half.shape)
+            half = jnp.where(counted, half, 1)
+            psi = jnp.sum(jnp.where(counted, digamma(half), 0), -1)
+            log_gamma = jnp.sum(jnp.where(counted, gammaln(half), 0), -1) + 0.25 * rank * (rank - 1) * LOG_PI
+            return 0.5 * dof * (rank * LOG_2 - log_c) + log_gamma, psi + rank * LOG_2 - log_c
         if family.covariance == "diag":
             normaliser = 0.5 * dof * (dim * LOG_2 - log_det) + dim * gammaln(0.5 * dof)
             return normaliser, dim * (digamma(0.5 * dof) + LOG_2) - log_det
@@ -206,14 +231,15 @@ class GaussianPrior(Prior):
 
     def _log_det(self, family: Gaussian, scale: Array, dof: Array, dim: int) -> Array:
         """Log |C| = log |C / dof| + D log dof, of each component."""
-        return 2 * family._shape.log_det(scale, dim) + dim * jnp.log(dof)
+        return 2 * family._shape.log_det(scale, dim) + family.rank(dim) * jnp.log(dof)
 
     def plug_in(self, family: Gaussian, posterior: GaussianPosterior) -> tuple[GaussianParams, Array]:
         """The plug-in Gaussians, and (E log |precision| - log |E precision| - D / strength) / 2."""
         dim, dof = posterior.plug.mean.shape[1], posterior.dof
         _, expected = self._wishart(family, dof, jnp.zeros_like(dof), dim)
-        gap = expected - dim * jnp.log(dof)  # log |C| cancels
-        return posterior.plug, 0.5 * (jnp.broadcast_to(gap, posterior.strength.shape) - dim / posterior.strength)
+        rank = family.rank(dim)
+        gap = expected - rank * jnp.log(dof)  # log |C| cancels
+        return posterior.plug, 0.5 * (jnp.broadcast_to(gap, posterior.strength.shape) - rank / posterior.strength)
 
     def kl(self, family: Gaussian, posterior: GaussianPosterior) -> Array:
         """That of the precisions, one if tied, and the expected one of the means given them."""
@@ -228,10 +254,11 @@ class GaussianPrior(Prior):
             trace = jnp.trace(whitened, axis1=-2, axis2=-1)
         else:
             trace = jnp.sum(whitened, -1) if family.covariance == "diag" else whitened
-        precision = 0.5 * (trace - dof * dim + (dof - self.dof) * expected) - own + prior
+        rank = family.rank(dim)
+        precision = 0.5 * (trace - dof * rank + (dof - self.dof) * expected) - own + prior
         ratio = self.strength / strength
         distance = jnp.sum(self._prior_mean(family, plug) ** 2, 1)
-        mean = 0.5 * (dim * (ratio - 1 - jnp.log(ratio)) + self.strength * distance)
+        mean = 0.5 * (rank * (ratio - 1 - jnp.log(ratio)) + self.strength * distance)
         return jnp.sum(precision) + jnp.sum(mean)
 
     def log_predictive(self, family: Gaussian, posterior: GaussianPosterior, x: Array) -> Array:
@@ -245,6 +272,7 @@ class GaussianPrior(Prior):
             terms = -0.5 * (dof + 1)[:, None] * jnp.sum(jnp.log1p(y**2 / (dof * widen)[:, None, None]), 1)
             constant = dim * (gammaln(0.5 * (dof + 1)) - gammaln(0.5 * dof) - 0.5 * jnp.log(dof * widen * jnp.pi))
         else:
+            dim = family.rank(dim)
             free = dim * dof if family.covariance == "spherical" else dof + 1 - dim
             widen = widen if family.covariance == "spherical" else widen * dof / free
             terms = -0.5 * (free + dim)[:, None] * jnp.log1p(jnp.sum(y**2, 1) / (free * widen)[:, None])
@@ -260,12 +288,20 @@ class GaussianPrior(Prior):
         shared = 1 if family.covariance == "tied" else num
         if family.covariance in ("full", "tied"):
             # Precision = F^-T A A' F^-1 with C = F F', A as Bartlett's; so covariance = (F A^-T)(F A^-T)'.
-            lower, _ = bartlett(gamma_key, dof[:shared], dim)
+            dependent = family._dependent(dim)
+            free = (~dependent).astype(dtype)
+            lower, _ = bartlett(gamma_key, dof[:shared], dim, jnp.where(dependent, 0, jnp.cumsum(free) - free))
+            held = jnp.broadcast_to(dependent[:, None] | dependent[None], lower.shape)
+            eye = jnp.broadcast_to(jnp.eye(dim, dtype=dtype), lower.shape)
+            lower = jnp.where(held, eye, lower)
             root = jnp.sqrt(dof[:shared])[:, None, None] * plug.scale.reshape(shared, dim, dim)
             factor = jax.lax.linalg.triangular_solve(lower, root.swapaxes(1, 2), left_side=True, lower=True)
             factor = factor.swapaxes(1, 2)
-            covariance = einsum("kde,kfe->kdf", factor, factor)
-            scale = jnp.linalg.cholesky(covariance)
+            # In units of the standard deviations: squares of the data's may not be in the range of the dtype.
+            std = row_norms(factor)[:, :, None]
+            correlation = einsum("kde,kfe->kdf", factor / std, factor / std)
+            scale = std * jnp.linalg.cholesky(jnp.where(held, eye, correlation))
+            scale = scale if family.scale is None or family.scale.span is None else family._follow(scale)
             noise = einsum("kde,ke->kd", jnp.broadcast_to(scale, (num, dim, dim)), self._noise(mean_key, plug))
             scale = scale[0] if family.covariance == "tied" else scale
         else:
@@ -290,9 +326,10 @@ class GaussianPrior(Prior):
         shape, inverse = family._shape, family._inverse(params)
         log_precision = -2 * shape.log_det(params.scale, dim)  # log |precision|
         normaliser, _ = self._wishart(family, dof, self._log_det(family, plug.scale, dof, dim), dim)
+        rank = family.rank(dim)
         if family.covariance in ("full", "tied"):
             trace = jnp.sum(einsum("...de,...ef->...df", inverse, plug.scale) ** 2, (-2, -1))
-            power = 0.5 * (dof - dim - 1)
+            power = 0.5 * (dof - rank - 1)
         elif family.covariance == "diag":
             trace, power = jnp.sum((inverse * plug.scale) ** 2, 1), 0.5 * dof - 1
         else:
@@ -302,7 +339,7 @@ class GaussianPrior(Prior):
         if family.covariance == "tied":
             precision = precision / num
         distance = jnp.sum(shape.unwhiten(inverse, params.mean - plug.mean) ** 2, 1)
-        mean = dim * jnp.log(strength / (2 * jnp.pi)) + log_precision - strength * distance
+        mean = rank * jnp.log(strength / (2 * jnp.pi)) + log_precision - strength * distance
         return precision + 0.5 * mean
 
     def order(self, family: Gaussian, posterior: GaussianPosterior, index: Array) -> GaussianPosterior:
@@ -320,5 +357,5 @@ class GaussianPrior(Prior):
     def constraints(self, family: Gaussian) -> GaussianPosterior:
         """Those of the plug-in Gaussians, positive strengths, and dof above its bound."""
         joint = self.mean is not None and family.covariance in ("full", "tied")
-        low = self.mean.shape[0] - 1 if joint else 0  # before `bind` the number of columns is not known
+        low = family.rank(self.mean.shape[0]) - 1 if joint else 0  # before `bind` the number of columns is not known
         return GaussianPosterior(family.constraints(), constraints.Positive(), constraints.Above(low))  # type: ignore[arg-type]

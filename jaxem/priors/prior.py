@@ -80,6 +80,14 @@ class Prior(ABC):
         """Settings that may be estimated, by name, each with its constraint; see `EmpiricalBayes`."""
         return {}
 
+    def setting(self, family: Any, name: str) -> Any:
+        """The value of a setting of a bound prior."""
+        return getattr(self, name)
+
+    def adopt(self, family: Any, posterior: Any) -> Any:
+        """A posterior as the bound family can use it; see `Family.adopt`."""
+        return posterior
+
     def order(self, family: Any, posterior: Any, index: Array) -> Any:
         """The posterior with the components in another order; every leaf has a leading axis K by default."""
         return jax.tree.map(lambda leaf: leaf[index], posterior)

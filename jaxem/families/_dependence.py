@@ -1,0 +1,121 @@
+"""Columns that are exact linear combinations of earlier ones, found once per fit."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxem._numerics import einsum, safe_divide
+from jaxem._pytree import dataclass
+from jaxem._tree import BLOCK_ROWS, sum_rows
+
+ROUNDS = 4
+# Share of a column's variance below which the product moments, in which small differences cancel, say nothing about
+# it: its residual is then taken from the rows, and looked at again on its own scale.
+UNSURE = 1e-2
+
+
+@dataclass
+class Span:
+    """The columns that span the data.
+
+    Attributes:
+      dependent: (D,) bool, columns that are linear combinations of earlier ones.
+      matrix: (D, D) each column as a combination of the independent ones, in standardised units: a row of the identity
+        for an independent column, zeros in the columns of dependent ones. Lower triangular.
+      std: (D,) the units.
+    """
+
+    dependent: Array
+    matrix: Array
+    std: Array
+
+
+def spreads(x: Array, weights: Array, location: Array) -> tuple[Array, Array]:
+    """Root mean squares (D,) of the columns of x (N, D) about `location`, and which are constant to rounding.
+
+    Squares are taken of residuals over the largest: those of the residuals may not be in the range of the dtype.
+    """
+    used = (weights > 0)[:, None]
+    share = weights / jnp.sum(weights)
+    largest = jnp.max(jnp.where(used, jnp.abs(x), 0), 0)
+    gap = jnp.where(used, x - location[None], 0)
+    width = jnp.max(jnp.abs(gap), 0)
+    unit = jnp.where(width > 0, width, 1)
+    std = unit * jnp.sqrt(einsum("n,nd->d", share, (gap / unit[None]) ** 2))
+    return std, std <= 2 * jnp.finfo(x.dtype).eps * largest
+
+
+def find_span(x: Array, weights: Array, location: Array, std: Array, constant: Array, centred: bool = True) -> Span:
+    """The span of the columns of x, about `location`: a dependent column is predicted by earlier ones to rounding.
+
+    A Gram-Schmidt process in three rounds: product moments of the residuals so far, the regressions of each column on
+    the earlier ones (by Cholesky factors), and the residuals again from the rows. What is left of a dependent column
+    in the end is rounding, a few eps of the numbers that enter, whereas a relation with a noise of 1e-4 keeps its noise
+    in float32. Columns are not called dependent for lack of rows: only while there are more rows of positive weight
+    than independent columns before, and one.
+
+    Args:
+      x: (N, D).
+      weights: (N,).
+      location: (D,) where columns are centred.
+      std: (D,) their root mean squares about it.
+      constant: (D,) columns without spread, which take no part.
+      centred: whether the location is the mean, which takes one row of what there is.
+
+    Returns:
+      `Span`. O(N D^2 + D^3) time, in blocks of rows.
+    """
+    dim = x.shape[1]
+    unit = jnp.where(constant, 0, 1 / std)
+    share = weights / jnp.sum(weights)
+    eye = jnp.eye(dim, dtype=x.dtype)
+    # Rounding of the columns' numbers themselves, offset included, adds up like independent errors.
+    size = 1 + (location * unit) ** 2
+    allowed = (4 + dim**0.5 / 2) * jnp.finfo(x.dtype).eps
+
+    def block(rows: Array, w: Array, transform: Array) -> Array:
+        residual = einsum("nd,ed->ne", (rows - location[None]) * unit[None], transform)
+        return einsum("nd,ne->de", w[:, None] * residual, residual)
+
+    def step(_: int, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        transform = state[0]
+        moment = sum_rows(lambda rows, w: block(rows, w, transform), x, share, BLOCK_ROWS)
+        rms = jnp.sqrt(jnp.sum(moment * eye, 0))
+        none = rms <= allowed * jnp.sqrt(einsum("de,e->d", transform**2, size))
+        factor = safe_divide(jnp.ones_like(rms), rms)
+        change = _regressions(moment * factor[:, None] * factor[None], none) * rms[:, None] * factor[None]
+        return transform - einsum("de,ef->df", change, transform), transform, none
+
+    _, transform, none = jax.lax.fori_loop(0, ROUNDS, step, (eye, eye, constant))
+    free = (~(none | constant)).astype(x.dtype)
+    before = jnp.cumsum(free) - free
+    dependent = none & ~constant & (jnp.sum((weights > 0).astype(x.dtype)) > before + int(centred))
+    # Predictions by columns that are dependent themselves go back to the independent ones.
+    relation = jnp.where(dependent[:, None], jnp.tril(transform, -1), 0) + eye
+    kept = jnp.where(dependent[None], 0, eye)
+    matrix = jax.lax.linalg.triangular_solve(relation, kept, left_side=True, lower=True, unit_diagonal=True)
+    return Span(dependent, matrix, std)
+
+
+def _regressions(correlation: Array, none: Array) -> Array:
+    """(D, D) coefficients of each column (row) on the earlier ones, but for columns that they leave nearly nothing of.
+
+    `none` marks columns without anything left, which explain nothing either.
+    """
+    dim = correlation.shape[0]
+    eye = jnp.eye(dim, dtype=correlation.dtype)
+    eps = float(jnp.finfo(correlation.dtype).eps)
+    # Beyond the rounding of the moments, which may turn 0 into -1e-5, and short of UNSURE; then less: it shrinks.
+    lifts = eps**0.5 + 8 * dim * eps, (32 + 8 * dim) * eps
+
+    def factor(used: Array, lift: float) -> Array:
+        pair = used[:, None] & used[None]
+        return jax.lax.linalg.cholesky(jnp.where(pair, correlation, eye) + lift * eye, symmetrize_input=False)
+
+    left = jnp.sum(factor(~none, lifts[0]) * eye, 0) ** 2
+    used = ~none & (left > UNSURE)
+    lower = factor(used, lifts[1])
+    half = jax.lax.linalg.triangular_solve(lower, jnp.where(used[:, None], correlation, 0), left_side=True, lower=True)
+    # Coefficients on the first d columns need the first d entries alone: the factor is triangular.
+    earlier = jnp.triu(half, 1)
+    return jax.lax.linalg.triangular_solve(lower, earlier, left_side=True, lower=True, transpose_a=True).T
