@@ -163,6 +163,7 @@ def _first(problem: Problem, table: Table) -> int:
 def _segments(problem: Problem, table: Table, sweeps: int, bar: "_Bar") -> Iterator[tuple[Table, float]]:
     """The table after each segment of about `SEGMENT` seconds, or one sweep, and the seconds it took."""
     bar.say("compiling the loop")
+    table = jax.device_put(table)  # numpy's arrays and JAX's own are two entries in the cache of a jitted function
     while True:
         began = time.perf_counter()
         after = _table.advance(problem, table, np.int32(sweeps))
