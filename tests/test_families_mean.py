@@ -269,7 +269,7 @@ def test_zero_strength_is_maximum_likelihood_bitwise_and_nobody_keeps_params(cas
 def test_planted_parameters_are_recovered(case):
     model = jaxem.Mixture(case.family, 2)
     params = model.make_params(mixing=np.array([0.6, 0.4]), **case.values)
-    x, _ = jax.jit(model.sample, static_argnums=2)(jax.random.key(3), params, 2000)
+    x, _ = model.sample(params, 2000, key=jax.random.key(3))
     fit = jaxem.fit(model, x, key=KEY, num_restarts=4)
     assert not fit.coincident
     assert float(fit.params.mixing[0]) == pytest.approx(0.6, abs=0.05)
