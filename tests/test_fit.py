@@ -177,9 +177,9 @@ def test_all_failed_raises_on_the_host_and_is_defined_under_jit():
     assert np.isneginf(inside.elbo.total)
 
 
-def test_overflowing_data_is_a_fit_error_not_a_nan():
+def test_overflowing_data_are_named_by_the_fit_error():
     with pytest.raises(jaxem.FitError, match=r"data reach 3e\+200, whose squares overflow float64: rescale"):
-        jaxem.fit(jaxem.KMeans(2), np.array([[1e200], [-1e200], [3e200]]), key=KEY)
+        jaxem.fit(Scripted(jnp.full(3, jnp.nan)), np.array([[1e200], [-1e200], [3e200]]), key=KEY, max_steps=2)
 
 
 def test_a_fit_error_says_what_is_known_and_can_be_pickled():
