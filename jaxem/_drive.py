@@ -112,6 +112,9 @@ def drive(problem: Problem, watch: Watch, began: float, finish: Callable[[Proble
         table = table if saver is None else saver.resume(table)
         result, stepped = None, saver is not None and bool(table.packed.peek("step").step.max() > 0)
         first = 1 if watch.asked else _first(problem, table)
+        if not watch.asked and first >= problem.num_restarts * (problem.max_steps + 1):
+            # Every sweep steps at least one restart, so that this is all: nothing to look at, and nothing to wait for.
+            return finish(problem, _table.advance(problem, table, np.int32(first)))
         try:
             for after, took in _segments(problem, table, first, bar):
                 table, result, stepped = after, None, True
