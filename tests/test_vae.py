@@ -33,7 +33,7 @@ def ppca(wine):
 
 
 def linear_vae(num_columns, **options):
-    options = {"likelihood": likelihoods.Gaussian(), "estimator": jaxem.SGVBA()} | options
+    options = {"likelihood": likelihoods.Gaussian(), "estimator": jaxem.SGVBA(), "standardise": None} | options
     return jaxem.VAE(mlp(2 * Q), mlp(num_columns), latent_dim=Q, **options)
 
 
@@ -47,7 +47,7 @@ def linear_params(w, noise, diagonal=None):
         "b": np.concatenate([np.zeros(Q), np.log(variance)]),
     }
     decoder = {"w": w.T, "b": np.zeros(len(w))}
-    params = {"encoder": [encoder], "decoder": [decoder], "likelihood": Noise(np.sqrt(noise))}
+    params = {"encoder": [encoder], "decoder": [decoder], "likelihood": Noise(np.sqrt(noise)), "inputs": ()}
     return jax.tree.map(jnp.asarray, params)
 
 

@@ -93,7 +93,9 @@ def test_what_is_below_independent_columns_is_underfit(kind):
     np.testing.assert_allclose(start.model.least_elbo() / 400 + 0.06, independent_normals(x), rtol=1e-3)
     assert start.elbo.data < start.model.least_elbo()
     assert start.status == Status.UNDERFIT
+    missing = float(start.model.least_elbo() - start.elbo.data) / 400
     assert start.warnings()[0].startswith("UNDERFIT: below what independent columns reach")
+    assert start.warnings()[0].endswith(f"it misses that by {missing:.3g} nats for each unit of weight")
     slow, x = dataclasses.replace(CLIMB, learning_rate=1e-6), np.float32(x)
     fit = jaxem.fit(start.model, x, key=KEY, algorithm=slow, max_steps=2, stop=jaxem.Stop(atol=1e9))
     assert fit.status == Status.UNDERFIT  # not CONVERGED, as the stop rule has it
@@ -110,7 +112,7 @@ def test_params_carry_their_coordinates():
         columns = again.params[name] if name == "inputs" else again.params[name].columns
         np.testing.assert_allclose(columns.centre, x.mean(0), rtol=1e-5)  # of the first fit, and not climbed
         np.testing.assert_allclose(columns.scale, x.std(0), rtol=1e-4)
-    drawn, _ = unbound.sample(KEY, fit.params, 4000)
+    drawn, _ = unbound.sample(fit.params, 4000, key=KEY)
     np.testing.assert_allclose(drawn.mean(0), x.mean(0), atol=30)
     np.testing.assert_allclose(drawn.std(0), x.std(0), rtol=0.3)
 
