@@ -363,10 +363,11 @@ class Gaussian(PlacedFamily):
         """Why components are spikes: few rows, one value of a column repeated, or columns that depend on each other."""
         if self.scale is None:
             return []
-        std, rows = np.asarray(self._shape.deviations(params.scale, *params.mean.shape)), float(self.scale.mean_weight)
+        influence, std = (np.asarray(a) for a in _looked_at(self, params, count))
+        rows = float(self.scale.mean_weight)
         gauge = max(float(self.scale.penalty.strength), _spikes.GAUGE * max(rows, 1))
         return collapses(
-            np.asarray(self.influence(params, count)),
+            influence,
             np.asarray(count) / rows,
             gauge / rows * (np.asarray(self.scale.penalty.std) / std) ** 2,
             np.asarray(self.scale.penalty.held),
@@ -465,3 +466,9 @@ class Gaussian(PlacedFamily):
                 f"found {mean.shape} and {covariance.shape}"
             )
         return GaussianParams(mean, self.factor(covariance), self.covariance)
+
+
+@jax.jit  # one program where the operations would be some forty
+def _looked_at(family: Gaussian, params: GaussianParams, count: Array) -> tuple[Array, Array]:
+    """Influence (K,), and the standard deviations of columns (K, D)."""
+    return family.influence(params, count), family._shape.deviations(params.scale, *params.mean.shape)
