@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem._numerics import einsum, safe_divide
+from jaxem._numerics import einsum
 from jaxem._pytree import dataclass
 from jaxem._tree import BLOCK_ROWS, sum_rows
 
@@ -82,9 +82,7 @@ def find_span(x: Array, weights: Array, location: Array, std: Array, constant: A
         moment = sum_rows(lambda rows, w: block(rows, w, transform), x, share, BLOCK_ROWS)
         rms = jnp.sqrt(jnp.sum(moment * eye, 0))
         none = rms <= allowed * jnp.sqrt(einsum("de,e->d", transform**2, size))
-        factor = safe_divide(jnp.ones_like(rms), rms)
-        change = _regressions(moment * factor[:, None] * factor[None], none) * rms[:, None] * factor[None]
-        return transform - einsum("de,ef->df", change, transform), transform, none
+        return _regressed(moment, transform, rms, none), transform, none
 
     _, transform, none = jax.lax.fori_loop(0, ROUNDS, step, (eye, eye, constant))
     free = (~(none | constant)).astype(x.dtype)
@@ -97,25 +95,23 @@ def find_span(x: Array, weights: Array, location: Array, std: Array, constant: A
     return Span(dependent, matrix, std)
 
 
-def _regressions(correlation: Array, none: Array) -> Array:
-    """(D, D) coefficients of each column (row) on the earlier ones, but for columns that they leave nearly nothing of.
+def _regressed(moment: Array, transform: Array, rms: Array, none: Array) -> Array:
+    """The transform after regressing each residual on the earlier ones, but for those with nearly nothing of their own.
 
-    `none` marks columns without anything left, which explain nothing either.
+    `none` marks residuals without anything left, which explain nothing either.
     """
-    dim = correlation.shape[0]
-    eye = jnp.eye(dim, dtype=correlation.dtype)
-    eps = float(jnp.finfo(correlation.dtype).eps)
-    # Beyond the rounding of the moments, which may turn 0 into -1e-5, and short of UNSURE; then less: it shrinks.
-    lifts = eps**0.5 + 8 * dim * eps, (32 + 8 * dim) * eps
-
-    def factor(used: Array, lift: float) -> Array:
-        pair = used[:, None] & used[None]
-        return jax.lax.linalg.cholesky(jnp.where(pair, correlation, eye) + lift * eye, symmetrize_input=False)
-
-    left = jnp.sum(factor(~none, lifts[0]) * eye, 0) ** 2
-    used = ~none & (left > UNSURE)
-    lower = factor(used, lifts[1])
-    half = jax.lax.linalg.triangular_solve(lower, jnp.where(used[:, None], correlation, 0), left_side=True, lower=True)
-    # Coefficients on the first d columns need the first d entries alone: the factor is triangular.
-    earlier = jnp.triu(half, 1)
-    return jax.lax.linalg.triangular_solve(lower, earlier, left_side=True, lower=True, transpose_a=True).T
+    dim = rms.shape[0]
+    eye = jnp.eye(dim, dtype=rms.dtype)
+    eps = float(jnp.finfo(rms.dtype).eps)
+    unit = jnp.where(none, 1, rms)
+    correlation = moment / unit[:, None] / unit[None] * (1 - eye)
+    # The lift is beyond the rounding of the moments, which may turn 0 into -1e-5, and short of UNSURE; it shortens the
+    # coefficients a little, which the next round makes good.
+    correlation = jnp.where(none[:, None] | none[None], 0, correlation) + (1 + eps**0.5 + 8 * dim * eps) * eye
+    lower = jax.lax.linalg.cholesky(correlation, symmetrize_input=False)
+    diagonal = jnp.sum(lower * eye, 0)
+    sure = ~none & (diagonal**2 > UNSURE)
+    # In units of the residuals: rows of `none`, which were left out of the factor, are not regressed any more.
+    ratio = unit[:, None] / unit[None]
+    change = jnp.where(sure[None], lower / jnp.where(sure, diagonal, 1)[None], 0) * (1 - eye) * ratio + eye
+    return jax.lax.linalg.triangular_solve(change, transform, left_side=True, lower=True, unit_diagonal=True)

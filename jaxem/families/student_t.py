@@ -268,7 +268,7 @@ class StudentT(Family):
         normal_key, gamma_key = jax.random.split(key)
         centred = dataclasses.replace(_normal_params(params), mean=jnp.zeros_like(params.mean))
         half = 0.5 * params.degrees_of_freedom[component]
-        u = jax.random.gamma(gamma_key, half) / half
+        u = jax.random.gamma(gamma_key, half, dtype=half.dtype) / half
         return params.mean[component] + self._normal.sample(normal_key, centred, component) / jnp.sqrt(u)[:, None]
 
     @named
