@@ -21,6 +21,7 @@ def announce(problem: Problem, fit: Fit) -> None:
         raise FitError(fit, _reasons(problem, fit))
     status = Status(int(fit.status))
     doubtful = status in (Status.DEGENERATE, Status.NONFINITE, Status.DECREASED)
+    doubtful |= status == Status.UNDERFIT and problem.max_steps > 0
     if doubtful or (status == Status.MAX_STEPS and not _asked_for_all_steps(problem)):
         warn(f"fit ended as {fit.verdict()}", FitWarning)
 
