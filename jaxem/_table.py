@@ -15,6 +15,7 @@ from jaxem import _tree
 from jaxem._numerics import is_concrete, namespace
 from jaxem._pytree import dataclass, static
 from jaxem._tree import Packed, PyTree
+from jaxem.families._dependence import independent
 from jaxem.stopping import Status, Step, StopRule
 
 # More sweeps than a fit can take; an argument like any other, so that segments are steps of the very same program.
@@ -42,7 +43,10 @@ class Screen:
 
 @dataclass
 class Problem:
-    """All that a fit needs, checked and cast; static fields decide the compiled program."""
+    """All that a fit needs, checked and cast; static fields decide the compiled program.
+
+    `independent` says that the host has found the data's columns far from depending on each other.
+    """
 
     model: Any
     data: PyTree
@@ -55,6 +59,7 @@ class Problem:
     max_steps: int = static(default=200)
     num_restarts: int = static(default=1)
     lanes: int = static(default=1)
+    independent: bool = static(default=False)
 
 
 @dataclass
@@ -95,7 +100,8 @@ def restart_keys(key: Array, num: int) -> Array:
 @jax.jit
 def draw(problem: Problem) -> tuple[Any, PyTree, PyTree]:
     """The model bound to the data, the data in its layout, and the params of all starts."""
-    model = problem.model.bind(problem.data, problem.weights)
+    with independent(problem.independent):
+        model = problem.model.bind(problem.data, problem.weights)
     data = model.arrange(problem.data)
     if problem.params is not None:
         return model, data, _adopt(model, problem)

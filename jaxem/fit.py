@@ -20,6 +20,8 @@ from jaxem._rows import Rows
 from jaxem._table import Problem, Screen, Table, fence, unfinished
 from jaxem._tree import Packed, PyTree
 from jaxem.algorithms import EM, Algorithm, CoordinateAscent, GeneralizedEM, GradientAscent
+from jaxem.families import Family
+from jaxem.families._dependence import clearly_independent
 from jaxem.families._reasons import DEGENERATE
 from jaxem.model import ELBOModel, Health, LatentModel
 from jaxem.result import Fit, Restarts
@@ -183,7 +185,19 @@ def prepare(
     lanes = min(num_restarts, restart_batch or _lanes(model.step_cost(data)))
     keys = _table.restart_keys(key, int(num_restarts))
     sizes = int(max_steps), int(num_restarts), int(lanes)
-    return Problem(model, data, weights, keys, params, algorithm, stop, screen, *sizes), seen
+    known = _independent(model, data, weights)
+    return Problem(model, data, weights, keys, params, algorithm, stop, screen, *sizes, known), seen
+
+
+def _independent(model: ELBOModel, data: PyTree, weights: Array) -> bool:
+    """Whether the host can tell, for a family that would search for them, that no columns depend on each other."""
+    families = jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, Family))
+    if not any(isinstance(family, Family) and family.finds_span for family in families):
+        return False
+    if not is_concrete(data, weights):
+        return False
+    tables = [_rows.where_it_lies(leaf) for leaf in jax.tree.leaves(data) if leaf.ndim == 2 and leaf.shape[1] > 1]
+    return all(xp is np and clearly_independent(x, np.asarray(weights)) for xp, x in tables)
 
 
 def choose_algorithm(model: ELBOModel, algorithm: Any, num_rows: int) -> Algorithm:

@@ -1,7 +1,12 @@
 """Columns that are exact linear combinations of earlier ones, found once per fit."""
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxem._numerics import einsum
@@ -12,6 +17,10 @@ ROUNDS = 4
 # Share of a column's variance below which the product moments, in which small differences cancel, say nothing about
 # it: its residual is then taken from the rows, and looked at again on its own scale.
 UNSURE = 1e-2
+# Rows that the host looks at: where they are independent, so are all.
+LOOKED_AT = 4096
+
+_known = contextvars.ContextVar("known", default=False)
 
 
 @dataclass
@@ -45,6 +54,42 @@ def spreads(x: Array, weights: Array, location: Array) -> tuple[Array, Array]:
     return std, std <= 2 * jnp.finfo(x.dtype).eps * largest
 
 
+@contextlib.contextmanager
+def independent(known: bool) -> Iterator[None]:
+    """While a program is traced: whether its data are known to have independent columns.
+
+    `find_span` then is not part of it, which takes a quarter of the compilation of a first fit; what it would find is
+    the same to the bit. So it is the host that looks, where it can, at data of any shape and through any wrapper.
+    """
+    token = _known.set(known)
+    try:
+        yield
+    finally:
+        _known.reset(token)
+
+
+def clearly_independent(x: np.ndarray, weights: np.ndarray) -> bool:
+    """Whether no column of x (N, D) is anywhere near a combination of earlier ones, by some of the rows, on the host.
+
+    What each column has of its own is compared with a thousand times the rounding of its numbers, offset included.
+    """
+    rows = np.flatnonzero(weights > 0)
+    step = max(1, rows.size // LOOKED_AT)
+    if rows.size // step <= x.shape[1] + 1:
+        return False
+    eps = np.finfo(x.dtype).eps
+    with np.errstate(all="ignore"):
+        x = x[rows[::step]].astype(np.float64)
+        about = x - x.mean(0)
+        std = np.sqrt((about**2).mean(0))
+        offset = 1 + np.max(np.abs(x).max(0) / std)
+        if not (std > 0).all() or not np.isfinite(offset):
+            return False
+        z = about / std
+        own = np.linalg.eigvalsh(z.T @ z / len(z))[0]
+    return bool(own > max(1e-3, 1e3 * eps * offset) ** 2)
+
+
 def find_span(x: Array, weights: Array, location: Array, std: Array, constant: Array, centred: bool = True) -> Span:
     """The span of the columns of x, about `location`: a dependent column is predicted by earlier ones to rounding.
 
@@ -66,6 +111,8 @@ def find_span(x: Array, weights: Array, location: Array, std: Array, constant: A
       `Span`. O(N D^2 + D^3) time, in blocks of rows.
     """
     dim = x.shape[1]
+    if _known.get():
+        return Span(jnp.zeros(dim, bool), jnp.eye(dim, dtype=x.dtype), std)
     unit = jnp.where(constant, 0, 1 / std)
     share = weights / jnp.sum(weights)
     eye = jnp.eye(dim, dtype=x.dtype)

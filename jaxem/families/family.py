@@ -57,6 +57,11 @@ class Family(ABC):
         return True
 
     @property
+    def finds_span(self) -> bool:
+        """Whether `bind` looks for columns that depend on each other."""
+        return False
+
+    @property
     def closed_form(self) -> bool:
         """Whether there are statistics and an m_step; where not, `GeneralizedEM` climbs by gradients."""
         return True

@@ -194,8 +194,13 @@ class Gaussian(PlacedFamily):
         scale = GaussianScale(location, total, mean_weight, penalty, span, self._mean_prior(location))
         return dataclasses.replace(self, scale=scale)
 
+    @property
+    def finds_span(self) -> bool:
+        """Whether the covariance has off-diagonal entries."""
+        return self.covariance in ("full", "tied")
+
     def _span(self, x: Array, weights: Array, location: Array, std: Array, constant: Array) -> Span | None:
-        if self.covariance not in ("full", "tied") or min(x.shape) < 2:
+        if not self.finds_span or min(x.shape) < 2:
             return None
         return find_span(x, weights, location, jnp.where(constant, 1, std), constant)
 

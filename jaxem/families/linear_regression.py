@@ -185,6 +185,11 @@ class LinearRegression(Family):
                 f"data: expected {params.coef.shape[-1]} covariates, as the params have; found {design.shape[1]}"
             )
 
+    @property
+    def finds_span(self) -> bool:
+        """Of the covariates."""
+        return True
+
     def bind(self, x: PyTree, weights: Array) -> "LinearRegression":
         """Takes centres and spreads of covariates and response from the data."""
         design, y = _split(x)

@@ -83,6 +83,11 @@ class Product(Family):
             except (TypeError, ValueError) as error:
                 raise type(error)(_named(name, str(error))) from None
 
+    @property
+    def finds_span(self) -> bool:
+        """Whether any part does."""
+        return any(family.finds_span for family in self.families.values())
+
     def bind(self, x: PyTree, weights: Array) -> "Product":
         """Binds each family to its part."""
         return Product(self._each(lambda family, part: family.bind(part, weights), x))

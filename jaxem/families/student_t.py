@@ -131,6 +131,11 @@ class StudentT(Family):
         check_covariance(self, params)
         check_matrix(x, None if params is None else params.mean.shape[-1])
 
+    @property
+    def finds_span(self) -> bool:
+        """As `Gaussian`."""
+        return self._normal.finds_span
+
     def bind(self, x: Array, weights: Array) -> "StudentT":
         """Takes location and variances from the data, as `Gaussian`."""
         return dataclasses.replace(self, scale=self._normal.bind(x, weights).scale)
