@@ -58,13 +58,11 @@ def main() -> None:
     jax.config.update("jax_enable_x64", True)
     plt.switch_backend("Agg")
     x, model = (wine.data - wine.data.mean(0)) / wine.data.std(0), ProbabilisticPCA()
-    run = lambda **more: jaxem.fit(
-        model, x, key=key, max_steps=4000, stop=jaxem.Stop(1e-4 if args.toy else 1e-8), **more
-    )
+    more = {"key": key, "max_steps": 4000, "stop": jaxem.Stop(1e-5 if args.toy else 1e-8)}
     pca, mle = decomposition.PCA().fit(x), decomposition.PCA("mle").fit(x).n_components_
     axes = NORMAL.natural((pca.components_.T * pca.explained_variance_**0.5)[:, :Q], 1e3 * np.eye(Q))
-    fit = run(params=model.init(key, x, None) | {"w": axes})
-    print(f"random start: {run()}\nprincipal axes: {fit}\n")
+    fit = jaxem.fit(model, x, **more, params=model.init(key, x, None) | {"w": axes})
+    print(f"random start: {jaxem.fit(model, x, **more)}\nprincipal axes: {fit}\n")
     alpha, tau, w = fit.means().values()
     kept = np.asarray(alpha.x * (np.diagonal(w.xx.sum(0)) - np.sum(w.x**2, 0)) / D < 0.5)  # data outweigh the prior
     for q in range(Q):

@@ -102,8 +102,8 @@ def reconstructions(fit: Fit, data: Any, *, shape: Sequence[int], num: int = 12,
     """
     _check_vae(fit)
     x = fit_rows(fit, data)[:num]
-    if x.ndim != 2 or not len(x):
-        raise ValueError(f"data: expected shape (N, D) with N >= 1; found {x.shape}")
+    if x.ndim != 2:
+        raise ValueError(f"data: expected shape (N, D); found {x.shape}")
     height, width = _check_image(shape, x.shape[1])
     found = np.asarray(fit.model.reconstruct(fit.params, x))
     images = np.stack([x, found]).reshape(2, len(x), height, width)

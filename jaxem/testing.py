@@ -1,6 +1,7 @@
 """check_model: the contract that every jaxem model keeps, as one call for a test-suite."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from jax import Array
 
 from jaxem import _inputs, _rows, _shapes, constraints
 from jaxem._table import advance
+from jaxem._warn import FitWarning
 from jaxem._tree import PyTree, float_dtype, num_rows
 from jaxem.elbo import decompose
 from jaxem.fit import choose_algorithm, fit
@@ -315,6 +317,8 @@ def check_model(
     _inputs.check_count("num_starts", num_starts, 1)
     with jax.enable_x64(True):
         case = _Case(model, data, key, num_starts, algorithm)
-        reasons = {name: check(case) for name, check in CHECKS.items()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FitWarning)  # most of its fits take few steps on purpose
+            reasons = {name: check(case) for name, check in CHECKS.items()}
         assert float_dtype(case.params) == jnp.float64
     return [name if why is None else f"{name} (not checked: {why})" for name, why in reasons.items()]

@@ -454,7 +454,7 @@ def test_few_rows(lines):
 @pytest.mark.parametrize(
     ("family", "data", "error", "message"),
     [
-        (Gamma(), np.array([[1.0], [0.0]]), ValueError, "positive numbers for Gamma; found 0.0"),
+        (Gamma(), np.array([[1.0], [0.0]]), ValueError, "positive numbers for Gamma; found 0 in row 1, column 0"),
         (Gamma(), np.ones(3), ValueError, r"expected shape \(N, D\); found \(3,\)"),
         (Gamma(), (np.ones((3, 1)), np.ones(3)), TypeError, "one array"),
         (Gamma(-1.0), np.ones((3, 1)), ValueError, "pseudo_observations: expected a finite number >= 0; found"),

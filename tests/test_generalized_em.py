@@ -72,10 +72,10 @@ def test_a_proportion_of_zero_stays_zero(blobs, optimum):
     start = MixtureParams(jnp.array([0.6, 0.0, 0.4]), parts)
     found = jaxem.fit(DIAG, blobs, key=KEY, params=start, stop=TIGHT, algorithm=GeneralizedEM())
     expected = jaxem.fit(DIAG, blobs, key=KEY, params=start, stop=TIGHT)
-    assert found.params.mixing[2] == 0
+    assert found.params.mixing[1] == 0
     assert int(found.status) in (jaxem.Status.CONVERGED, jaxem.Status.MAX_STEPS)  # the rule asks for rounding alone
     np.testing.assert_allclose(found.params.mixing, expected.params.mixing, atol=1e-6)
-    np.testing.assert_allclose(found.params.components.mean[:2], expected.params.components.mean[:2], atol=1e-5)
+    np.testing.assert_allclose(found.params.components.mean[::2], expected.params.components.mean[::2], atol=1e-5)
 
 
 def test_the_objective_is_q_and_blocks_change_neither_value_nor_gradient(blobs, optimum):

@@ -137,7 +137,7 @@ def test_a_pass_is_a_stream_of_the_same_batches(blobs):
     assert [b.size for b in batches] == sizes
     for batch in batches:
         state = algorithm.update(model, state, x[batch], weights[batch])
-    leaves_close(once.params, model.canonical(algorithm.estimate(model, state)))
+    leaves_close(once.params, algorithm.estimate(model, state))  # in the order of the params that were given
 
 
 def test_shuffles_are_permutations_and_uniform():

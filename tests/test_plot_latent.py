@@ -81,7 +81,7 @@ def test_what_does_not_suit_is_named(fit, x):
         plot.latent_space(fit, x, labels=[0, 1])
     with pytest.raises(ValueError, match="columns: expected two different ones"):
         plot.latent_space(fit, x, columns=(0, 3))
-    with pytest.raises(ValueError, match=r"data: expected shape \(N, D\) with N >= 1; found \(0, 6\)"):
+    with pytest.raises(ValueError, match=r"data: expected at least one row; found shape \(0, 6\)"):
         plot.reconstructions(fit, x[:0], shape=(2, 3))
     with pytest.raises(ValueError, match="num_columns: expected an integer >= 1; found 0"):
         plot.images(x, shape=(2, 3), num_columns=0)

@@ -42,8 +42,8 @@ def test_a_change_of_units_changes_nothing(kind, shape, dtype):
         np.testing.assert_array_equal(labels(fit, x), labels(base, ROWS.astype(dtype)))
         assert fit.status == base.status == Status.CONVERGED
         assert not fit.model.notes()
-        draws, _ = fit.model.sample(jax.random.key(1), fit.params, 4)
-        again, _ = base.model.sample(jax.random.key(1), base.params, 4)
+        draws, _ = fit.model.sample(fit.params, 4, key=jax.random.key(1))
+        again, _ = base.model.sample(base.params, 4, key=jax.random.key(1))
         np.testing.assert_allclose(np.asarray(draws) / factor, again, rtol=2e-3, atol=2e-3)
 
 
@@ -115,7 +115,7 @@ def test_a_full_set_of_indicators_is_its_first_columns(shape, dtype):
     np.testing.assert_allclose(jaxem.bic(fit, x.astype(dtype)), bic, rtol=1e-6)
     np.testing.assert_allclose(fit.params.components.mean[0], x.mean(0), rtol=1e-5)
     np.testing.assert_allclose(fit.params.components.covariance[0], np.cov(x.T, bias=True), atol=1e-5)
-    draws, _ = fit.model.sample(KEY, fit.params, 100)
+    draws, _ = fit.model.sample(fit.params, 100, key=KEY)
     np.testing.assert_allclose(draws.sum(1), 1, atol=1e-5)
 
 
@@ -133,7 +133,7 @@ def test_a_copied_column_adds_nothing(iris, kind, shape):
     if kind == "bayes":
         density, again = fit.model.log_prob(fit.params, padded), plain.model.log_prob(plain.params, iris)
         np.testing.assert_allclose(density, again, rtol=1e-6)
-        point = fit.model.draw(KEY, fit.params).components
+        point = fit.model.draw(fit.params, key=KEY).components
         np.testing.assert_allclose(point.mean[:, 2], 2 * point.mean[:, 0] - point.mean[:, 1], rtol=1e-9)
         assert np.isfinite(fit.model._prior.log_prob(fit.model.family, fit.params.components, point)).all()
 

@@ -30,7 +30,7 @@ import jaxem
 from jaxem.algorithms import OnlineEM
 from jaxem.families import Poisson
 
-NEVER = jaxem.Stop(atol=-1e20)
+NEVER = jaxem.Stop(atol=-np.inf)
 CASES = {
     "toy": [gmm.Case(300, 2, 2, 1, 21)],
     "small": [gmm.Case(10_000, 2, 4, 10, 60), gmm.Case(20_000, 8, 4, 5, 25)],

@@ -24,7 +24,7 @@ from scipy.special import gammaln
 import jaxem
 
 # A bound that no change is below, so that fits take exactly max_steps steps.
-NEVER = jaxem.Stop(atol=-1e20)
+NEVER = jaxem.Stop(atol=-np.inf)
 
 
 class Case(NamedTuple):

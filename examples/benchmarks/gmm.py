@@ -22,7 +22,7 @@ import numpy as np
 import jaxem
 
 # A bound that no change is below, so that fits take exactly max_steps steps.
-NEVER = jaxem.Stop(atol=-1e20)
+NEVER = jaxem.Stop(atol=-np.inf)
 
 
 class Case(NamedTuple):

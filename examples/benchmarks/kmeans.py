@@ -23,7 +23,7 @@ import jaxem
 from jaxem.models.kmeans import KMeansParams
 
 # No change is below the first bound; under the second, none but rounding is.
-NEVER, STRICT = jaxem.Stop(atol=-1e20), jaxem.Stop(atol=0.0, rtol=0.0)
+NEVER, STRICT = jaxem.Stop(atol=-np.inf), jaxem.Stop(atol=0.0, rtol=0.0)
 CAP = 100
 
 

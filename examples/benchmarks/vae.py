@@ -28,7 +28,7 @@ from jaxem.networks import mlp
 
 PEERS = {"PyTorch": ("torch", "torch")}
 PIXELS, HIDDEN, LATENT, BATCH, RATE = 784, 400, 20, 128, 1e-3
-NEVER = jaxem.Stop(atol=-1e20)
+NEVER = jaxem.Stop(atol=-np.inf)
 # Rows, passes of a short and a long run, seeds of the comparison of ELBOs; rows, passes, seeds side by side.
 TRAINING = {"toy": (512, 1, 2, 2), "small": (20_480, 1, 3, 4), "full": (20_480, 2, 10, 4)}
 SEEDS = {"toy": (256, 2, 2), "small": (1_536, 20, 16), "full": (1_536, 100, 16)}

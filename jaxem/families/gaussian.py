@@ -438,8 +438,7 @@ class Gaussian(PlacedFamily):
     def num_parameters(self, params: GaussianParams, num_components: int) -> int:
         """K D means and the covariances' free entries; constant columns count like any other, dependent ones do not."""
         rank: Any = self._shape.rank(params.scale, params.mean.shape[1])
-        if is_concrete(rank):
-            rank = int(np.max(rank))
+        rank = int(np.max(rank)) if is_concrete(rank) else jnp.max(rank)
         return num_components * rank + self._shape.num_parameters(num_components, rank)
 
     def sample(self, key: Array, params: GaussianParams, component: Array) -> Array:
