@@ -13,8 +13,8 @@ from jax import Array
 
 from jaxem import _inputs, _rows, _shapes, constraints
 from jaxem._table import advance
-from jaxem._warn import FitWarning
 from jaxem._tree import PyTree, float_dtype, num_rows
+from jaxem._warn import FitWarning
 from jaxem.elbo import decompose
 from jaxem.fit import choose_algorithm, fit
 from jaxem.model import DiscreteLatent, LatentModel
