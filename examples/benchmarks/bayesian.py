@@ -200,8 +200,8 @@ def stochastic_case(size: str, repeats: int) -> dict[str, Any]:
     rate = rng.gamma(2.0, 4.0, (num, dim))
     x = rng.poisson(rate[rng.choice(num, rows, p=np.array([0.4, 0.3, 0.2, 0.1]))]).astype(float)
     model, data, key = jaxem.BayesianMixture(Poisson(), num), jnp.asarray(x), jax.random.key(0)
-    clusters = jaxem.fit(jaxem.KMeans(num), jnp.sqrt(data[:10_000]), key=key)
-    resp = np.eye(num)[np.asarray(clusters.model.predict(clusters.params, jnp.sqrt(data)))]
+    clusters = jaxem.fit(jaxem.KMeans(num), jnp.sqrt(data[:10_000]), key=key, num_restarts=8)
+    resp = np.eye(num)[np.asarray(clusters.predict(jnp.sqrt(data)))]
     start = model.from_responsibilities(data, jnp.asarray(resp))
     algorithm = OnlineEM(BATCH, key=jax.random.key(1))
     options = {"key": key, "params": start}
