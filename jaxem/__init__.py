@@ -4,6 +4,7 @@ import importlib
 from typing import Any
 
 from jaxem import constraints, expfam, families, likelihoods, networks, priors
+from jaxem._arguments import nearest
 from jaxem._drive import Progress
 from jaxem._normal import DiagonalNormal
 from jaxem._pytree import dataclass, static
@@ -120,7 +121,7 @@ _LAZY = ("plot", "testing")
 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
-        raise AttributeError(f"module 'jaxem' has no attribute {name!r}")
+        raise AttributeError(f"module 'jaxem' has no attribute {name!r}{nearest(name, __all__)}")
     try:
         return importlib.import_module(f"jaxem.{name}")
     except ModuleNotFoundError as error:
@@ -130,4 +131,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*__all__, *_LAZY, "__version__"})

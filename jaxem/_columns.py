@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Names = tuple[str, ...]
+Names = tuple[Any, ...]
 
 
 def read(name: str, leaf: Any) -> tuple[Any, Names | None]:
@@ -36,9 +36,7 @@ def read(name: str, leaf: Any) -> tuple[Any, Names | None]:
     wide = [label for (label, _), part in zip(columns, parts, strict=True) if part.ndim != 1]
     if wide:
         raise TypeError(f"{name}[{wide[0]!r}]: expected one number in each row; found lists or arrays")
-    labels = [label for label, _ in columns]
-    named = all(isinstance(label, str) for label in labels)
-    return np.stack(parts, 1), tuple(labels) if named else None
+    return np.stack(parts, 1), tuple(label for label, _ in columns)
 
 
 def _frame_columns(name: str, leaf: Any) -> list[tuple[Any, Any]] | None:
@@ -52,6 +50,21 @@ def _frame_columns(name: str, leaf: Any) -> list[tuple[Any, Any]] | None:
     if hasattr(leaf, "column_names") and hasattr(leaf, "itercolumns"):  # pyarrow
         return list(zip(leaf.column_names, leaf.itercolumns(), strict=True))
     return None
+
+
+def check_aligned(parts: dict[str, Any]) -> None:
+    """Raises ValueError for parts of the same rows, by name, whose indexes (of pandas) put these in another order.
+
+    What has no index is taken as it lies.
+    """
+    indexed = [(name, part.index) for name, part in parts.items() if hasattr(getattr(part, "index", None), "equals")]
+    for name, index in indexed[1:]:
+        first, other = indexed[0]
+        if len(index) == len(other) and not index.equals(other):
+            raise ValueError(
+                f"{name}: expected the index of {first}; found another one, or another order; align it by "
+                f".loc[index of {first}], or give its .to_numpy() if the rows do correspond as they lie"
+            )
 
 
 def column_names(leaf: Any) -> list[Any] | None:
@@ -71,6 +84,8 @@ def as_numbers(name: str, values: Any) -> np.ndarray:
             f"{name}: expected numbers; found categories; take their codes for a Categorical family, or one column of "
             "0 and 1 for each"
         )
+    if isinstance(values, (str, bytes)):
+        raise TypeError(f"{name}: expected an array of numbers; found {_said(values)}; read a file first")
     _refuse_mask(name, values)
     try:
         array = np.asarray(values)
@@ -115,7 +130,7 @@ def _ragged(values: Any) -> str | None:
 def _from_objects(name: str, array: np.ndarray) -> np.ndarray:
     """Numbers out of an object array: None and pandas.NA become NaN, text is never read as a number."""
     if array.ndim == 0:
-        raise TypeError(f"{name}: expected an array of numbers; found a {type(array.item()).__name__}")
+        raise TypeError(f"{name}: expected an array of numbers; found {_said(array.item())}")
     real = (numbers.Real, np.bool_, decimal.Decimal)
     whole, out = True, np.empty(array.size)
     for i, value in enumerate(array.flat):
@@ -146,9 +161,7 @@ _REMEDIES = {
     "c": "complex numbers; take .real, or real and imaginary parts as columns",
     "M": "dates; subtract an origin and divide by a unit, as (t - t.min()) / numpy.timedelta64(1, 's')",
     "m": "time differences; divide by a unit, as t / numpy.timedelta64(1, 's')",
-    "U": "text; leave out that column, or code it as numbers",
-    "S": "text; leave out that column, or code it as numbers",
-    "T": "text; leave out that column, or code it as numbers",
+    **dict.fromkeys("UST", "text; leave out that column, code it, or make numbers of it by .astype(float)"),
 }
 
 

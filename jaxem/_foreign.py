@@ -42,6 +42,24 @@ NAMES = {
     "precisions_init": ("params=model.make_params(...)", FIT),
     "batch_size": ("algorithm=jaxem.OnlineEM(batch_size, key=key)", FIT),
 }
+# What scikit-learn's fitted estimators are asked for, and what it is on a `Fit`.
+QUESTIONS = {
+    "bic": "jaxem.bic(fit, data)",
+    "aic": "jaxem.aic(fit, data)",
+    "score": "fit.log_prob(data).mean()",
+    "score_samples": "fit.log_prob(data)",
+    "predict_proba": "fit.posterior(data)",
+    "fit_predict": "fit.predict(data)",
+    "labels_": "fit.predict(data)",
+    "inertia_": "fit.inertia(data)",
+    "cluster_centers_": "fit.params.centroids",
+    "weights_": "fit.params.mixing",
+    "means_": "fit.params.components.mean",
+    "covariances_": "fit.params.components.covariance",
+    "lower_bound_": "fit.elbo.total",
+    "converged_": "fit.status == jaxem.Status.CONVERGED",
+    "n_iter_": "fit.num_steps",
+}
 OWN = {"seed", "rng", "num_iterations", "n_iter"}  # no names of scikit-learn's
 
 
@@ -65,11 +83,15 @@ def named(f: Callable[P, T]) -> Callable[P, T]:
     """
     known = tuple(signature(f).parameters)
     names = frozenset(known)
+    key = signature(f).parameters.get("key")
+    needs_key = key is not None and key.default is key.empty
 
     @wraps(f)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         if not names.issuperset(kwargs):
             raise TypeError(_unknown(next(name for name in kwargs if name not in names), known, f.__qualname__))
+        if needs_key and "key" not in kwargs:
+            raise TypeError("key: expected a JAX random key, by name; found none; give key=jax.random.key(0)")
         return f(*args, **kwargs)
 
     return call

@@ -53,19 +53,35 @@ def _load(leaf: Any) -> Any:
     return jax.device_put(leaf.array) if kept else leaf.array
 
 
+@dataclasses.dataclass(frozen=True)
+class _Public:
+    """A function of `jax.nn` as it is pickled: by its public name, as its own module knows another object by it."""
+
+    name: str
+
+
+def _save_static(value: Any) -> Any:
+    name = getattr(value, "__name__", None)
+    return _Public(name) if isinstance(name, str) and getattr(jax.nn, name, None) is value else value
+
+
+def _load_static(value: Any) -> Any:
+    return getattr(jax.nn, value.name) if isinstance(value, _Public) else value
+
+
 def _statics(instance: Any) -> set[str]:
     return {f.name for f in dataclasses.fields(instance) if f.metadata.get("static", False)}
 
 
 def _getstate(self: Any) -> dict[str, Any]:
     statics = _statics(self)
-    return {name: v if name in statics else jax.tree.map(_save, v) for name, v in vars(self).items()}
+    return {name: _save_static(v) if name in statics else jax.tree.map(_save, v) for name, v in vars(self).items()}
 
 
 def _setstate(self: Any, state: dict[str, Any]) -> None:
     statics = _statics(self)
     for name, value in state.items():
-        object.__setattr__(self, name, value if name in statics else jax.tree.map(_load, value))
+        object.__setattr__(self, name, _load_static(value) if name in statics else jax.tree.map(_load, value))
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(static, dataclasses.field))

@@ -6,7 +6,6 @@ Inside `jit`, where data are tracers, nothing is checked and nothing costs.
 import dataclasses
 import functools
 import inspect
-import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -18,6 +17,7 @@ from jax import Array
 from jaxem import _columns
 from jaxem._numerics import is_concrete
 from jaxem._tree import PyTree, as_floats, float_dtype, num_rows
+from jaxem._warn import warn
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -34,10 +34,10 @@ class Rows:
 
     paths: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
-    names: tuple[tuple[str, ...] | None, ...]
+    names: tuple[_columns.Names | None, ...]
 
     @staticmethod
-    def of(data: PyTree, names: dict[str, tuple[str, ...]] | None = None) -> "Rows":
+    def of(data: PyTree, names: dict[str, _columns.Names] | None = None) -> "Rows":
         """The description of data, a pytree of arrays with names of columns by path."""
         leaves = jax.tree_util.tree_flatten_with_path(data)[0]
         paths = tuple(jax.tree_util.keystr(path) for path, _ in leaves)
@@ -48,7 +48,7 @@ class Rows:
         found = [(p.removeprefix(path), *rest) for p, *rest in self._each() if p.startswith(path)]
         return Rows(*(tuple(column) for column in zip(*found, strict=True))) if found else Rows((), (), ())
 
-    def _each(self) -> list[tuple[str, tuple[int, ...], tuple[str, ...] | None]]:
+    def _each(self) -> list[tuple[str, tuple[int, ...], _columns.Names | None]]:
         return list(zip(self.paths, self.shapes, self.names, strict=True))
 
     def check(self, found: "Rows", name: str) -> None:
@@ -57,23 +57,32 @@ class Rows:
             expected, got = (", ".join(name + p for p in rows.paths) for rows in (self, found))
             raise ValueError(f"{name}: expected the arrays that the model was fitted to, {expected}; found {got}")
         for (path, shape, names), (_, new, new_names) in zip(self._each(), found._each(), strict=True):
-            if names is not None and new_names is not None and names != new_names:
+            if names is not None and new_names is not None and _differ(names, new_names):
                 raise ValueError(f"{name}{path}: {_other_names(names, new_names)}")
             if shape != new:
+                one = "; one row is numpy.reshape(row, (1, -1))" if shape and not new else ""
                 raise ValueError(
-                    f"{name}{path}: expected rows of shape {shape}, as the model was fitted to; found {new}"
+                    f"{name}{path}: expected rows of shape {shape}, as the model was fitted to; found {new}{one}"
                 )
 
 
-def _other_names(expected: tuple[str, ...], found: tuple[str, ...]) -> str:
+def _differ(names: _columns.Names, found: _columns.Names) -> bool:
+    """Whether columns have other names; 0, 1, ... in order beside text is only a frame that was given none."""
+    plain = tuple(range(len(names)))
+    text = lambda labels: all(isinstance(label, str) for label in labels)
+    given = not (names == plain and text(found)) and not (found == plain and text(names))
+    return names != found and given
+
+
+def _other_names(expected: _columns.Names, found: _columns.Names) -> str:
     missing = [name for name in expected if name not in found]
     extra = [name for name in found if name not in expected]
     if not missing and not extra:
         return (
             f"expected the columns in the order of the fit, {_listed(expected)}; found {_listed(found)}; reorder them"
         )
-    parts = [f"{what} {_listed(names)}" for what, names in (("without", missing), ("besides", extra)) if names]
-    return f"expected the columns of the fit, {_listed(expected)}; found a frame {' and '.join(parts)}"
+    parts = [f"{what} {_listed(names)}" for what, names in (("without", missing), ("with", extra)) if names]
+    return f"expected the columns of the fit, {_listed(expected)}, and no others; found a frame {' and '.join(parts)}"
 
 
 def _listed(names: Any) -> str:
@@ -102,14 +111,18 @@ def read(data: Any, name: str = "data", keys: tuple[str, ...] | None = None) -> 
     """
     if keys is not None and not isinstance(data, dict):
         data = _by_keys(data, keys, name)
-    names: dict[str, tuple[str, ...]] = {}
+    names: dict[str, _columns.Names] = {}
+    parts: dict[str, Any] = {}
     dtypes: set[Any] = set()
 
     def leaf(path: Any, value: Any) -> Any:
         place = jax.tree_util.keystr(path)
         array, found = _columns.read(name + place, value)
+        parts[name + place] = value
         if found is not None:
             names[place] = found
+        if keys is not None and len(path) == 1 and array.ndim == 1:  # a column of a table taken apart
+            array = array[:, None]
         _check_rows(name + place, array, found)
         dtypes.add(_float_dtype(array))
         return array
@@ -118,6 +131,7 @@ def read(data: Any, name: str = "data", keys: tuple[str, ...] | None = None) -> 
     if not jax.tree.leaves(data, is_leaf=whole):
         raise ValueError(f"{name}: expected at least one array; found {'none' if data is None else repr(data)[:40]}")
     arrays = jax.tree_util.tree_map_with_path(leaf, data, is_leaf=whole)
+    _columns.check_aligned(parts)
     sizes = sorted({array.shape[0] for array in jax.tree.leaves(arrays)})
     if len(sizes) > 1:
         raise ValueError(f"{name}: expected arrays with one shared leading axis; found lengths {sizes}")
@@ -134,13 +148,13 @@ def _by_keys(data: Any, keys: tuple[str, ...], name: str) -> Any:
     missing = [key for key in keys if key not in found]
     extra = [label for label in found if label not in keys]
     if missing or extra:
-        what = f"without {_listed(missing)}" if missing else f"besides {_listed(extra)}; leave those out"
+        what = f"without {_listed(missing)}" if missing else f"with {_listed(extra)} as well; leave those out"
         raise ValueError(f"{name}: expected a frame of the columns {_listed(sorted(keys))}; found one {what}")
     array, _ = _columns.read(name, data)
     return {label: array[:, i : i + 1] for i, label in enumerate(found)}
 
 
-def _check_rows(name: str, array: Any, names: tuple[str, ...] | None) -> None:
+def _check_rows(name: str, array: Any, names: _columns.Names | None) -> None:
     """Raises unless there is a row, and every entry that can be looked at is finite."""
     if array.ndim == 0 or array.shape[0] == 0:
         raise ValueError(f"{name}: expected at least one row; found shape {array.shape}")
@@ -194,7 +208,7 @@ def place(leaf: Any, dtype: Any) -> Array:
     return jax.device_put(np.asarray(leaf, dtype))
 
 
-def _warn_if_lossy(name: str, leaf: Any, dtype: Any, names: tuple[str, ...] | None) -> None:
+def _warn_if_lossy(name: str, leaf: Any, dtype: Any, names: _columns.Names | None) -> None:
     """Warns where a cast keeps fewer than about three digits of the spread of a column, of floats or integers."""
     if leaf.dtype == bool or (leaf.dtype.kind == "f" and leaf.dtype.itemsize <= np.dtype(dtype).itemsize):
         return
@@ -211,11 +225,9 @@ def _warn_if_lossy(name: str, leaf: Any, dtype: Any, names: tuple[str, ...] | No
         column = f"column {names[d]!r}" if names else f"column {d}"
         remedy = "" if dtype == np.float64 else " or call jax.config.update('jax_enable_x64', True)"
         why = "" if dtype == np.float64 else " because JAX's x64 mode is off"
-        warnings.warn(
+        warn(
             f"{name}: {leaf.dtype} becomes {np.dtype(dtype)}{why}, and {column} (range {low[d].item():.17g} to "
-            f"{high[d].item():.17g}) keeps fewer than three digits of its spread; subtract an offset first{remedy}",
-            UserWarning,
-            stacklevel=2,
+            f"{high[d].item():.17g}) keeps fewer than three digits of its spread; subtract an offset first{remedy}"
         )
 
 
@@ -269,22 +281,29 @@ def takes_rows(method: Method) -> Method:
                 f"fit.{name}(data)"
             ) from None
         given = call.arguments
-        data = given[taken] = rows(self, given[at], given[taken])
+        like = given[taken]
+        data = given[taken] = rows(self, given[at], like)
         if given.get("weights") is not None and is_concrete(given["weights"]):
-            given["weights"] = as_weights(given["weights"], num_rows(data), float_dtype(data))
+            given["weights"] = as_weights(given["weights"], num_rows(data), float_dtype(data), like=like)
         return method(*call.args, **call.kwargs)
 
     return checked  # type: ignore[return-value]
 
 
-def as_weights(weights: Any, num: int, dtype: Any, name: str = "weights") -> Array:
-    """Weights (N,), non-negative, finite, not all zero; ones for None."""
+def as_weights(weights: Any, num: int, dtype: Any, name: str = "weights", like: Any = None) -> Array:
+    """Weights (N,), non-negative, finite, not all zero; ones for None.
+
+    `like` are the rows as they were given: a Series in another order than their frame is refused.
+    """
     if weights is None:
         return place(np.ones(num), dtype)
     if isinstance(weights, jax.core.Tracer):
         if weights.shape != (num,):
             raise ValueError(f"{name}: expected shape ({num},), one for each row of data; found {weights.shape}")
         return place(weights, dtype)
+    if not isinstance(weights, jax.Array):
+        leaves = jax.tree.leaves(like, is_leaf=lambda node: isinstance(node, list))
+        _columns.check_aligned({"data": leaves[0] if leaves else None, name: weights})
     weights, _ = _columns.read(name, weights)
     if weights.shape != (num,):
         raise ValueError(f"{name}: expected shape ({num},), one for each row of data; found {weights.shape}")

@@ -169,7 +169,7 @@ def _lanewise(f: Any, lanes: Any) -> Any:
     if jax.tree.leaves(lanes)[0].shape[0] > 1:
         return jax.vmap(f)(lanes)
     out = f(jax.tree.map(lambda a: a[0], lanes))
-    return jax.tree.map(lambda a: a[None], out)
+    return jax.tree.map(lambda a: jnp.asarray(a)[None], out)  # a step may give Python's numbers
 
 
 @jax.jit

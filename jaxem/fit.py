@@ -160,11 +160,11 @@ def prepare(
     _inputs.check_model(model, data)
     key = _inputs.as_key(key)
     model = dataclasses.replace(model, rows=None)  # that of an earlier fit
-    data, seen = _rows.read(data, keys=model.row_keys())
+    given, (data, seen) = data, _rows.read(data, keys=model.row_keys())
     model.check_rows(data)
     dtype = _tree.float_dtype(data)
     _table.check_trace(int(num_restarts), int(max_steps), dtype)
-    weights = _rows.as_weights(weights, _tree.num_rows(data), dtype)
+    weights = _rows.as_weights(weights, _tree.num_rows(data), dtype, like=given)
     algorithm = choose_algorithm(model, algorithm, _tree.num_rows(data))
     stop = choose_stop(model, stop)
     algorithm = algorithm.tabulate(max_steps)

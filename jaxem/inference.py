@@ -41,8 +41,8 @@ def _scores(
 ) -> tuple[Array, Array, Array | int]:
     """-2 log-likelihood, +inf where the fit must not win; the sum of the weights; the number of free parameters."""
     _check(fit, data)
-    data = _rows.rows(fit.model, fit.params, data)
-    counts = _rows.as_weights(weights, num_rows(data), float_dtype(data))
+    given, data = data, _rows.rows(fit.model, fit.params, data)
+    counts = _rows.as_weights(weights, num_rows(data), float_dtype(data), like=given)
     num = fit.model.num_parameters(fit.params)
     if weights is not None and is_concrete(counts, num):
         _check_counts(np.asarray(counts), float(num))
@@ -54,7 +54,8 @@ def _check(fit: Fit, data: PyTree) -> None:
     check_fit(fit, data)
     if not hasattr(fit.model, "num_parameters"):
         raise TypeError(
-            f"fit: {type(fit.model).__name__} has no density with num_parameters, so bic, aic and icl do not apply"
+            f"fit: {type(fit.model).__name__} has no density with num_parameters, so bic, aic and icl do not apply; "
+            "compare elbo.total of Bayesian models, and give one of your own a method num_parameters(params)"
         )
     if jnp.ndim(fit.status):
         raise ValueError(

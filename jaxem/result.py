@@ -8,6 +8,7 @@ import numpy as np
 from jax import Array
 
 from jaxem._arguments import has_fields, shown
+from jaxem._foreign import QUESTIONS
 from jaxem._numerics import is_concrete
 from jaxem._pytree import dataclass
 from jaxem._tree import PyTree
@@ -106,7 +107,8 @@ class Fit:
             )
         model, params = self.model.inside(self.params)
         if name not in verbs(model):
-            raise AttributeError(f"a Fit of {model!r} has no {name!r}; it has {', '.join(verbs(model))}")
+            there = f"; write {QUESTIONS[name]}" if name in QUESTIONS else ""
+            raise AttributeError(f"a Fit of {model!r} has no {name!r}{there}; it has {', '.join(verbs(model))}")
         method = getattr(model, name)
         question = functools.update_wrapper(functools.partial(method, params), method)
         del question.__wrapped__  # so that its signature is without params

@@ -176,7 +176,7 @@ def bad_rows(x, outside):
         "one row as a vector": (x[0], r"shape|rows"),
         "ragged": ([[1.0, 2.0, 3.0], [1.0, 2.0]], r"3 entries in row 0 and 2 entries in row 1"),
         "images": (np.stack([x, x], 2), r"shape|rows"),
-        "wrong names": (Frame(x, ("a", "b", "z")), r"without 'c' and besides 'z'"),
+        "wrong names": (Frame(x, ("a", "b", "z")), r"without 'c' and with 'z'"),
         "wrong order": (Frame(x[:, [1, 0, 2]], ("b", "a", "c")), r"order of the fit, 'a', 'b', 'c'; found 'b', 'a'"),
         "NaN in a frame": (Frame(hole), r"found nan in row 5, column 'b'"),
         "a dict": ({"a": x}, r"that the model was fitted to, (data|batch|sample); found"),
@@ -238,7 +238,7 @@ def test_the_pure_methods_of_a_model_that_was_not_fitted_hold_rows_against_the_p
     kmeans = jaxem.models.kmeans.KMeansParams(np.zeros((2, 3)), 0)
     with pytest.raises(ValueError, match="data: expected 3 columns"):
         jaxem.KMeans(2).transform(kmeans, REAL[:, :1])
-    with pytest.raises(ValueError, match="expected one row is|one column is"):
+    with pytest.raises(ValueError, match="one column is numpy.reshape"):
         jaxem.KMeans(2).predict(kmeans, REAL[0])
     with pytest.raises(ValueError, match=r"data.reshape\(len\(data\), -1\)"):
         jaxem.fit(jaxem.GMM(1), np.zeros((4, 2, 2)), key=KEY)
@@ -286,7 +286,7 @@ def test_a_frame_is_taken_apart_for_a_product():
     np.testing.assert_array_equal(fit.log_prob(Frame(x[:, ::-1], ("b", "a"))), same)
     with pytest.raises(ValueError, match="data: expected a frame of the columns 'a', 'b'; found one without 'b'"):
         fit.predict(Frame(x, ("a", "z")))
-    with pytest.raises(ValueError, match="besides 'c'; leave those out"):
+    with pytest.raises(ValueError, match="with 'c' as well; leave those out"):
         fit.predict(Frame(np.c_[x, x[:, 0]], NAMES))
     with pytest.raises(ValueError, match=r"data\['b'\]: expected counts.* in row 0, column 0"):
         fit.predict({"a": x[:, :1], "b": x[:, :1]})

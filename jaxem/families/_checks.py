@@ -18,7 +18,7 @@ def check_matrix(x: Any, columns: int | None = None) -> None:
         raise TypeError(f"data: expected one array (N, D); found a {type(x).__name__}")
     if x.ndim != 2:
         remedy = "data.reshape(len(data), -1) makes columns of the rest"
-        remedy = "one column is data[:, None], one row data[None]" if x.ndim < 2 else remedy
+        remedy = "one column is numpy.reshape(data, (-1, 1)), one row (1, -1)" if x.ndim < 2 else remedy
         raise ValueError(f"data: expected shape (N, D); found {x.shape}; {remedy}")
     if columns is not None and x.shape[1] != columns:
         raise ValueError(f"data: expected {columns} columns, as the params have; found shape {x.shape}")

@@ -92,7 +92,8 @@ class Categorical(_mean.MeanFamily):
         """Checks the numbers of levels, and that data are one (N, D) array of codes below them."""
         num, what = self.num_levels, "a tuple of integers >= 2, one for each column"
         if not isinstance(num, tuple) or not all(isinstance(n, (int, np.integer)) for n in num):
-            raise TypeError(f"num_levels: expected {what}; found {shown(num)}")
+            remedy = f"; write ({num},)" if isinstance(num, int) else ""
+            raise TypeError(f"num_levels: expected {what}; found {shown(num)}{remedy}")
         if not num or min(num) < 2:
             raise ValueError(f"num_levels: expected {what}; found {shown(num)}")
         super().check_rows(x, params)

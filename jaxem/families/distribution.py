@@ -90,7 +90,9 @@ class Distribution(Family):
         """Checks that rows have the shape of the distribution, or of the fit, and a density under its first values."""
         if len(jax.tree.leaves(x)) != 1 or not hasattr(x, "ndim") or x.ndim < 2:
             found = f"shape {x.shape}" if hasattr(x, "shape") else f"a {type(x).__name__}"
-            raise ValueError(f"data: expected one array (N, D); found {found}; one column is data[:, None]")
+            raise ValueError(
+                f"data: expected one array (N, D); found {found}; one column is numpy.reshape(data, (-1, 1))"
+            )
         one = self._one()
         row = tuple(one.batch_shape) + tuple(one.event_shape)
         if row not in ((), x.shape[1:]):
