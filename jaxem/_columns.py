@@ -122,7 +122,7 @@ def _ragged(values: Any) -> str | None:
     sizes = [len(row) if hasattr(row, "__len__") else None for row in values]
     other = next((i for i, size in enumerate(sizes) if size != sizes[0]), None)
     if other is None:
-        return "rows that differ in what they hold"
+        return "rows that differ in what they hold; a pair of arrays is a tuple, (x, y)"
     said = ["a single number" if s is None else f"{s} entries" for s in (sizes[0], sizes[other])]
     return f"{said[0]} in row 0 and {said[1]} in row {other}"
 

@@ -197,8 +197,23 @@ def _cast(arrays: PyTree, dtype: Any, name: str, seen: Rows) -> PyTree:
     leaves, structure = jax.tree.flatten(arrays)
     for leaf, path, names in zip(leaves, seen.paths, seen.names, strict=True):
         if leaf.dtype != dtype and is_concrete(leaf):
+            _check_range(name + path, leaf, dtype, names)
             _warn_if_lossy(name + path, leaf, dtype, names)
     return jax.tree.unflatten(structure, [place(leaf, dtype) for leaf in leaves])
+
+
+def _check_range(name: str, leaf: Any, dtype: Any, names: _columns.Names | None) -> None:
+    """Raises ValueError for a number that the dtype to come cannot hold; NumPy's cast makes it infinite."""
+    if leaf.dtype.kind != "f" or leaf.dtype.itemsize <= np.dtype(dtype).itemsize:
+        return
+    values, most = np.asarray(leaf), float(jnp.finfo(dtype).max)
+    if values.size and max(values.max(), -values.min()) > most:
+        row, *column = (int(i) for i in np.unravel_index(int(np.argmax(np.abs(values) > most)), values.shape))
+        where = f"row {row}" + "".join(f", column {names[i]!r}" if names else f", column {i}" for i in column)
+        raise ValueError(
+            f"{name}: expected numbers that {np.dtype(dtype)} can hold; found {values[(row, *column)]:g} in {where}; "
+            "rescale the column, or call jax.config.update('jax_enable_x64', True)"
+        )
 
 
 def place(leaf: Any, dtype: Any) -> Array:
@@ -316,4 +331,9 @@ def as_weights(weights: Any, num: int, dtype: Any, name: str = "weights", like: 
         raise ValueError(f"{name}: expected numbers >= 0; found {values[row]:g} in row {row}")
     if not (values > 0).any():
         raise ValueError(f"{name}: expected at least one positive; found only zeros")
+    info, total = jnp.finfo(dtype), float(np.sum(values, dtype=np.float64))
+    if total > float(info.max) or float(values.max()) < float(info.tiny):
+        raise ValueError(
+            f"{name}: expected counts whose sum {np.dtype(dtype)} can hold; found a sum of {total:g}; rescale them"
+        )
     return place(weights, dtype)

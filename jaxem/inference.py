@@ -44,6 +44,8 @@ def _scores(
     given, data = data, _rows.rows(fit.model, fit.params, data)
     counts = _rows.as_weights(weights, num_rows(data), float_dtype(data), like=given)
     num = fit.model.num_parameters(fit.params)
+    if weights is None and is_concrete(fit, data):
+        _check_same_weights(fit, num_rows(data))
     if weights is not None and is_concrete(counts, num):
         _check_counts(np.asarray(counts), float(num))
     return *_evaluate(fit.model, fit.params, fit.status, data, counts, rule, bool(allow_degenerate)), num
@@ -60,6 +62,17 @@ def _check(fit: Fit, data: PyTree) -> None:
     if jnp.ndim(fit.status):
         raise ValueError(
             f"fit: expected one fit; found a batch of shape {jnp.shape(fit.status)}; use jax.vmap(lambda f: bic(f, x))"
+        )
+
+
+def _check_same_weights(fit: Fit, rows: int) -> None:
+    """Warns where the rows of a weighted fit are scored as ones."""
+    total = float(fit.total_weight)
+    if rows == int(fit.num_rows) and abs(total - rows) > 1e-3 * rows:
+        warn(
+            f"weights: the fit's sum to {total:.6g} over its {rows} rows, which are scored with a weight of 1 each; "
+            "give weights= again for the criterion of that fit",
+            FitWarning,
         )
 
 

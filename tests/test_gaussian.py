@@ -178,3 +178,30 @@ def test_collinear_columns_stay_finite(blobs):
         leaves = jax.tree.leaves((result.params, result.elbo))
         assert all(np.isfinite(leaf).all() for leaf in leaves)
         assert "NONFINITE" not in result.restarts.counts()
+
+
+def test_constant_columns_change_no_choice_and_are_drawn_as_they_are(blobs):
+    x = np.column_stack([blobs, np.full((120, 2), 3.0)])
+    for covariance in ("full", "diag", "spherical"):
+        fits = [jaxem.fit(jaxem.GMM(2, covariance), rows, key=jax.random.key(0)) for rows in (blobs, x)]
+        if covariance != "spherical":  # one variance for all columns, these too
+            counts = [fit.num_parameters() for fit in fits]
+            assert counts[0] == counts[1]
+            np.testing.assert_array_equal(fits[1].sample(20, key=jax.random.key(1))[0][:, 2:], 3.0)
+
+
+@pytest.mark.parametrize(
+    ("covariance", "values", "message"),
+    [
+        ("full", [[[1.0, 2.0], [2.0, 1.0]]] * 2, "positive definite"),
+        ("full", [[[1.0, 0.5], [0.0, 1.0]]] * 2, "symmetric"),
+        ("tied", [[1.0, 2.0], [2.0, 1.0]], "positive definite"),
+        ("diag", [[1.0, -1.0], [1.0, 1.0]], "variances > 0; found -1.0"),
+        ("spherical", [1.0, np.nan], "finite numbers"),
+    ],
+)
+def test_given_covariances_must_be_some(covariance, values, message):
+    with pytest.raises(ValueError, match=f"covariance: expected .*{message}"):
+        jaxem.GMM(2, covariance).make_params([0.5, 0.5], mean=np.zeros((2, 2)), covariance=values)
+    with pytest.raises(ValueError, match="mean: expected finite"):
+        jaxem.GMM(2, "tied").make_params([0.5, 0.5], mean=np.full((2, 2), np.inf), covariance=np.eye(2))

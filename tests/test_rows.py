@@ -349,3 +349,87 @@ def test_inside_jit_nothing_is_checked_and_nothing_costs(fits):
     assert programs[0] == programs[1]
     with pytest.raises(ValueError, match="row 0, column 0"):
         fit.predict(bad)
+
+
+class Index(list):
+    """As much of an index as is looked at."""
+
+    def equals(self, other):
+        return list(self) == list(other)
+
+
+class Labelled(Frame):
+    """A frame whose rows have labels."""
+
+    def __init__(self, x, index):
+        super().__init__(x)
+        self.index = Index(index)
+
+
+class Column:
+    """A column whose rows have labels."""
+
+    def __init__(self, values, index):
+        self.values, self.index = values, Index(index)
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self.values, dtype)
+
+
+def test_labels_of_rows_must_agree():
+    frame = Labelled(REAL, range(16))
+    weights = np.arange(16) + 1.0
+    turned = Column(weights[::-1], range(15, -1, -1))
+    model = jaxem.GMM(2, "diag")
+    fit = jaxem.fit(model, frame, key=KEY, weights=Column(weights, range(16)))
+    for ask in (
+        lambda: jaxem.fit(model, frame, key=KEY, weights=turned),
+        lambda: jaxem.bic(fit, frame, weights=turned),
+        lambda: fit.model.e_step(fit.params, frame, turned),
+        lambda: jaxem.fit(jaxem.Mixture(families.LinearRegression(), 2), (frame, turned), key=KEY),
+    ):
+        with pytest.raises(ValueError, match=r"expected the index of data.*found another one, or another order"):
+            ask()
+    assert jaxem.bic(fit, REAL, weights=weights) == jaxem.bic(fit, frame, weights=np.array(turned)[::-1])
+
+
+def test_columns_known_by_numbers_keep_their_order():
+    fit = jaxem.fit(jaxem.GMM(2, "diag"), Frame(REAL, (0, 1, 2)), key=KEY)
+    with pytest.raises(ValueError, match="in the order of the fit, 0, 1, 2; found 2, 1, 0"):
+        fit.predict(Frame(REAL[:, ::-1], (2, 1, 0)))
+    pairs = jaxem.fit(jaxem.GMM(2, "diag"), Frame(REAL, (("s", 1), ("s", 2), ("t", 1))), key=KEY)
+    with pytest.raises(ValueError, match="in the order of the fit"):
+        pairs.predict(Frame(REAL[:, ::-1], (("t", 1), ("s", 2), ("s", 1))))
+    np.testing.assert_array_equal(fit.predict(Frame(REAL)), fit.predict(REAL))  # a frame that was given no names
+
+
+def test_numbers_that_the_cast_would_make_infinite_are_refused():
+    fit = jaxem.fit(jaxem.KMeans(2), REAL.astype("f4"), key=KEY)
+    far = REAL.copy()
+    far[3, 2] = -1e39
+    with jax.enable_x64(False):
+        with pytest.raises(ValueError, match=r"float32 can hold; found -1e\+39 in row 3, column 2"):
+            jaxem._rows.as_data(far)
+        with pytest.raises(ValueError, match=r"float32 can hold; found -1e\+39 in row 3, column 'c'"):
+            jaxem._rows.as_data(Frame(far))
+        for size in (1e38, 1e-46):
+            with pytest.raises(ValueError, match="weights: expected counts whose sum float32 can hold"):
+                jaxem._rows.as_weights(np.full(16, size), 16, np.float32)
+    with pytest.raises(ValueError, match="row 3, column 2"):
+        fit.inertia(far)
+
+
+def test_a_fit_with_networks_can_be_pickled(fits):
+    fit = fits("vae")
+    again = pickle.loads(pickle.dumps(fit))
+    np.testing.assert_array_equal(again.encode(COUNTS).mean(), fit.encode(COUNTS).mean())
+
+
+def test_what_scikit_learn_calls_otherwise_is_translated(fits):
+    for name, there in (("means_", "fit.params.components.mean"), ("bic", r"jaxem.bic\(fit, data\)")):
+        with pytest.raises(AttributeError, match=f"write {there}"):
+            getattr(fits("full"), name)
+    with pytest.raises(TypeError, match=r"key: expected a JAX random key, by name; found none"):
+        jaxem.fit(jaxem.GMM(2), REAL)
+    with pytest.raises(AttributeError, match="did you mean 'KMeans'"):
+        jaxem.Kmeans  # noqa: B018

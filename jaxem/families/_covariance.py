@@ -59,7 +59,7 @@ def _inverse(scale_tril: Array) -> Array:
     Rows over their diagonals first: in the units of the data a substitution multiplies columns by one another.
     """
     diagonal = _diagonal(scale_tril)[..., None]
-    free = diagonal > 0
+    free = diagonal != 0  # NaN is no dependent column: it stays NaN
     eye = jnp.broadcast_to(jnp.eye(scale_tril.shape[-1], dtype=bool), scale_tril.shape)
     safe = jnp.where(free, diagonal, 1)
     unit = jnp.where(free, scale_tril / safe, 0)

@@ -116,9 +116,11 @@ def find_span(x: Array, weights: Array, location: Array, std: Array, constant: A
     unit = jnp.where(constant, 0, 1 / std)
     share = weights / jnp.sum(weights)
     eye = jnp.eye(dim, dtype=x.dtype)
-    # Rounding of the columns' numbers themselves, offset included, adds up like independent errors.
-    size = 1 + (location * unit) ** 2
-    allowed = (4 + dim**0.5 / 2) * jnp.finfo(x.dtype).eps
+    # Rounding of the columns' numbers themselves, offset included, adds up like independent errors: of the offset 0.3
+    # eps each and half an eps of the location's own, of what follows from them some more.
+    factor = 4 + dim**0.5 / 2
+    size = 1 + (1.5 / factor * location * unit) ** 2
+    allowed = factor * jnp.finfo(x.dtype).eps
 
     def block(rows: Array, w: Array, transform: Array) -> Array:
         residual = einsum("nd,ed->ne", (rows - location[None]) * unit[None], transform)

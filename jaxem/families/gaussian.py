@@ -388,6 +388,9 @@ class Gaussian(PlacedFamily):
         if self.scale is None or self.scale.span is None:
             return params
         xp = namespace((params, self.scale))
+        if xp is np:
+            # No dependent columns, nothing to do; else by the program that a caller's jit would have, to the bit.
+            return _adopted(self, params) if np.any(self.scale.span.dependent) else params
         span, location, mean = jax.tree.map(xp.asarray, (self.scale.span, self.scale.location[None], params.mean))
         with jax.default_matmul_precision("highest"):
             follow = location + (((mean - location) / span.std[None]) @ span.matrix.T) * span.std[None]
@@ -435,15 +438,25 @@ class Gaussian(PlacedFamily):
         """Real means; Cholesky factors or positive standard deviations."""
         return GaussianParams(constraints.Real(), self._shape.constraint, self.covariance)  # type: ignore[arg-type]
 
+    def _constant(self, dim: int) -> Array:
+        """(D,) bool, the columns of the fit without spread, whose variance is held; none where not bound."""
+        if self.scale is None:
+            return np.zeros(dim, bool)  # type: ignore[return-value]
+        span = self.scale.span
+        return self.scale.penalty.held if span is None else self.scale.penalty.held & ~span.dependent
+
     def num_parameters(self, params: GaussianParams, num_components: int) -> int:
-        """K D means and the covariances' free entries; constant columns count like any other, dependent ones do not."""
+        """K D means and the covariances' free entries; constant and dependent columns do not count, once bound."""
         rank: Any = self._shape.rank(params.scale, params.mean.shape[1])
         rank = int(np.max(rank)) if is_concrete(rank) else jnp.max(rank)
+        constant = self._constant(params.mean.shape[1]).sum()
+        rank = rank - (int(constant) if is_concrete(constant) else constant.astype(params.mean.dtype))
         return num_components * rank + self._shape.num_parameters(num_components, rank)
 
     def sample(self, key: Array, params: GaussianParams, component: Array) -> Array:
         """(N, D) one draw for each entry of component; memory O(N D), and O(K D^2) for full."""
         noise = jax.random.normal(key, (component.shape[0], params.mean.shape[1]), params.mean.dtype)
+        noise = jnp.where(self._constant(noise.shape[1])[None], 0, noise)
         return params.mean[component] + self._shape.draw(params.scale, noise, component)
 
     def distribution(self, params: GaussianParams) -> Any:
@@ -469,10 +482,32 @@ class Gaussian(PlacedFamily):
                 f"mean, covariance: expected (K, D) and {expected} for {self.covariance!r}; "
                 f"found {mean.shape} and {covariance.shape}"
             )
-        return GaussianParams(mean, self.factor(covariance), self.covariance)
+        if is_concrete(mean, covariance):
+            _check_positive(np.asarray(mean, np.float64), np.asarray(covariance, np.float64), self.finds_span)
+        factor = self.factor(covariance)
+        if is_concrete(factor) and not np.isfinite(factor).all():
+            raise ValueError("covariance: expected positive definite matrices; found others")
+        return GaussianParams(mean, factor, self.covariance)
+
+
+_adopted = jax.jit(lambda family, params: family.adopt(params))
 
 
 @jax.jit  # one program where the operations would be some forty
 def _looked_at(family: Gaussian, params: GaussianParams, count: Array) -> tuple[Array, Array]:
     """Influence (K,), and the standard deviations of columns (K, D)."""
     return family.influence(params, count), family._shape.deviations(params.scale, *params.mean.shape)
+
+
+def _check_positive(mean: np.ndarray, covariance: np.ndarray, matrices: bool) -> None:
+    """Raises ValueError unless means are finite, variances positive, and matrices symmetric."""
+    if not np.isfinite(mean).all():
+        raise ValueError(f"mean: expected finite numbers; found {mean[~np.isfinite(mean)][0]}")
+    variances = np.diagonal(covariance, axis1=-2, axis2=-1) if matrices else covariance
+    if not (np.isfinite(covariance).all() and (variances > 0).all()):
+        raise ValueError(f"covariance: expected finite numbers, variances > 0; found {variances.min()} among these")
+    if matrices:
+        std = np.sqrt(variances)
+        unit = covariance / (std[..., :, None] * std[..., None, :])
+        if np.abs(unit - unit.swapaxes(-1, -2)).max() > 1e-4:
+            raise ValueError("covariance: expected symmetric matrices; found others")

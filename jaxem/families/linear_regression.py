@@ -179,7 +179,8 @@ class LinearRegression(Family):
         if design.ndim != 2 or design.shape[1] == 0:
             raise ValueError(f"data: expected covariates x of shape (N, P), P >= 1; found {design.shape}")
         if y.shape != design.shape[:1]:
-            raise ValueError(f"data: expected responses y of shape {design.shape[:1]}; found {y.shape}")
+            remedy = "; y[:, 0] makes one" if y.ndim == 2 and y.shape[1] == 1 else ""
+            raise ValueError(f"data: expected responses y of shape {design.shape[:1]}; found {y.shape}{remedy}")
         if params is not None and design.shape[1] != params.coef.shape[-1]:
             raise ValueError(
                 f"data: expected {params.coef.shape[-1]} covariates, as the params have; found {design.shape[1]}"

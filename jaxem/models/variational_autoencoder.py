@@ -11,9 +11,9 @@ from jax import Array
 from jaxem import constraints
 from jaxem._inputs import as_key, check_count
 from jaxem._normal import DiagonalNormal
-from jaxem._numerics import weigh
+from jaxem._numerics import is_concrete, weigh
 from jaxem._pytree import dataclass, static
-from jaxem._rows import takes_rows
+from jaxem._rows import as_data, takes_rows
 from jaxem._tree import BLOCK_ROWS, PyTree, as_floats, float_dtype, num_rows, sum_rows
 from jaxem.estimators import SGVBA, SGVBB, Estimator
 from jaxem.likelihoods import Likelihood
@@ -303,7 +303,8 @@ class VariationalAutoencoder(ELBOModel):
 
     def decode(self, params: PyTree, z: Any) -> Array:
         """E[x | z] for z (n, Q): (n, D), or (n, D, L) probabilities of a categorical likelihood."""
-        z = as_floats(z, float_dtype(params))
+        self.check_params(params)
+        z = as_floats(as_data(z, "z") if is_concrete(z) else z, float_dtype(params))
         if z.ndim != 2 or z.shape[1] != self.latent_dim:
             raise ValueError(f"z: expected shape (n, {self.latent_dim}); found {z.shape}")
         return _decode(self, params, z)
