@@ -334,7 +334,7 @@ def test_a_column_of_zeros_is_named():
 BAD = [
     (Poisson(), [[1.0], [-1.0]], "data: expected counts 0, 1, 2, ...; found -1 in row 1, column 0"),
     (Poisson(), [[1.0, 2.5], [1.0, 1.0]], "found 2.5 in row 0, column 1"),
-    (Poisson(), [1.0, 2.0], r"expected shape \(N, D\); found \(2,\); one column is data\[:, None\]"),
+    (Poisson(), [1.0, 2.0], r"expected shape \(N, D\); found \(2,\); one column is numpy.reshape"),
     (Poisson(-1.0), [[1.0], [1.0]], "pseudo_observations: expected a finite number >= 0"),
     (Poisson(1.0, np.ones(3)), [[1.0], [1.0]], r"pseudo_mean: expected shape \(1,\), numbers from 0 to inf"),
     (Poisson(1.0, -np.ones(1)), [[1.0], [1.0]], r"pseudo_mean: expected shape \(1,\), numbers from 0 to inf"),

@@ -122,7 +122,7 @@ def test_a_start_of_a_parts_own_decides():
         (TABLE["size"], TypeError, "data: expected a dict with the keys"),
         ({**TABLE, "visits": TABLE["visits"] - 9}, ValueError, r"data\['visits'\]: expected counts 0, 1, 2"),
         ({**TABLE, "answers": TABLE["answers"] + 1}, ValueError, r"data\['answers'\]: expected levels 0, ..., 1"),
-        ({**TABLE, "size": TABLE["size"][:, 0]}, ValueError, r"data\['size'\]: expected shape \(N, D\)"),
+        ({**TABLE, "size": TABLE["size"][:, :, None]}, ValueError, r"data\['size'\]: expected shape \(N, D\)"),
     ],
 )
 def test_bad_tables_are_named(data, error, message):

@@ -116,10 +116,12 @@ def find_span(x: Array, weights: Array, location: Array, std: Array, constant: A
     unit = jnp.where(constant, 0, 1 / std)
     share = weights / jnp.sum(weights)
     eye = jnp.eye(dim, dtype=x.dtype)
-    # Rounding of the columns' numbers themselves, offset included, adds up like independent errors: of the offset 0.3
-    # eps each and half an eps of the location's own, of what follows from them some more.
+    # Rounding of the columns' numbers themselves, offset included, adds up like independent errors. Single precision
+    # mostly comes of one cast, 0.3 eps of an offset, and half an eps is the location's own; columns in double were made
+    # by sums in that very precision.
     factor = 4 + dim**0.5 / 2
-    size = 1 + (1.5 / factor * location * unit) ** 2
+    own = 1.5 if x.dtype == jnp.float32 else factor
+    size = 1 + (own / factor * location * unit) ** 2
     allowed = factor * jnp.finfo(x.dtype).eps
 
     def block(rows: Array, w: Array, transform: Array) -> Array:
