@@ -470,10 +470,6 @@ CASES = {
         T,
         r"key: expected a JAX random key, by name; found none; give key=jax.random.key\(0\)",
     ),
-        lambda s: jaxem.fit(jaxem.GMM(2), X),
-        T,
-        r"key: expected a JAX random key, by name; found none; give key=jax.random.key\(0\)",
-    ),
     # what is asked of a fit
     "bic(x, fit)": (lambda s: jaxem.bic(X, s.fit), T, "fit: expected a Fit, .*found an array.*the fit comes first"),
     "bic(params, x)": (lambda s: jaxem.bic(s.fit.params, X), T, "fit: expected a Fit, .*give the fit itself"),
