@@ -17,8 +17,9 @@ ROUNDS = 4
 # Share of a column's variance below which the product moments, in which small differences cancel, say nothing about
 # it: its residual is then taken from the rows, and looked at again on its own scale.
 UNSURE = 1e-2
-# Rows that the host looks at: where they are independent, so are all.
-LOOKED_AT = 4096
+# Rows that the host looks at: where they are independent, so are all. And most columns, whose eigenvalues take a tenth
+# of a second; beyond, compilation is the least of what a fit costs.
+LOOKED_AT, WIDEST = 4096, 512
 
 _known = contextvars.ContextVar("known", default=False)
 
@@ -75,7 +76,7 @@ def clearly_independent(x: np.ndarray, weights: np.ndarray) -> bool:
     """
     rows = np.flatnonzero(weights > 0)
     step = max(1, rows.size // LOOKED_AT)
-    if rows.size // step <= x.shape[1] + 1:
+    if x.shape[1] > WIDEST or rows.size // step <= x.shape[1] + 1:
         return False
     eps = np.finfo(x.dtype).eps
     with np.errstate(all="ignore"):
