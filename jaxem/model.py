@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem._arguments import shown
-from jaxem._numerics import slack, weigh
-from jaxem._pytree import dataclass, static
-from jaxem._rows import Rows, takes_rows
-from jaxem._tree import PyTree, float_dtype, map_rows, num_rows, sum_rows
+from jaxem.core.arguments import check_decorated, shown
+from jaxem.core.numerics import slack, weigh
+from jaxem.core.pytree import dataclass, static
+from jaxem.core.rows import Rows, takes_rows
+from jaxem.core.tree import PyTree, float_dtype, map_rows, num_rows, sum_rows
 from jaxem.elbo import Decomposition, decompose
 from jaxem.rules import Exact, Rule
 from jaxem.stopping import Stop, StopRule
@@ -237,6 +237,19 @@ def verbs(model: ELBOModel) -> tuple[str, ...]:
     """Names of what can be asked of a model at its params: methods whose first argument is params, no hooks."""
     inner = getattr(model, "model", None)  # what a wrapper answers by the model inside
     return tuple(sorted({*_questions(type(model)), *(verbs(inner) if isinstance(inner, ELBOModel) else ())}))
+
+
+def check_model(model: Any, data: Any = None) -> None:
+    """Raises TypeError unless model is an instance of one of the protocols, and a pytree."""
+    if not isinstance(model, ELBOModel):
+        hint = "; call it first, as in GMM(3)" if callable(model) else ""
+        hint = "; the model comes first, then data" if isinstance(data, ELBOModel) else hint
+        hint = "; give its .model" if hasattr(model, "params") and hasattr(model, "model") else hint
+        raise TypeError(f"model: expected a jaxem model, as jaxem.GMM(3); found {shown(model)}{hint}")
+    check_decorated("model", model)
+    inner = getattr(model, "model", None)  # a wrapper's
+    if inner is not None:
+        check_model(inner)
 
 
 class LatentModel(ELBOModel):

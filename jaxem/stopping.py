@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem import constraints
-from jaxem._arguments import check_choice, check_constraints, check_number, check_tolerance, expect, shown
-from jaxem._foreign import named_fields
-from jaxem._numerics import is_concrete, safe_divide
-from jaxem._pytree import dataclass, static
-from jaxem._tree import PyTree
+from jaxem.core import constraints
+from jaxem.core.arguments import check_choice, check_constraints, check_number, check_tolerance, expect, shown
+from jaxem.core.foreign import named_fields
+from jaxem.core.numerics import is_concrete, safe_divide
+from jaxem.core.pytree import dataclass, static
+from jaxem.core.tree import PyTree
 
 
 class Status(enum.IntEnum):

@@ -9,7 +9,7 @@ from scipy.special import gammaln, logsumexp, multigammaln
 
 import jaxem
 from jaxem import families, priors
-from jaxem.models._mixing import StickMixing
+from jaxem.structures.mixing import StickMixing
 from jaxem.testing import CHECKS, check_model
 
 KEY = jax.random.key(0)
@@ -376,7 +376,7 @@ def test_generalised_em_climbs_to_the_same_place(blobs):
 
 def test_pictures_show_the_components_in_use(geyser, faithful):
     plt = pytest.importorskip("matplotlib.pyplot")
-    import jaxem.plot
+    import jaxem.plot.mixture
 
     ax = jaxem.plot.components(geyser, faithful, levels=(2.0,))
     assert len(ax.patches) == 2

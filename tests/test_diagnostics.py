@@ -23,10 +23,11 @@ from test_bayesian_mixture import (
 from test_mean_field import LOG_2PI, NORMAL, TIGHT, Clusters, UnknownNormal
 
 import jaxem
-from jaxem import diagnostics, expfam, families, priors
+from jaxem import expfam, families, priors
+from jaxem.after import importance as diagnostics
 from jaxem.expfam import Delta
-from jaxem.models._mixing import DirichletMixing, StickMixing
 from jaxem.models.mean_field import Factor, MeanField
+from jaxem.structures.mixing import DirichletMixing, StickMixing
 
 KEY = jax.random.key(0)
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import jaxem
-from jaxem import Status, _table
-from jaxem._table import advance
+from jaxem import Status
+from jaxem.engine import table as _table
+from jaxem.engine.table import advance
 
 KEY = jax.random.key(0)
 OPTIONS = {"num_restarts": 12, "restart_batch": 4, "max_steps": 60}

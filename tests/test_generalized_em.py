@@ -8,9 +8,9 @@ import pytest
 
 import jaxem
 from jaxem import constraints
-from jaxem._ascent import ascend, vector
 from jaxem.algorithms import GeneralizedEM
 from jaxem.algorithms.generalized_em import _expected
+from jaxem.core.ascent import ascend, vector
 from jaxem.models.mixture import MixtureParams
 
 KEY = jax.random.key(0)

@@ -8,8 +8,8 @@ import pytest
 from test_testing import COUNTS, ZeroInflatedPoisson
 
 import jaxem
-from jaxem._table import advance
 from jaxem.algorithms import OnlineEM, _stepwise, online_em
+from jaxem.engine.table import advance
 
 KEY = jax.random.key(0)
 NEVER = jaxem.Stop(atol=-np.inf)

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 import jaxem
-from jaxem import _numerics, _tree, constraints
+from jaxem import constraints
+from jaxem.core import numerics as _numerics
+from jaxem.core import tree as _tree
 
 
 @pytest.mark.parametrize("num", [1, 2, 7, 10, 11])

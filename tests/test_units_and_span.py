@@ -8,8 +8,8 @@ import pytest
 import jaxem
 from jaxem import Status
 from jaxem.families import LinearRegression, StudentT
-from jaxem.families._dependence import find_span
 from jaxem.families._grouped import grouped_product
+from jaxem.families.dependence import find_span
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)

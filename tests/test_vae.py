@@ -118,7 +118,7 @@ def quadrature(model, params, x):
 
 
 def test_log_prob_agrees_with_quadrature_and_chunks_change_nothing(binary, monkeypatch):
-    from jaxem.models import _vae_latents
+    from jaxem.models.vae import latents as _vae_latents
 
     model, params, x = binary
     expected = quadrature(model, params, x)
@@ -133,7 +133,7 @@ def test_log_prob_agrees_with_quadrature_and_chunks_change_nothing(binary, monke
 
 
 def test_importance_weights_and_effective_sizes_are_those_of_plain_numpy(binary):
-    from jaxem.models import _vae_latents
+    from jaxem.models.vae import latents as _vae_latents
 
     log_weight = jnp.asarray(np.random.default_rng(0).normal(size=(30, 4)) * 5).at[:10, 0].set(-jnp.inf)
     carry = (jnp.full(4, -jnp.inf), jnp.zeros(4), jnp.zeros(4), jnp.zeros(4))

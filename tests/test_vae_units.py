@@ -157,7 +157,7 @@ def test_the_choice_of_coordinates():
 
 
 def test_a_log_variance_of_tens_does_not_rule_the_first_passes():
-    from jaxem.models._vae_latents import as_posterior
+    from jaxem.models.vae.latents import as_posterior
 
     said = jnp.array([[-9.0, 0.0, 3.9, 4.0, 5.0, 40.0, 1e4]])
     q = as_posterior((jnp.zeros_like(said), said), 7, said.dtype)

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem import _arguments, _tree
-from jaxem._numerics import safe_divide
-from jaxem._pytree import dataclass
-from jaxem._tree import PyTree
+from jaxem.core import arguments as _arguments
+from jaxem.core import tree as _tree
+from jaxem.core.numerics import safe_divide
+from jaxem.core.pytree import dataclass
+from jaxem.core.tree import PyTree
 from jaxem.model import LatentModel
 from jaxem.rules import Rule
 

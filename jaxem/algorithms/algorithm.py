@@ -6,17 +6,17 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem import _tree
-from jaxem._arguments import expect, shown
-from jaxem._numerics import namespace
-from jaxem._pytree import dataclass
-from jaxem._tree import PyTree
+from jaxem.core import tree as _tree
+from jaxem.core.arguments import expect, shown
+from jaxem.core.numerics import namespace
+from jaxem.core.pytree import dataclass
+from jaxem.core.tree import PyTree
 from jaxem.elbo import ELBO
 from jaxem.model import LatentModel
 from jaxem.models.continuous import ContinuousLatent, MonteCarlo
 from jaxem.rules import Rule
 from jaxem.stopping import Status
-from jaxem.transforms import Wrapper
+from jaxem.wrappers import Wrapper
 
 
 @dataclass

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem import _tree
-from jaxem._arguments import check_number
-from jaxem._ascent import ascend, check_optimizer
-from jaxem._pytree import dataclass, static
-from jaxem._tree import PyTree
 from jaxem.algorithms.algorithm import Algorithm, EMState, accept
+from jaxem.core import tree as _tree
+from jaxem.core.arguments import check_number
+from jaxem.core.ascent import ascend, check_optimizer
+from jaxem.core.pytree import dataclass, static
+from jaxem.core.tree import PyTree
 from jaxem.elbo import ELBO
 from jaxem.model import LatentModel
 

@@ -6,9 +6,9 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem._pytree import dataclass
-from jaxem._tree import PyTree
 from jaxem.algorithms.algorithm import Algorithm, EMState, accept, check_rule
+from jaxem.core.pytree import dataclass
+from jaxem.core.tree import PyTree
 from jaxem.elbo import ELBO
 from jaxem.model import LatentModel
 from jaxem.rules import Rule

@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem import _tree
-from jaxem._arguments import check_constraints
-from jaxem._ascent import ascend, check_optimizer
-from jaxem._numerics import weigh
-from jaxem._pytree import dataclass, static
-from jaxem._tree import PyTree
 from jaxem.algorithms.algorithm import Algorithm, EMState, accept, check_rule
 from jaxem.algorithms.em import EM
+from jaxem.core import tree as _tree
+from jaxem.core.arguments import check_constraints
+from jaxem.core.ascent import ascend, check_optimizer
+from jaxem.core.numerics import weigh
+from jaxem.core.pytree import dataclass, static
+from jaxem.core.tree import PyTree
 from jaxem.elbo import ELBO
 from jaxem.rules import Rule
 

@@ -9,15 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem import _inputs, _rows, _tree
-from jaxem._arguments import check_constraints, check_key, check_number, check_optimizer
-from jaxem._foreign import named_fields
-from jaxem._numerics import namespace
-from jaxem._pytree import dataclass, static
-from jaxem._tree import PyTree
 from jaxem.algorithms import _stepwise
 from jaxem.algorithms._updates import Climb, Updates, opt_states
 from jaxem.algorithms.algorithm import Algorithm, EMState
+from jaxem.core import rows as _rows
+from jaxem.core import tree as _tree
+from jaxem.core.arguments import as_key, check_constraints, check_integer, check_key, check_number, check_optimizer
+from jaxem.core.foreign import named_fields
+from jaxem.core.inputs import as_more
+from jaxem.core.numerics import namespace
+from jaxem.core.pytree import dataclass, static
+from jaxem.core.tree import PyTree
 from jaxem.elbo import ELBO
 from jaxem.stopping import Status
 
@@ -160,9 +162,9 @@ class GradientAscent(Algorithm):
         check_constraints(model.constraints())
         check_optimizer(self.optimizer)
         for name in ("num_samples", "num_passes"):
-            _inputs.check_count(name, getattr(self, name), 1)
+            check_integer(name, getattr(self, name), 1)
         if self.batch_size is not None:
-            _inputs.check_count("batch_size", self.batch_size, 1)
+            check_integer("batch_size", self.batch_size, 1)
             if self.batch_size > num_rows:
                 raise ValueError(
                     f"batch_size: expected at most the number of rows, {num_rows}; found {self.batch_size}"
@@ -181,7 +183,7 @@ class GradientAscent(Algorithm):
         updates = num_steps * self.num_passes * self._batches(_tree.num_rows(data))
         held_out, weights = self.held_out, self.held_out_weights
         if held_out is not None:
-            held_out = _inputs.as_more(held_out, data, "held_out")
+            held_out = as_more(held_out, data, "held_out")
             model.check_rows(held_out)
             dtype = _tree.float_dtype(data)
             weights = _rows.as_weights(weights, _tree.num_rows(held_out), dtype, "held_out_weights")
@@ -190,7 +192,7 @@ class GradientAscent(Algorithm):
             learning_rate=self._rates(max(1, updates)),
             held_out=held_out,
             held_out_weights=weights,
-            key=key if self.key is None else _inputs.as_key(self.key),
+            key=key if self.key is None else as_key(self.key),
             last_step=jax.device_put(np.int32(num_steps)),
         )
 

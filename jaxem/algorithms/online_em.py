@@ -9,15 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem import _inputs, _rows, _tree
-from jaxem._arguments import check_flag, check_number, expect, shown
-from jaxem._foreign import named_fields
-from jaxem._numerics import is_concrete
-from jaxem._pytree import dataclass, static
-from jaxem._tree import PyTree
 from jaxem.algorithms import _stepwise
 from jaxem.algorithms._stepwise import OnlineState
 from jaxem.algorithms.algorithm import Algorithm, EMState, accept, check_rule
+from jaxem.core import rows as _rows
+from jaxem.core import tree as _tree
+from jaxem.core.arguments import as_key, check_flag, check_integer, check_number, expect, shown
+from jaxem.core.foreign import named_fields
+from jaxem.core.inputs import as_params, cast_floats
+from jaxem.core.numerics import is_concrete
+from jaxem.core.pytree import dataclass, static
+from jaxem.core.tree import PyTree
 from jaxem.elbo import ELBO
 from jaxem.model import LatentModel
 from jaxem.rules import Rule
@@ -111,7 +113,7 @@ class OnlineEM(Algorithm):
         """The algorithm with callables replaced by arrays; called by `fit` on the host."""
         rate = _stepwise.tabulated(self.rate) if callable(self.rate) else self.rate
         rule = None if self.rule is None else self.rule.tabulate(num_steps)
-        return dataclasses.replace(self, rate=rate, rule=rule, key=_inputs.as_key(self.key))
+        return dataclasses.replace(self, rate=rate, rule=rule, key=as_key(self.key))
 
     def validate(self, model: Any, num_rows: int) -> None:
         """Checks the settings, that the model has statistics, and that a batch is not larger than the data."""
@@ -122,7 +124,7 @@ class OnlineEM(Algorithm):
 
     def _check(self, model: Any) -> None:
         """Raises TypeError or ValueError for settings of the wrong class or out of range."""
-        _inputs.check_count("batch_size", self.batch_size, 1)
+        check_integer("batch_size", self.batch_size, 1)
         if not callable(self.rate) and self.rate is not None:
             _stepwise.check_rates(self.rate)
         check_number("kappa", self.kappa, 0, 1, what="a number in [0, 1]")
@@ -224,11 +226,11 @@ class OnlineEM(Algorithm):
         sample = _rows.rows(model, params, sample, "sample")
         dtype = _tree.float_dtype(sample)
         weights = _rows.as_weights(weights, _tree.num_rows(sample), dtype)
-        model = _inputs.cast_floats(model, dtype)
+        model = cast_floats(model, dtype)
         model.validate(sample, None)
-        params = _inputs.as_params(params, _start_shapes(model, sample), 1, dtype, model)
+        params = as_params(params, _start_shapes(model, sample), 1, dtype, model)
         model.validate(sample, params)
-        algorithm = _inputs.cast_floats(dataclasses.replace(self, rate=None, key=None), dtype)
+        algorithm = cast_floats(dataclasses.replace(self, rate=None, key=None), dtype)
         return _begin(algorithm, model, params, sample, weights, jnp.asarray(num_rows, dtype))
 
     def update(self, model: LatentModel, state: OnlineState, batch: PyTree, weights: Any = None) -> OnlineState:
@@ -258,8 +260,8 @@ class OnlineEM(Algorithm):
             rate = self.rate(int(state.step) if is_concrete(state.step) else state.step)  # type: ignore[arg-type]
             _stepwise.check_rates(rate, decays=True)
             algorithm = dataclasses.replace(self, rate=rate)
-        algorithm = _inputs.cast_floats(dataclasses.replace(algorithm, key=None), dtype)
-        return _update(algorithm, _inputs.cast_floats(model, dtype), state, batch, weights)
+        algorithm = cast_floats(dataclasses.replace(algorithm, key=None), dtype)
+        return _update(algorithm, cast_floats(model, dtype), state, batch, weights)
 
     def estimate(self, model: LatentModel, state: OnlineState) -> PyTree:
         """The params of a state: the current ones, or those of the averaged statistics."""

@@ -6,18 +6,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem import _tree
-from jaxem._arguments import check_key, check_whole
-from jaxem._numerics import einsum, namespace
-from jaxem._pytree import dataclass
-from jaxem._tree import PyTree
 from jaxem.algorithms.algorithm import Algorithm, EMState
+from jaxem.core import tree as _tree
+from jaxem.core.arguments import check_key, check_whole
+from jaxem.core.numerics import einsum, namespace
+from jaxem.core.pytree import dataclass
+from jaxem.core.tree import PyTree
 from jaxem.elbo import ELBO
 from jaxem.model import LatentModel
 from jaxem.models.mixture import Mixture, MixtureParams
 from jaxem.rules import Exact, Sampled
 from jaxem.stopping import Status
-from jaxem.transforms import Chunked
+from jaxem.wrappers import Chunked
 
 # Rows by which labels are aligned: enough to tell components apart, few beside an E-step.
 ALIGN_ROWS = 500

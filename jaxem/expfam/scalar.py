@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import betaln, gammaln
 
-from jaxem import constraints
+from jaxem.core import constraints
 from jaxem.expfam.family import LOG_2PI, ExponentialFamily, as_floats
 
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem._numerics import namespace
-from jaxem._tree import BLOCK_ROWS, PyTree, against_each, float_dtype, sum_rows
+from jaxem.core.numerics import namespace
+from jaxem.core.tree import BLOCK_ROWS, PyTree, against_each, float_dtype, sum_rows
 
 
 class Family(ABC):

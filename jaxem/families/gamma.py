@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem import constraints
-from jaxem._numerics import einsum, is_concrete, namespace, safe_divide
-from jaxem._pytree import dataclass
-from jaxem._tree import against_each
-from jaxem.families import _special
-from jaxem.families._checks import check_array, check_matrix, check_strength, require
+from jaxem.core import constraints
+from jaxem.core.checks import check_array, check_matrix, check_strength, require
+from jaxem.core.numerics import einsum, is_concrete, namespace, safe_divide
+from jaxem.core.pytree import dataclass
+from jaxem.core.tree import against_each
+from jaxem.families import special as _special
 from jaxem.families._mean_prior import MeanPrior, PlacedFamily
 
 

@@ -9,17 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem import constraints
-from jaxem._arguments import check_choice
-from jaxem._foreign import named, named_fields
-from jaxem._numerics import einsum, is_concrete, namespace, safe_divide
-from jaxem._pytree import dataclass, static
+from jaxem.core import constraints
+from jaxem.core.arguments import check_choice
+from jaxem.core.checks import check_array, check_covariance, check_matrix, check_strength
+from jaxem.core.foreign import named, named_fields
+from jaxem.core.numerics import einsum, is_concrete, namespace, safe_divide
+from jaxem.core.pytree import dataclass, static
 from jaxem.families import _spikes
-from jaxem.families._checks import check_array, check_covariance, check_matrix, check_strength
-from jaxem.families._covariance import SHAPES, Covariance, Penalty
-from jaxem.families._dependence import Span, find_span, spreads
 from jaxem.families._mean_prior import MeanPrior, PlacedFamily
-from jaxem.families._reasons import FEWEST_OBSERVATIONS, collapses, name_columns
+from jaxem.families.covariance import SHAPES, Covariance, Penalty
+from jaxem.families.dependence import Span, find_span, spreads
+from jaxem.families.reasons import FEWEST_OBSERVATIONS, collapses, name_columns
 
 
 @dataclass

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem import constraints
-from jaxem._arguments import check_flag
-from jaxem._numerics import einsum, is_concrete, namespace, safe_divide
-from jaxem._pytree import dataclass, static
-from jaxem._tree import PyTree
-from jaxem.families._checks import check_strength
-from jaxem.families._dependence import find_span, spreads
-from jaxem.families._reasons import DEGENERATE, FEWEST_OBSERVATIONS, least_strength, name_columns
+from jaxem.core import constraints
+from jaxem.core.arguments import check_flag
+from jaxem.core.checks import check_strength
+from jaxem.core.numerics import einsum, is_concrete, namespace, safe_divide
+from jaxem.core.pytree import dataclass, static
+from jaxem.core.tree import PyTree
+from jaxem.families.dependence import find_span, spreads
 from jaxem.families.family import Family
+from jaxem.families.reasons import DEGENERATE, FEWEST_OBSERVATIONS, least_strength, name_columns
 
 INIT_STEPS = 10  # of K regressions with hard assignment, the counterpart of a start's Lloyd steps
 

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem._arguments import expect, shown
-from jaxem._pytree import dataclass
-from jaxem._tree import PyTree
+from jaxem.core.arguments import expect, shown
+from jaxem.core.pytree import dataclass
+from jaxem.core.tree import PyTree
 from jaxem.families.family import Family
 
 

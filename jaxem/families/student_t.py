@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem import constraints
-from jaxem._foreign import named, named_fields
-from jaxem._numerics import einsum, namespace, safe_divide
-from jaxem._pytree import dataclass, static
-from jaxem.families import _special
-from jaxem.families._checks import check_array, check_covariance, check_matrix
-from jaxem.families._covariance import SHAPES
+from jaxem.core import constraints
+from jaxem.core.checks import check_array, check_covariance, check_matrix
+from jaxem.core.foreign import named, named_fields
+from jaxem.core.numerics import einsum, namespace, safe_divide
+from jaxem.core.pytree import dataclass, static
+from jaxem.families import special as _special
+from jaxem.families.covariance import SHAPES
 from jaxem.families.family import Family
 from jaxem.families.gaussian import Gaussian, GaussianParams, GaussianScale, GaussianStats
 

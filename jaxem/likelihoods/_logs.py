@@ -5,8 +5,8 @@ import math
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem.families._counts import halves, log_peak
-from jaxem.families._special import bend
+from jaxem.families.counts import halves, log_peak
+from jaxem.families.special import bend
 
 # Log 2 in two parts, of which the first has 16 bits: times an exponent it is exact.
 LN2_HIGH = 45426 / 65536

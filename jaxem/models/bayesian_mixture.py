@@ -10,21 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem import _rows, constraints
-from jaxem._arguments import check_choice, expect
-from jaxem._foreign import named, named_fields
-from jaxem._inputs import as_key
-from jaxem._numerics import is_concrete, weigh
-from jaxem._pytree import dataclass, static
-from jaxem._rows import takes_rows
-from jaxem._tree import BLOCK_ROWS, PyTree, float_dtype, map_rows, num_rows, sum_rows
+from jaxem.core import constraints
+from jaxem.core import rows as _rows
+from jaxem.core.arguments import as_key, check_choice, expect
+from jaxem.core.checks import check_array
+from jaxem.core.foreign import named, named_fields
+from jaxem.core.numerics import is_concrete, weigh
+from jaxem.core.pytree import dataclass, static
+from jaxem.core.rows import takes_rows
+from jaxem.core.tree import BLOCK_ROWS, PyTree, float_dtype, map_rows, num_rows, sum_rows
 from jaxem.families import Family, Gaussian
-from jaxem.families._checks import check_array
 from jaxem.model import DiscreteLatent, Health
-from jaxem.models._mixing import DirichletMixing, StickMixing
 from jaxem.models.mixture import Mixture, MixtureParams, MixtureStats, check_components, check_family, start
 from jaxem.priors import GaussianPrior, Prior, default_prior
 from jaxem.rules import Exact
+from jaxem.structures.mixing import DirichletMixing, StickMixing
 
 MIXINGS = ("dirichlet", "dirichlet_process")
 TRUNCATIONS = ("free", "fixed")

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem._arguments import check_integer, check_key
-from jaxem._normal import standard_promotion
-from jaxem._numerics import weigh
-from jaxem._pytree import dataclass, static
-from jaxem._rows import takes_rows
-from jaxem._tree import PyTree, float_dtype, num_rows, sum_rows
+from jaxem.core.arguments import check_integer, check_key
+from jaxem.core.normal import standard_promotion
+from jaxem.core.numerics import weigh
+from jaxem.core.pytree import dataclass, static
+from jaxem.core.rows import takes_rows
+from jaxem.core.tree import PyTree, float_dtype, num_rows, sum_rows
 from jaxem.elbo import soften
 from jaxem.model import EStep, LatentModel
 from jaxem.rules import Rule

@@ -6,15 +6,15 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem._arguments import expect, nearest, shown
-from jaxem._ascent import ascend, check_optimizer
-from jaxem._pytree import dataclass, static
-from jaxem._rows import takes_rows
-from jaxem._tree import PyTree
-from jaxem.constraints import Constraint
+from jaxem.core.arguments import expect, nearest, shown
+from jaxem.core.ascent import ascend, check_optimizer
+from jaxem.core.constraints import Constraint
+from jaxem.core.pytree import dataclass, static
+from jaxem.core.rows import takes_rows
+from jaxem.core.tree import PyTree
 from jaxem.model import ELBOModel, EStep, Health
 from jaxem.rules import Rule
-from jaxem.transforms import Wrapper
+from jaxem.wrappers import Wrapper
 
 
 @dataclass

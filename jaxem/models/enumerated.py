@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem._arguments import check_integer
-from jaxem._tree import BLOCK_ROWS, PyTree
+from jaxem.core.arguments import check_integer
+from jaxem.core.tree import BLOCK_ROWS, PyTree
 from jaxem.model import DiscreteLatent
 
 

@@ -9,18 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem import constraints
-from jaxem._arguments import check_choice, check_integer
-from jaxem._foreign import named_fields
-from jaxem._numerics import einsum, namespace, safe_divide
-from jaxem._pytree import dataclass, static
-from jaxem._rows import takes_rows
-from jaxem._tree import PyTree, float_dtype, map_rows, num_rows, sum_rows
-from jaxem.families._checks import check_matrix
+from jaxem.core import constraints
+from jaxem.core.arguments import check_choice, check_integer
+from jaxem.core.checks import check_matrix
+from jaxem.core.foreign import named_fields
+from jaxem.core.numerics import einsum, namespace, safe_divide
+from jaxem.core.pytree import dataclass, static
+from jaxem.core.rows import takes_rows
+from jaxem.core.tree import PyTree, float_dtype, map_rows, num_rows, sum_rows
 from jaxem.model import DiscreteLatent, EStep, Health
-from jaxem.models import _lloyd, _seeding
 from jaxem.rules import Hard, Rule
 from jaxem.stopping import Stop
+from jaxem.structures import lloyd as _lloyd
+from jaxem.structures import seeding as _seeding
 
 # Rows kept aside for moving empty clusters: exact up to this many rows, and cheap beyond.
 RESERVE = 4096

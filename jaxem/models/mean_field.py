@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem._numerics import weigh
-from jaxem._rows import takes_rows
-from jaxem._tree import BLOCK_ROWS, PyTree, float_dtype, num_rows, sum_rows
+from jaxem.core.numerics import weigh
+from jaxem.core.rows import takes_rows
+from jaxem.core.tree import BLOCK_ROWS, PyTree, float_dtype, num_rows, sum_rows
 from jaxem.expfam import ExponentialFamily
 from jaxem.model import EStep, LatentModel
-from jaxem.models import _probe
+from jaxem.models import probe as _probe
 from jaxem.rules import Exact, Rule
 
 

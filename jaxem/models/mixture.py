@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem import constraints
-from jaxem._arguments import (
+from jaxem.core import constraints
+from jaxem.core.arguments import (
     as_key,
     check_choice,
     check_integer,
@@ -20,14 +20,14 @@ from jaxem._arguments import (
     expect,
     shown,
 )
-from jaxem._foreign import named, named_fields
-from jaxem._numerics import is_concrete, namespace, safe_divide, safe_log
-from jaxem._pytree import dataclass, static
-from jaxem._tree import BLOCK_ROWS, PyTree
+from jaxem.core.checks import check_strength
+from jaxem.core.foreign import named, named_fields
+from jaxem.core.numerics import is_concrete, namespace, safe_divide, safe_log
+from jaxem.core.pytree import dataclass, static
+from jaxem.core.tree import BLOCK_ROWS, PyTree
 from jaxem.families import Family, Gaussian
-from jaxem.families._checks import check_strength
 from jaxem.model import DiscreteLatent, Health
-from jaxem.models import _seeding
+from jaxem.structures import seeding as _seeding
 
 
 @dataclass

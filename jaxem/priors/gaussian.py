@@ -9,13 +9,13 @@ import numpy as np
 from jax import Array
 from jax.scipy.special import digamma, gammaln
 
-from jaxem import constraints
-from jaxem._numerics import einsum, is_concrete
-from jaxem._pytree import dataclass
+from jaxem.core import constraints
+from jaxem.core.checks import check_array, check_strength
+from jaxem.core.numerics import einsum, is_concrete
+from jaxem.core.pytree import dataclass
 from jaxem.expfam.matrix import bartlett
 from jaxem.families import Gaussian, GaussianParams
-from jaxem.families._checks import check_array, check_strength
-from jaxem.families._covariance import SHAPES, Penalty, row_norms
+from jaxem.families.covariance import SHAPES, Penalty, row_norms
 from jaxem.priors.prior import Prior
 
 LOG_2, LOG_PI = 0.6931471805599453, 1.1447298858494002

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax import Array
 
-from jaxem._tree import PyTree
+from jaxem.core.tree import PyTree
 from jaxem.families.family import Family
 
 

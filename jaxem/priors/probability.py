@@ -8,11 +8,11 @@ import numpy as np
 from jax import Array
 from jax.scipy.special import digamma, gammaln
 
-from jaxem import constraints
-from jaxem._pytree import dataclass
+from jaxem.core import constraints
+from jaxem.core.checks import check_array
+from jaxem.core.pytree import dataclass
 from jaxem.families import Bernoulli, BernoulliParams, Categorical, CategoricalParams
-from jaxem.families._checks import check_array
-from jaxem.families._mean import product_log
+from jaxem.families.mean import product_log
 from jaxem.priors.prior import Prior
 
 

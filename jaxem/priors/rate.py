@@ -7,14 +7,14 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import gammaln
 
-from jaxem import constraints
-from jaxem._numerics import einsum
-from jaxem._pytree import dataclass
+from jaxem.core import constraints
+from jaxem.core.checks import check_array
+from jaxem.core.numerics import einsum
+from jaxem.core.pytree import dataclass
 from jaxem.expfam import Gamma
 from jaxem.expfam.scalar import GammaStatistics
 from jaxem.families import Exponential, ExponentialParams, Poisson, PoissonParams
-from jaxem.families._checks import check_array
-from jaxem.families._special import bend, log_minus_digamma, log_peak
+from jaxem.families.special import bend, log_minus_digamma, log_peak
 from jaxem.priors.prior import Prior
 
 
