@@ -19,7 +19,7 @@ from jaxem.engine.result import Fit, check_fit
 from jaxem.expfam import Delta
 from jaxem.models.bayesian_mixture import BayesianMixture
 from jaxem.models.mean_field import MeanField
-from jaxem.wrappers import Chunked
+from jaxem.wrappers import unwrapped
 
 MIN_DRAWS = 25  # a tail of five
 
@@ -236,7 +236,6 @@ def importance(
     given, data = data, _rows.rows(fit.model, fit.params, data)
     weights = _rows.as_weights(weights, num_rows(data), dtype, like=given)
     _check_model(fit.model, weights)
-    fit.model.validate(data, fit.params)
     together = max(1, min(num_draws, BLOCK_ROWS // num_rows(data)))
     rounds = -(-num_draws // together)
     keys = jax.random.split(as_key(key), rounds * together).reshape(rounds, together)
@@ -246,13 +245,9 @@ def importance(
     return _summary(elbo, gaps, jnp.sum(weights))
 
 
-def _unwrap(model: Any) -> Any:
-    return _unwrap(model.model) if isinstance(model, Chunked) else model
-
-
 def _check_model(model: Any, weights: Array) -> None:
     """Raises unless the model's posterior has a density that can be drawn from."""
-    model = _unwrap(model)
+    model = unwrapped(model)
     if isinstance(model, BayesianMixture):
         return
     if not isinstance(model, MeanField):
@@ -281,7 +276,7 @@ def _gaps(model: Any, params: PyTree, data: PyTree, weights: Array, keys: Array)
     summed, so that float32 keeps the ratios' digits.
     """
     elbo = model.e_step(params, data, weights).elbo_data + model.elbo_params(params)
-    inner = _unwrap(model)
+    inner = unwrapped(model)
     prepare = _mixture_gap if isinstance(inner, BayesianMixture) else _mean_field_gap
     return elbo, jax.lax.map(jax.vmap(prepare(inner, params, data, weights)), keys)
 

@@ -11,7 +11,128 @@ from jax import Array
 from jax.scipy.special import betaln, digamma, gammaln
 
 from jaxem.core import constraints
+from jaxem.core.numerics import namespace, safe_log
 from jaxem.core.pytree import dataclass, static
+
+
+@dataclass
+class Proportions:
+    """A point on the simplex under the prior Dirichlet(1 + a, ..., 1 + a); its params are the (K,) proportions.
+
+    Attributes:
+      pseudo_counts: a >= 0; 0 is maximum likelihood.
+      active: (K,) which components are used; None for all. The others have proportion 0.
+    """
+
+    pseudo_counts: Any = 0.0
+    active: Array | None = None
+
+    def _where_active(self, values: Array, other: Any = 0) -> Array:
+        return values if self.active is None else jnp.where(self.active, values, other)
+
+    def update(self, count: Array) -> Array:
+        """Counts (K,), with the prior's, over their sum."""
+        pseudo = jnp.broadcast_to(jnp.asarray(self.pseudo_counts, count.dtype), count.shape)
+        count = count + self._where_active(pseudo)
+        return count / jnp.sum(count)
+
+    def expected_log(self, mixing: Array) -> Array:
+        """(K,) log mixing, -inf for a component of proportion 0."""
+        return safe_log(mixing)
+
+    def elbo(self, mixing: Array) -> Array:
+        """The log prior up to its constant, a sum_k log mixing_k, nats."""
+        pseudo = jnp.asarray(self.pseudo_counts, mixing.dtype)
+        term = jnp.where(pseudo > 0, pseudo * safe_log(mixing), 0)  # 0 log 0 is 0
+        return jnp.sum(self._where_active(term))
+
+    def count(self, mixing: Array, total: Any) -> Array:
+        """(K,) expected counts, of that many observations in all."""
+        return mixing * total
+
+    def counted(self, count: Array) -> Array:
+        """(K,) which counts are news: those of all components in use."""
+        return jnp.ones(count.shape, bool) if self.active is None else self.active
+
+    def rank(self, mixing: Array) -> Array:
+        """(K,) the order in which components are shown: largest first."""
+        return namespace(mixing).argsort(-mixing, stable=True)
+
+    def order(self, mixing: Array, index: Array) -> Array:
+        """Components in another order."""
+        return mixing[index]
+
+    def constraints(self) -> constraints.Constraint:
+        """The simplex."""
+        return constraints.Simplex()
+
+
+@dataclass
+class _Posterior:
+    """What the two laws below share: their params hold all but the prior's concentration.
+
+    Attributes:
+      concentration: > 0, of the prior.
+    """
+
+    concentration: Any
+
+    def expected_log(self, mixing: Any) -> Array:
+        """(K,) E log mixing."""
+        return mixing.expected_log()
+
+    def elbo(self, mixing: Any) -> Array:
+        """-KL(q || prior), nats."""
+        return -mixing.kl(self.concentration)
+
+    def count(self, mixing: Any, total: Any) -> Array:
+        """(K,) expected counts behind the posterior."""
+        return mixing.count(self.concentration)
+
+    def counted(self, count: Array) -> Array:
+        """(K,) which counts are news: emptied components are no sign of ill health."""
+        return count > 1
+
+    def rank(self, mixing: Any) -> Array:
+        """(K,) the order in which components are shown."""
+        return mixing.rank()
+
+    def order(self, mixing: Any, index: Array) -> Any:
+        """Components in another order."""
+        return mixing.order(index)
+
+
+@dataclass
+class Dirichlet(_Posterior):
+    """mixing ~ Dirichlet(concentration, ..., concentration)."""
+
+    def update(self, count: Array) -> "DirichletMixing":
+        """The posterior given expected counts (K,)."""
+        return DirichletMixing.update(count, self.concentration)
+
+    def constraints(self) -> "DirichletMixing":
+        """Positive numbers."""
+        return DirichletMixing.constraints()
+
+
+@dataclass
+class Sticks(_Posterior):
+    """mixing of the j-th stick = v_j prod_{i < j} (1 - v_i), v_j ~ Beta(1, concentration).
+
+    Attributes:
+      concentration: > 0.
+      truncation: "free", or "fixed": the last stick takes all that is left.
+    """
+
+    truncation: str = static(default="free")
+
+    def update(self, count: Array) -> "StickMixing":
+        """The posterior given expected counts (K,)."""
+        return StickMixing.update(count, self.concentration, self.truncation == "fixed")
+
+    def constraints(self) -> "StickMixing":
+        """Positive numbers; positions are not moved."""
+        return StickMixing.constraints(self.truncation == "fixed")
 
 
 @dataclass
