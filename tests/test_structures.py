@@ -183,7 +183,8 @@ def test_a_chain_over_a_family_is_fitted(counts, fitted):
 
 def test_evidence_posterior_and_most_probable_path_by_enumeration(counts, fitted):
     x = counts[0][:5, :8]
-    log_prob, resp, best = fitted.log_prob(x), np.asarray(fitted.posterior(x)), np.asarray(fitted.predict(x))
+    model, params = dataclasses.replace(fitted.model, rows=None), fitted.params  # sequences of another length
+    log_prob, resp, best = (np.asarray(ask(params, x)) for ask in (model.log_prob, model.posterior, model.predict))
     for s in range(5):
         found, log_joint = paths(fitted, x[s])
         total = np.logaddexp.reduce(log_joint)

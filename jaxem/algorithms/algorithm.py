@@ -72,12 +72,12 @@ class Algorithm(ABC):
         name = type(self).__name__
         if not isinstance(model, LatentModel):
             raise TypeError(f"algorithm: {name} needs a model with an e_step; found {shown(model)}")
-        if model.sequential:
+        if model.climbed_by == "coordinates":
             raise TypeError(
                 f"algorithm: {name} does not suit {type(model).__name__}, whose factors are updated in turn; use "
                 "CoordinateAscent()"
             )
-        if self.needs_m_step and not model.closed_form:
+        if self.needs_m_step and model.climbed_by != "m_step":
             raise TypeError(
                 f"algorithm: {name} needs statistics and m_step, which {type(model).__name__} does not have; use "
                 "GeneralizedEM()"

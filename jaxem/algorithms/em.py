@@ -51,9 +51,9 @@ class EM(Algorithm):
     def step(self, model: LatentModel, state: EMState, data: PyTree, weights: Array) -> EMState:
         """Scores the candidate, accepts it or ends the restart, and proposes the next."""
         rule = self._rule(model)
-        candidate = model.prepare(state.candidate)
-        found = model.e_step(candidate, data, weights, rule.at(state.step))
-        elbo = ELBO(found.elbo_data, model.elbo_params(candidate).astype(found.elbo_data.dtype))
+        here = model.at(state.candidate)
+        found = here.e_step(data, weights, rule.at(state.step))
+        elbo = ELBO(found.elbo_data, here.elbo_params().astype(found.elbo_data.dtype))
         # The value at `step` was reached by the q of the step before: both must be monotone to promise a rise.
         promised = rule.monotone(jnp.maximum(state.step - 1, 0))
-        return accept(model, state, elbo, model.m_step(candidate, found.stats), weights, promised)
+        return accept(model, state, elbo, here.m_step(found.stats), weights, promised)

@@ -123,7 +123,8 @@ class Mixture(Structured):
             if params.mixing.shape[-1] != self.num_components:
                 found = params.mixing.shape[-1]
                 raise ValueError(f"params: expected those of {self.num_components} components; found {found}")
-            _check_mixing("params.mixing", params.mixing)
+            if not is_concrete(params.mixing) or np.isfinite(params.mixing).all():  # what a failed fit ended with
+                _check_mixing("params.mixing", params.mixing)
         super().check_components(data, params)
 
     def bind(self, data: PyTree, weights: Array) -> "Mixture":
