@@ -11,10 +11,10 @@ from jaxem.core import constraints
 from jaxem.core.checks import check_array
 from jaxem.core.numerics import einsum
 from jaxem.core.pytree import dataclass
+from jaxem.core.special import bend, log_minus_digamma, log_peak
 from jaxem.expfam import Gamma
 from jaxem.expfam.scalar import GammaStatistics
 from jaxem.families import Exponential, ExponentialParams, Poisson, PoissonParams
-from jaxem.families.special import bend, log_minus_digamma, log_peak
 from jaxem.priors.prior import Prior
 
 
