@@ -327,11 +327,11 @@ def _mixture_gap(model: BayesianMixture, params: Any, data: PyTree, weights: Arr
         draw = prior.draw(key, family, components)
         total = mixing_start.log_prob(logs) - mixing.log_prob(logs) - divergence
         total = total + jnp.sum(prior.log_prob(family, start, draw) - prior.log_prob(family, components, draw))
-        log_mixing, draw = mixing.log_mixing(logs), family.prepare(draw)
+        log_mixing, here = mixing.log_mixing(logs), family.at(draw)
 
         def block(rows: tuple[PyTree, Array], w: Array) -> Array:
             x, expected = rows
-            log_joint = log_mixing[None] + family.log_prob(draw, x)
+            log_joint = log_mixing[None] + here.log_prob(x)
             return jnp.sum(weigh(w, jax.nn.logsumexp(log_joint, 1) - expected))
 
         return total + sum_rows(block, (data, base), weights, size)

@@ -37,7 +37,7 @@ class BayesianMixtureParams:
     Attributes:
       mixing: that of the proportions, hyperparameters by component.
       components: that of the components' parameters, in the form of the prior, vectorised over K.
-      plug: the family's plug-in params and (K,) E log mixing + offsets, filled in by `prepare` for a step.
+      plug: the family at its plug-in params and (K,) E log mixing + offsets, filled in by `prepare` for a step.
     """
 
     mixing: Any
@@ -233,12 +233,12 @@ class BayesianMixture(DiscreteLatent):
         return BayesianMixtureParams(mixing, self._prior.update(self.family, plug, stats.components))
 
     def prepare(self, params: BayesianMixtureParams) -> BayesianMixtureParams:
-        """The same params with the plug-in params of the family's kernels."""
+        """The same params with the family at its plug-in params."""
         if params.plug is not None:
             return params
         components = self._prior.prepare(self.family, params.components)
         plug, offset = self._prior.plug_in(self.family, components)
-        plug = self.family.prepare(plug), offset + params.mixing.expected_log()
+        plug = self.family.at(plug), offset + params.mixing.expected_log()
         return BayesianMixtureParams(params.mixing, components, plug)
 
     def _plug(self, params: BayesianMixtureParams) -> tuple[PyTree, Array]:
@@ -247,17 +247,17 @@ class BayesianMixture(DiscreteLatent):
     def explain(self, params: BayesianMixtureParams, data: PyTree) -> tuple[Array, Callable[[Array], MixtureStats]]:
         """log_joint, and the function from resp to statistics, sharing the family's work."""
         plug, offset = self._plug(params)
-        log_prob, collect = self.family.explain(plug, data)
+        log_prob, collect = plug.explain(data)
         return offset[None] + log_prob, lambda resp: MixtureStats(jnp.sum(resp, 0), collect(resp))
 
     def log_joint(self, params: BayesianMixtureParams, data: PyTree) -> Array:
         """(N, K) E log mixing_k + E log p(x_n | theta_k), nats."""
         plug, offset = self._plug(params)
-        return offset[None] + self.family.log_prob(plug, data)
+        return offset[None] + plug.log_prob(data)
 
     def statistics(self, params: BayesianMixtureParams, data: PyTree, resp: Array) -> MixtureStats:
         """Counts and the family's statistics, taken at the plug-in params."""
-        return MixtureStats(jnp.sum(resp, 0), self.family.statistics(self._plug(params)[0], data, resp))
+        return MixtureStats(jnp.sum(resp, 0), self._plug(params)[0].statistics(data, resp))
 
     def m_step(self, params: BayesianMixtureParams, stats: MixtureStats) -> BayesianMixtureParams:
         """The posterior given the statistics, which are relative to `params`."""
@@ -269,7 +269,7 @@ class BayesianMixture(DiscreteLatent):
 
     def rebase(self, stats: MixtureStats, old: BayesianMixtureParams, new: BayesianMixtureParams) -> MixtureStats:
         """The family's statistics as if taken at the new plug-in params."""
-        return MixtureStats(stats.count, self.family.rebase(stats.components, self._plug(old)[0], self._plug(new)[0]))
+        return MixtureStats(stats.count, self._plug(old)[0].rebase(stats.components, self._plug(new)[0]))
 
     def canonical(self, params: BayesianMixtureParams) -> BayesianMixtureParams:
         """Components by expected mixing, largest first; sticks in their order."""

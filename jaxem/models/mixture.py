@@ -157,37 +157,38 @@ class Mixture(DiscreteLatent):
 
     def log_joint(self, params: MixtureParams, data: PyTree) -> Array:
         """(N, K) log mixing_k + log p(x_n | theta_k), nats; -inf for a component of proportion 0."""
-        return safe_log(params.mixing)[None] + self.family.log_prob(params.components, data)
+        return safe_log(params.mixing)[None] + self.family.at(params.components).log_prob(data)
 
     def statistics(self, params: MixtureParams, data: PyTree, resp: Array) -> MixtureStats:
         """Counts and the family's statistics."""
-        return MixtureStats(jnp.sum(resp, 0), self.family.statistics(params.components, data, resp))
+        return MixtureStats(jnp.sum(resp, 0), self.family.at(params.components).statistics(data, resp))
 
     def explain(self, params: MixtureParams, data: PyTree) -> tuple[Array, Callable[[Array], MixtureStats]]:
         """log_joint, and the function from resp to statistics, sharing the family's work."""
-        log_prob, collect = self.family.explain(params.components, data)
+        log_prob, collect = self.family.at(params.components).explain(data)
         log_joint = safe_log(params.mixing)[None] + log_prob
         return log_joint, lambda resp: MixtureStats(jnp.sum(resp, 0), collect(resp))
 
     def prepare(self, params: MixtureParams) -> MixtureParams:
-        """The same params with the family's derived quantities."""
-        return dataclasses.replace(params, components=self.family.prepare(params.components))
+        """The same mixing with the family at its params."""
+        return dataclasses.replace(params, components=self.family.at(params.components))
 
     def m_step(self, params: MixtureParams, stats: MixtureStats) -> MixtureParams:
         """Mixing = counts (with the prior's) / total, and the family's M-step."""
         mixing = self._proportions(stats.count)
-        return MixtureParams(mixing, self.family.m_step(params.components, stats.components))
+        return MixtureParams(mixing, self.family.at(params.components).m_step(stats.components))
 
     def elbo_params(self, params: MixtureParams) -> Array:
         """The family's penalty or log prior and that of the proportions, nats."""
         pseudo = jnp.asarray(self.mixing_pseudo_counts, params.mixing.dtype)
         counted = self._active() & (pseudo > 0)  # 0 log 0 is 0
         log_prior = jnp.sum(jnp.where(counted, pseudo * safe_log(params.mixing), 0))
-        return log_prior + self.family.elbo_params(params.components)
+        return log_prior + self.family.at(params.components).elbo_params()
 
     def rebase(self, stats: MixtureStats, old: MixtureParams, new: MixtureParams) -> MixtureStats:
         """The family's statistics as if taken at the new components."""
-        return MixtureStats(stats.count, self.family.rebase(stats.components, old.components, new.components))
+        there = self.family.at(new.components)
+        return MixtureStats(stats.count, self.family.at(old.components).rebase(stats.components, there))
 
     def canonical(self, params: MixtureParams) -> MixtureParams:
         """Components by mixing, largest first; in the order of their priors where the family gives each its own."""
@@ -201,7 +202,7 @@ class Mixture(DiscreteLatent):
         """Largest influence of the penalty on a component, and the smallest expected count."""
         total = jnp.ones((), params.mixing.dtype) if self.total_weight is None else self.total_weight
         count = params.mixing * total
-        influence = jnp.max(self.family.influence(params.components, count))
+        influence = jnp.max(self.family.at(params.components).influence(count))
         smallest = jnp.min(count if self.num_active is None else jnp.where(self._active(), count, total))
         return Health(influence, smallest, jnp.zeros((), jnp.int32))
 

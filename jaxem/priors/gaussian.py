@@ -16,6 +16,7 @@ from jaxem.core.pytree import dataclass
 from jaxem.expfam.matrix import bartlett
 from jaxem.families import Gaussian, GaussianParams
 from jaxem.families.covariance import SHAPES, Penalty, row_norms
+from jaxem.families.family import At
 from jaxem.priors.prior import Prior
 
 LOG_2, LOG_PI = 0.6931471805599453, 1.1447298858494002
@@ -181,13 +182,15 @@ class GaussianPrior(Prior):
 
     def _prior_mean(self, family: Gaussian, plug: GaussianParams) -> Array:
         """(K, D) the prior's mean in whitened coordinates."""
-        return family._shape.unwhiten(family._inverse(plug), self.mean[None] - plug.mean)
+        here = family.at(plug)
+        return family._shape.unwhiten(here.inverse, self.mean[None] - here.params.mean)
 
     def update(self, family: Gaussian, plug: GaussianParams, stats: Any) -> GaussianPosterior:
         """The prior's pseudo-observations added to the whitened statistics; see the class."""
-        shape, inverse = family._shape, family._inverse(plug)
+        here = family.at(plug)
+        shape, inverse, plug = family._shape, here.inverse, here.params
         num, dim = plug.mean.shape
-        y = self._prior_mean(family, plug)
+        y = self._prior_mean(family, here)
         resp = jnp.full((num, 1), self.strength)
         second = stats.sum_yy + shape.second(resp, y[:, :, None]) + self._whitened(family, inverse)
         strength = stats.count + self.strength
@@ -204,8 +207,8 @@ class GaussianPrior(Prior):
         return GaussianPosterior(GaussianParams(mean, scale, family.covariance), strength, dof)
 
     def prepare(self, family: Gaussian, posterior: GaussianPosterior) -> GaussianPosterior:
-        """The inverse factors of the plug-in Gaussians."""
-        return dataclasses.replace(posterior, plug=family.prepare(posterior.plug))
+        """The family at the plug-in Gaussians."""
+        return dataclasses.replace(posterior, plug=family.at(posterior.plug))
 
     def adopt(self, family: Gaussian, posterior: GaussianPosterior) -> GaussianPosterior:
         """Dependent columns follow the others."""
@@ -235,16 +238,18 @@ class GaussianPrior(Prior):
 
     def plug_in(self, family: Gaussian, posterior: GaussianPosterior) -> tuple[GaussianParams, Array]:
         """The plug-in Gaussians, and (E log |precision| - log |E precision| - D / strength) / 2."""
-        dim, dof = posterior.plug.mean.shape[1], posterior.dof
+        plug, dof = posterior.plug, posterior.dof
+        dim = (plug.params if isinstance(plug, At) else plug).mean.shape[1]
         _, expected = self._wishart(family, dof, jnp.zeros_like(dof), dim)
         rank = family.rank(dim)
         gap = expected - rank * jnp.log(dof)  # log |C| cancels
-        return posterior.plug, 0.5 * (jnp.broadcast_to(gap, posterior.strength.shape) - rank / posterior.strength)
+        return plug, 0.5 * (jnp.broadcast_to(gap, posterior.strength.shape) - rank / posterior.strength)
 
     def kl(self, family: Gaussian, posterior: GaussianPosterior) -> Array:
         """That of the precisions, one if tied, and the expected one of the means given them."""
-        plug, strength, dof = posterior.plug, posterior.strength, posterior.dof
-        dim, inverse = plug.mean.shape[1], family._inverse(plug)
+        here, strength, dof = family.at(posterior.plug), posterior.strength, posterior.dof
+        plug, inverse = here.params, here.inverse
+        dim = plug.mean.shape[1]
         start = self.posterior(family, 1)
         prior_det = self._log_det(family, start.plug.scale, self.dof, dim).reshape(())
         own, expected = self._wishart(family, dof, self._log_det(family, plug.scale, dof, dim), dim)
@@ -257,15 +262,15 @@ class GaussianPrior(Prior):
         rank = family.rank(dim)
         precision = 0.5 * (trace - dof * rank + (dof - self.dof) * expected) - own + prior
         ratio = self.strength / strength
-        distance = jnp.sum(self._prior_mean(family, plug) ** 2, 1)
+        distance = jnp.sum(self._prior_mean(family, here) ** 2, 1)
         mean = 0.5 * (rank * (ratio - 1 - jnp.log(ratio)) + self.strength * distance)
         return jnp.sum(precision) + jnp.sum(mean)
 
     def log_predictive(self, family: Gaussian, posterior: GaussianPosterior, x: Array) -> Array:
         """Student-t densities."""
-        plug, strength = posterior.plug, posterior.strength
+        plug, strength = family.at(posterior.plug).params, posterior.strength
         dim, dof = plug.mean.shape[1], jnp.broadcast_to(posterior.dof, strength.shape)
-        y = family._residuals(plug, x)  # (K, D, n)
+        y = family.at(plug).residuals(x)  # (K, D, n)
         log_det = jnp.broadcast_to(family._shape.log_det(plug.scale, dim), strength.shape)
         widen = (strength + 1) / strength
         if family.covariance == "diag":
@@ -281,7 +286,7 @@ class GaussianPrior(Prior):
 
     def draw(self, key: Array, family: Gaussian, posterior: GaussianPosterior) -> GaussianParams:
         """Means and covariances."""
-        plug, strength = posterior.plug, posterior.strength
+        plug, strength = family.at(posterior.plug).params, posterior.strength
         (num, dim), dtype = plug.mean.shape, plug.mean.dtype
         dof = jnp.broadcast_to(posterior.dof, (num,))
         gamma_key, mean_key = jax.random.split(key)
@@ -321,9 +326,9 @@ class GaussianPrior(Prior):
 
         A tied precision is one variable, of which each component has a K-th. In coordinates whitened by `params`.
         """
-        plug, strength, dof = posterior.plug, posterior.strength, posterior.dof
+        plug, strength, dof = family.at(posterior.plug).params, posterior.strength, posterior.dof
         num, dim = plug.mean.shape
-        shape, inverse = family._shape, family._inverse(params)
+        shape, inverse = family._shape, family.at(params).inverse
         log_precision = -2 * shape.log_det(params.scale, dim)  # log |precision|
         normaliser, _ = self._wishart(family, dof, self._log_det(family, plug.scale, dof, dim), dim)
         rank = family.rank(dim)
