@@ -13,7 +13,6 @@ from jax import Array
 from jaxem.core import constraints
 from jaxem.core import rows as _rows
 from jaxem.core.arguments import as_key, check_choice, expect
-from jaxem.core.checks import check_array
 from jaxem.core.foreign import named, named_fields
 from jaxem.core.numerics import is_concrete, weigh
 from jaxem.core.pytree import dataclass, static
@@ -22,12 +21,11 @@ from jaxem.core.tree import BLOCK_ROWS, PyTree, float_dtype, map_rows, num_rows,
 from jaxem.families import Family, Gaussian
 from jaxem.model import DiscreteLatent, Health
 from jaxem.models.mixture import Mixture, MixtureParams, MixtureStats, check_components, check_family, start
-from jaxem.priors import GaussianPrior, Prior, default_prior
+from jaxem.priors import GaussianPrior, Prior, adopt, default_prior, order
 from jaxem.rules import Exact
-from jaxem.structures.mixing import DirichletMixing, StickMixing
+from jaxem.structures import mixing as _mixing
 
 MIXINGS = ("dirichlet", "dirichlet_process")
-TRUNCATIONS = ("free", "fixed")
 
 
 @dataclass
@@ -37,7 +35,7 @@ class BayesianMixtureParams:
     Attributes:
       mixing: that of the proportions, hyperparameters by component.
       components: that of the components' parameters, in the form of the prior, vectorised over K.
-      plug: the family at its plug-in params and (K,) E log mixing + offsets, filled in by `prepare` for a step.
+      plug: the prior at the components and (K,) E log mixing + offsets, filled in by `prepare` for a step.
     """
 
     mixing: Any
@@ -141,17 +139,15 @@ class BayesianMixture(DiscreteLatent):
         """Checks K, names, the concentration, and that the prior is proper and suits the family."""
         check_components(self.num_components, self.init_method, self.init_size)
         check_choice("mixing", self.mixing, MIXINGS)
-        check_choice("truncation", self.truncation, TRUNCATIONS)
-        if self.concentration is not None:
-            check_array("concentration", self.concentration, ((),), positive=True)
+        check_choice("truncation", self.truncation, _mixing.TRUNCATIONS)
+        self._law.check(self.num_components)
         prior = default_prior(self.family) if self.prior is None else self.prior
         expect("prior", prior, Prior, "one of jaxem.priors, as jaxem.priors.GaussianPrior(), or None")
-        prior.check_family(self.family)
         self.family.validate(data)
         if not self.family.exchangeable:
             raise ValueError("family: expected one prior for all components; found a pseudo_mean for each")
         if self.total_weight is None:  # not bound: settings are as the user gave them
-            prior.validate(self.family, data)
+            prior.check(self.family, data)
 
     @property
     def least_rows(self) -> tuple[str, int]:
@@ -163,7 +159,7 @@ class BayesianMixture(DiscreteLatent):
         check_family(self.family)
         plug = None
         if params is not None:
-            plug = jax.eval_shape(lambda p: self._prior.plug_in(self.family, p)[0], params.components)
+            plug = jax.eval_shape(lambda p: self._prior.at(self.family, p).plug.params, params.components)
             num = jax.tree.leaves(plug)[0].shape[0]
             if num != self.num_components:
                 raise ValueError(f"params: expected those of {self.num_components} components; found {num}")
@@ -177,12 +173,11 @@ class BayesianMixture(DiscreteLatent):
         """Binds the family and the prior to the data."""
         family = self.family.bind(data, weights)
         prior = default_prior(family) if self.prior is None else self.prior
-        default = 1 / self.num_components if self.mixing == "dirichlet" else 1.0
         return dataclasses.replace(
             self,
             family=family,
             prior=prior.bind(family, data, weights),
-            concentration=jnp.asarray(default if self.concentration is None else self.concentration, float_dtype(data)),
+            concentration=self._law.bind(self.num_components, float_dtype(data)).concentration,
             total_weight=jnp.sum(weights),
         )
 
@@ -193,8 +188,11 @@ class BayesianMixture(DiscreteLatent):
         return self.prior
 
     @property
-    def _fixed(self) -> bool:
-        return self.truncation == "fixed"
+    def _law(self) -> Any:
+        """The law of the proportions."""
+        if self.mixing == "dirichlet":
+            return _mixing.Dirichlet(self.concentration)
+        return _mixing.Sticks(self.concentration, self.truncation)
 
     def init(self, key: Array, data: PyTree, weights: Array) -> BayesianMixtureParams:
         """The posterior of a random partition; the model must be bound."""
@@ -224,25 +222,22 @@ class BayesianMixture(DiscreteLatent):
         weights = _rows.as_weights(weights, num, dtype)
         return _from_responsibilities(self, data, jnp.asarray(resp, dtype), weights)
 
-    def _update(self, plug: PyTree, stats: MixtureStats) -> BayesianMixtureParams:
-        mixing: Any
-        if self.mixing == "dirichlet":
-            mixing = DirichletMixing.update(stats.count, self.concentration)  # type: ignore[arg-type]
-        else:
-            mixing = StickMixing.update(stats.count, self.concentration, self._fixed)  # type: ignore[arg-type]
-        return BayesianMixtureParams(mixing, self._prior.update(self.family, plug, stats.components))
+    def _update(self, plug: Any, stats: MixtureStats) -> BayesianMixtureParams:
+        return BayesianMixtureParams(self._law.update(stats.count), self._prior.posterior(plug, stats.components))
 
     def prepare(self, params: BayesianMixtureParams) -> BayesianMixtureParams:
-        """The same params with the family at its plug-in params."""
+        """The same params with the prior at the components."""
         if params.plug is not None:
             return params
-        components = self._prior.prepare(self.family, params.components)
-        plug, offset = self._prior.plug_in(self.family, components)
-        plug = self.family.at(plug), offset + params.mixing.expected_log()
-        return BayesianMixtureParams(params.mixing, components, plug)
+        here = self._prior.at(self.family, params.components)
+        return dataclasses.replace(params, plug=(here, here.offset + self._law.expected_log(params.mixing)))
 
-    def _plug(self, params: BayesianMixtureParams) -> tuple[PyTree, Array]:
-        return self.prepare(params).plug
+    def _here(self, params: BayesianMixtureParams) -> Any:
+        return self.prepare(params).plug[0]
+
+    def _plug(self, params: BayesianMixtureParams) -> tuple[Any, Array]:
+        here, offset = self.prepare(params).plug
+        return here.plug, offset
 
     def explain(self, params: BayesianMixtureParams, data: PyTree) -> tuple[Array, Callable[[Array], MixtureStats]]:
         """log_joint, and the function from resp to statistics, sharing the family's work."""
@@ -265,7 +260,7 @@ class BayesianMixture(DiscreteLatent):
 
     def elbo_params(self, params: BayesianMixtureParams) -> Array:
         """Minus the divergences of the posterior from the prior, nats."""
-        return -params.mixing.kl(self.concentration) - self._prior.kl(self.family, params.components)
+        return self._law.elbo(params.mixing) - self._here(params).kl()
 
     def rebase(self, stats: MixtureStats, old: BayesianMixtureParams, new: BayesianMixtureParams) -> MixtureStats:
         """The family's statistics as if taken at the new plug-in params."""
@@ -274,16 +269,19 @@ class BayesianMixture(DiscreteLatent):
     def canonical(self, params: BayesianMixtureParams) -> BayesianMixtureParams:
         """Components by expected mixing, largest first; sticks in their order."""
         params = self.adopt(params)
-        index = params.mixing.rank()
+        index = self._law.rank(params.mixing)
         return BayesianMixtureParams(
-            params.mixing.order(index), self._prior.order(self.family, params.components, index)
+            self._law.order(params.mixing, index), order(self.family, params.components, index)
         )
 
     def health(self, params: BayesianMixtureParams) -> Health:
         """The smallest expected count above 1: emptied components are no sign of ill health. There are no spikes."""
-        count = params.mixing.count(self.concentration)
+        count = self._count(params)
         smallest = jnp.min(jnp.where(count > 1, count, jnp.inf))
         return Health(jnp.zeros((), count.dtype), smallest, jnp.zeros((), jnp.int32))
+
+    def _count(self, params: BayesianMixtureParams) -> Array:
+        return self._law.count(params.mixing, self.total_weight)
 
     def notes(self) -> list[str]:
         """The family's notes."""
@@ -291,25 +289,23 @@ class BayesianMixture(DiscreteLatent):
 
     def adopt(self, params: BayesianMixtureParams) -> BayesianMixtureParams:
         """The family's: columns that depend on others in the data do so in the posterior."""
-        return dataclasses.replace(params, components=self._prior.adopt(self.family, params.components), plug=None)
+        return dataclasses.replace(params, components=adopt(self.family, params.components), plug=None)
 
     def constraints(self) -> BayesianMixtureParams:
         """Those of the two posteriors."""
         prior = default_prior(self.family) if self.prior is None else self.prior
-        dirichlet = self.mixing == "dirichlet"
-        mixing = DirichletMixing.constraints() if dirichlet else StickMixing.constraints(self._fixed)
-        return BayesianMixtureParams(mixing, prior.constraints(self.family))
+        return BayesianMixtureParams(self._law.constraints(), prior.constraints(self.family))
 
     def hyperparameters(self) -> dict[str, Any]:
         """Settings that `EmpiricalBayes` can estimate, each with its constraint."""
         prior = default_prior(self.family) if self.prior is None else self.prior
-        found = {f"prior.{name}": c for name, c in prior.hyperparameters(self.family).items()}
+        found = {f"prior.{name}": c for name, (c, _) in prior.hyperparameters(self.family).items()}
         return {"concentration": constraints.Positive(), **found}
 
     def setting(self, name: str) -> Any:
         """The value of one of `hyperparameters()`; the model must be bound."""
         rest = name.removeprefix("prior.")
-        return self.concentration if rest == name else self._prior.setting(self.family, rest)
+        return self.concentration if rest == name else self._prior.hyperparameters(self.family)[rest][1]
 
     def step_cost(self, data: PyTree) -> int:
         """N K D, as a rough size."""
@@ -326,11 +322,11 @@ class BayesianMixture(DiscreteLatent):
     def expected_mixing(self, params: BayesianMixtureParams) -> Array:
         """(K,) E mixing; sums to less than 1 where sticks leave a mass."""
         self.check_params(params)
-        return _expected_mixing(params.mixing)
+        return _expected_mixing(self, params)
 
     def pruning(self, params: BayesianMixtureParams, min_count: float = 1.0) -> Pruning:
         """Which components have an expected count above `min_count`."""
-        count = params.mixing.count(self.concentration)
+        count = self._count(params)
         kept = count > min_count
         return Pruning(count, kept, jnp.sum(jnp.where(kept, 0, count)))
 
@@ -400,19 +396,19 @@ class BayesianMixture(DiscreteLatent):
 @jax.jit
 def _draw(model: BayesianMixture, params: BayesianMixtureParams, key: Array) -> MixtureParams:
     mixing_key, key = jax.random.split(key)
-    mixing = params.mixing.draw(mixing_key)
-    return MixtureParams(mixing / jnp.sum(mixing), model._prior.draw(key, model.family, params.components))
+    mixing = jnp.exp(model._law.draw(mixing_key, params.mixing)[0])
+    return MixtureParams(mixing / jnp.sum(mixing), model._here(params).draw(key)[0])
 
 
 @jax.jit
 def _plug_in(model: BayesianMixture, params: BayesianMixtureParams) -> MixtureParams:
-    mixing = params.mixing.mean()[0]
-    return MixtureParams(mixing / jnp.sum(mixing), model._prior.plug_in(model.family, params.components)[0])
+    mixing = model._law.mean(params.mixing)[0]
+    return MixtureParams(mixing / jnp.sum(mixing), model._plug(params)[0].params)
 
 
 @jax.jit
-def _expected_mixing(mixing: Any) -> Array:
-    return mixing.mean()[0]
+def _expected_mixing(model: BayesianMixture, params: BayesianMixtureParams) -> Array:
+    return model._law.mean(params.mixing)[0]
 
 
 @jax.jit
@@ -424,15 +420,14 @@ def _from_responsibilities(model: BayesianMixture, data: PyTree, resp: Array, we
 
 @jax.jit
 def _log_predictive(model: BayesianMixture, params: BayesianMixtureParams, data: PyTree) -> Array:
-    mixing, rest = params.mixing.mean()
-    prior, family = model._prior, model.family
-    left = model.mixing == "dirichlet_process" and not model._fixed
+    mixing, rest = model._law.mean(params.mixing)
+    here, beyond = model._here(params), model._prior.at(model.family)
+    left = model.mixing == "dirichlet_process" and model.truncation == "free"
 
     def block(x: PyTree) -> Array:
-        log_prob = jnp.log(mixing)[None] + prior.log_predictive(family, params.components, x)
+        log_prob = jnp.log(mixing)[None] + here.log_predictive(x)
         if left:
-            new = prior.log_predictive(family, prior.posterior(family, 1), x)
-            log_prob = jnp.concatenate([log_prob, jnp.log(rest) + new], 1)
+            log_prob = jnp.concatenate([log_prob, jnp.log(rest) + beyond.log_predictive(x)], 1)
         return jax.nn.logsumexp(log_prob, 1)
 
     return map_rows(block, data, model._rows(data))
