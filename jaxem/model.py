@@ -3,9 +3,9 @@
 import functools
 import inspect
 import math
-from functools import partial
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
@@ -395,6 +395,7 @@ class DiscreteLatent(LatentModel):
 
     # Rows per block; None: the whole data at once, as `chunked` changes for any model.
     block_rows: ClassVar[int | None] = None
+
     @abstractmethod
     def log_joint(self, params: PyTree, data: PyTree) -> Array:
         """(N, K) log p(x_n, z_n = k | theta), nats."""
@@ -473,7 +474,8 @@ class DiscreteLatent(LatentModel):
         """(N,) log p(x_n | theta), nats; TypeError for an objective without a density, as that of K-means."""
         if self.scales:
             raise TypeError(
-                f"{type(self).__name__} has no density: log_prob, bic, aic and icl do not apply; see GMM(K, 'spherical')"
+                f"{type(self).__name__} has no density: log_prob, bic, aic and icl do not apply; "
+                "see GMM(K, 'spherical')"
             )
         return _log_prob(self, params, data)
 

@@ -13,7 +13,7 @@ from jaxem.core.arguments import check_integer, expect, shown
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.rows import takes_rows
 from jaxem.core.tree import PyTree, map_rows, ones_for, sum_rows
-from jaxem.model import At, DiscreteLatent, ELBOModel, EStep, LatentModel
+from jaxem.model import At, ELBOModel, EStep, LatentModel
 from jaxem.rules import Rule
 
 

@@ -132,6 +132,16 @@ def test_a_function_and_a_parameter_that_is_held(blobs):
     assert found.model.num_parameters(found.params) == 2 + 6
 
 
+def test_a_triangle_counts_its_entries_once():
+    """Of a 3 x 3 factor 6 are free, and BIC charges for these; the closed form has the same number."""
+    spec = {"loc": constraints.Real(), "scale_tri": constraints.Cholesky()}
+    values = {"loc": jnp.zeros(3), "scale_tri": jnp.eye(3)}
+    family = from_distribution(distrax.MultivariateNormalTri, params=values, constraints=spec)
+    params = {name: jnp.stack([value, value]) for name, value in values.items()}
+    normal = jaxem.Gaussian().make_params(mean=np.zeros((2, 3)), covariance=np.stack([np.eye(3)] * 2))
+    assert family.num_parameters(params, 2) == jaxem.Gaussian().num_parameters(normal, 2) == 2 * (3 + 6)
+
+
 def test_components_that_are_not_used_stay_out(extremes):
     model = jaxem.Mixture(from_distribution(GUMBEL), 3, num_active=2)
     found = jaxem.fit(model, extremes, key=KEY, max_steps=3)

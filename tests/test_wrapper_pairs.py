@@ -162,5 +162,3 @@ def test_partly_labelled_kmeans_is_kmeans():
     np.testing.assert_array_equal(resp, np.eye(2)[resp.argmax(1)])
     with pytest.raises(TypeError, match="has no density"):
         found.model.log_prob(found.params, data)
-
-

@@ -309,24 +309,21 @@ def _mean_field_gap(model: MeanField, params: PyTree, data: PyTree, weights: Arr
 
 def _mixture_gap(model: BayesianMixture, params: Any, data: PyTree, weights: Array) -> Callable[[Array], Array]:
     """Log p - log q of a draw of proportions and components, labels summed out, less the ELBO."""
-    family, prior = model.family, model._prior
-    params = model.prepare(params)
-    mixing, components, size = params.mixing, params.components, model._rows(data)
-    start, mixing_start = prior.posterior(family, model.num_components), mixing.prior(model.concentration)
+    params, law, size = model.prepare(params), model._law, model._rows(data)
+    here = model._here(params)
     base = map_rows(lambda x: jax.nn.logsumexp(model.log_joint(params, x), 1), data, size)
     divergence = model.elbo_params(params)
 
     def gap(key: Array) -> Array:
         mixing_key, key = jax.random.split(key)
-        logs = mixing.draw_logs(mixing_key)
-        draw = prior.draw(key, family, components)
-        total = mixing_start.log_prob(logs) - mixing.log_prob(logs) - divergence
-        total = total + jnp.sum(prior.log_prob(family, start, draw) - prior.log_prob(family, components, draw))
-        log_mixing, here = mixing.log_mixing(logs), family.at(draw)
+        log_mixing, log_q, log_p = law.draw(mixing_key, params.mixing)
+        draw, each_q, each_p = here.draw(key)
+        total = log_p - log_q - divergence + jnp.sum(each_p - each_q)
+        drawn = model.family.at(draw)
 
         def block(rows: tuple[PyTree, Array], w: Array) -> Array:
             x, expected = rows
-            log_joint = log_mixing[None] + here.log_prob(x)
+            log_joint = log_mixing[None] + drawn.log_prob(x)
             return jnp.sum(weigh(w, jax.nn.logsumexp(log_joint, 1) - expected))
 
         return total + sum_rows(block, (data, base), weights, size)

@@ -1,9 +1,9 @@
 """Keywords that a function does not know: names of scikit-learn and others are translated, misspelt ones corrected."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from functools import wraps
 from inspect import signature
-from dataclasses import fields
 from typing import Any, ParamSpec, TypeVar
 
 from jaxem.core.arguments import nearest

@@ -12,7 +12,6 @@ from jax import Array
 from jaxem.core import constraints
 from jaxem.core import rows as _rows
 from jaxem.core.arguments import as_key, check_choice, expect
-from jaxem.core.checks import check_array
 from jaxem.core.foreign import constructor, named_fields
 from jaxem.core.numerics import is_concrete, weigh
 from jaxem.core.pytree import dataclass, static
@@ -23,11 +22,10 @@ from jaxem.models.mixture import Mixture, MixtureParams
 from jaxem.priors import GaussianPrior, Prior, default_prior
 from jaxem.rules import Exact
 from jaxem.structures.components import Posterior
-from jaxem.structures.mixing import Dirichlet, Sticks
+from jaxem.structures.mixing import TRUNCATIONS, Dirichlet, Sticks
 from jaxem.structures.structured import Structured
 
 MIXINGS = ("dirichlet", "dirichlet_process")
-TRUNCATIONS = ("free", "fixed")
 
 
 @dataclass
@@ -137,8 +135,9 @@ class BayesianMixture(Structured):
     @property
     def law(self) -> Dirichlet | Sticks:
         """The prior of the proportions."""
-        concentration = self._bound.concentration
-        return Dirichlet(concentration) if self.mixing == "dirichlet" else Sticks(concentration, self.truncation)
+        return (
+            Dirichlet(self.concentration) if self.mixing == "dirichlet" else Sticks(self.concentration, self.truncation)
+        )
 
     @property
     def components(self) -> Posterior:
@@ -159,8 +158,6 @@ class BayesianMixture(Structured):
         """Checks names, the concentration, and that the prior is proper and suits the family."""
         check_choice("mixing", self.mixing, MIXINGS)
         check_choice("truncation", self.truncation, TRUNCATIONS)
-        if self.concentration is not None:
-            check_array("concentration", self.concentration, ((),), positive=True)
         prior = self._any_prior
         expect("prior", prior, Prior, "one of jaxem.priors, as jaxem.priors.GaussianPrior(), or None")
         if not self.family.exchangeable:
@@ -183,12 +180,11 @@ class BayesianMixture(Structured):
     def bind(self, data: PyTree, weights: Array) -> "BayesianMixture":
         """Binds the family and the prior to the data."""
         family = self.family.bind(data, weights)
-        default = 1 / self.num_components if self.mixing == "dirichlet" else 1.0
         return dataclasses.replace(
             self,
             family=family,
             prior=self._any_prior.bind(family, data, weights),
-            concentration=jnp.asarray(default if self.concentration is None else self.concentration, float_dtype(data)),
+            concentration=self.law.bind(self.num_components, float_dtype(data)).concentration,
             total_weight=jnp.sum(weights),
         )
 
@@ -216,8 +212,7 @@ class BayesianMixture(Structured):
 
     def constraints(self) -> BayesianMixtureParams:
         """Those of the two posteriors."""
-        law = Dirichlet(None) if self.mixing == "dirichlet" else Sticks(None, self.truncation)
-        return BayesianMixtureParams(law.constraints(), self._any_prior.constraints(self.family))
+        return BayesianMixtureParams(self.law.constraints(), self._any_prior.constraints(self.family))
 
     def hyperparameters(self) -> dict[str, Any]:
         """Settings that `EmpiricalBayes` can estimate, each with its constraint."""
@@ -240,11 +235,11 @@ class BayesianMixture(Structured):
     def expected_mixing(self, params: BayesianMixtureParams) -> Array:
         """(K,) E mixing; sums to less than 1 where sticks leave a mass."""
         self.check_params(params)
-        return _expected_mixing(params.mixing)
+        return _expected_mixing(self, params)
 
     def pruning(self, params: BayesianMixtureParams, min_count: float = 1.0) -> Pruning:
         """Which components have an expected count above `min_count`."""
-        count = params.mixing.count(self.concentration)
+        count = self.law.count(params.mixing, self.total_weight)
         kept = count > min_count
         return Pruning(count, kept, jnp.sum(jnp.where(kept, 0, count)))
 
@@ -314,19 +309,19 @@ class BayesianMixture(Structured):
 @jax.jit
 def _draw(model: BayesianMixture, params: BayesianMixtureParams, key: Array) -> MixtureParams:
     mixing_key, key = jax.random.split(key)
-    mixing = params.mixing.draw(mixing_key)
+    mixing = jnp.exp(model.law.draw(mixing_key, params.mixing)[0])
     return MixtureParams(mixing / jnp.sum(mixing), model.components.at(params.components).q.draw(key)[0])
 
 
 @jax.jit
 def _plug_in(model: BayesianMixture, params: BayesianMixtureParams) -> MixtureParams:
-    mixing = params.mixing.mean()[0]
+    mixing = model.law.mean(params.mixing)[0]
     return MixtureParams(mixing / jnp.sum(mixing), model.components.at(params.components).q.plug.params)
 
 
 @jax.jit
-def _expected_mixing(mixing: Any) -> Array:
-    return mixing.mean()[0]
+def _expected_mixing(model: BayesianMixture, params: BayesianMixtureParams) -> Array:
+    return model.law.mean(params.mixing)[0]
 
 
 @jax.jit
@@ -336,7 +331,7 @@ def _from_responsibilities(model: BayesianMixture, data: PyTree, resp: Array, we
 
 @jax.jit
 def _log_predictive(model: BayesianMixture, params: BayesianMixtureParams, data: PyTree) -> Array:
-    mixing, rest = params.mixing.mean()
+    mixing, rest = model.law.mean(params.mixing)
     prior, family = model.components.prior, model.family
     q, new = prior.at(family, params.components), prior.at(family)
     left = model.mixing == "dirichlet_process" and model.truncation == "free"

@@ -1,7 +1,6 @@
 """Finite mixtures of any observation family, and the Gaussian mixture under the name people look for."""
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -10,21 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem.core import constraints
 from jaxem.core.arguments import (
     as_key,
-    check_choice,
     check_integer,
     check_number,
-    check_whole,
-    expect,
     shown,
 )
-from jaxem.core.checks import check_strength
 from jaxem.core.foreign import constructor, named_fields
-from jaxem.core.numerics import is_concrete, namespace, safe_divide, safe_log
+from jaxem.core.numerics import is_concrete, namespace, safe_log
 from jaxem.core.pytree import dataclass, static
-from jaxem.core.tree import BLOCK_ROWS, PyTree
+from jaxem.core.tree import PyTree
 from jaxem.families import Family, Gaussian
 from jaxem.structures.mixing import Proportions
 from jaxem.structures.structured import Structured
@@ -91,7 +85,7 @@ class Mixture(Structured):
     @property
     def law(self) -> Proportions:
         """A point on the simplex."""
-        return Proportions(self.mixing_pseudo_counts, self.active)
+        return Proportions(self.mixing_pseudo_counts, self.num_active)
 
     @property
     def components(self) -> Family:
@@ -101,21 +95,13 @@ class Mixture(Structured):
     @property
     def active(self) -> Array | None:
         """(K,) which components are used; None for all."""
-        index = jnp.arange(self.num_components)
-        # `fit` casts every number of a model to floats.
-        return None if self.num_active is None else index < jnp.asarray(self.num_active).astype(index.dtype)
+        return None if self.num_active is None else self.law.active(self.num_components)
 
     @property
     def least_rows(self) -> tuple[str, int]:
         """A row for each component in use."""
         known = self.num_active is not None and is_concrete(self.num_active)
         return "num_components", int(self.num_active) if known else self.num_components  # type: ignore[arg-type]
-
-    def check_settings(self, data: PyTree) -> None:
-        """Checks the prior of the proportions and how many components are used."""
-        check_strength("mixing_pseudo_counts", self.mixing_pseudo_counts)
-        if self.num_active is not None:
-            check_whole("num_active", self.num_active, 1, self.num_components)
 
     def check_components(self, data: PyTree, params: MixtureParams | None) -> None:
         """The family's checks, and that params are of K components whose proportions sum to 1."""

@@ -9,7 +9,7 @@ from jax import Array
 from jaxem.core.pytree import dataclass
 from jaxem.core.tree import PyTree
 from jaxem.families.family import At, Family
-from jaxem.priors.prior import Prior, adopt, order
+from jaxem.priors import Prior, adopt, order
 
 
 @dataclass

@@ -5,19 +5,16 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from jaxem.core.arguments import check_choice, check_integer, expect
-from jaxem.core.inputs import check_enough
-from jaxem.core.numerics import namespace, safe_divide
+from jaxem.core.numerics import safe_divide
 from jaxem.core.pytree import dataclass
 from jaxem.core.tree import BLOCK_ROWS, PyTree
 from jaxem.families import Family
 from jaxem.model import DiscreteAt, DiscreteLatent, Health
-from jaxem.rules import Exact, Rule
+from jaxem.rules import Rule
 from jaxem.structures import seeding
 from jaxem.structures.structure import INDEPENDENT
 
@@ -139,6 +136,7 @@ class Structured(DiscreteLatent):
             if self.init_size < self.num_components:
                 least = f"at least num_components = {self.num_components} rows"
                 raise ValueError(f"init_size: expected {least}; found {self.init_size}")
+            self.law.check(self.num_components)
             self.check_settings(data)
         self.check_components(data, params)
 
