@@ -21,7 +21,7 @@ from jaxem.rules import Rule
 class Wrapper(LatentModel):
     """A model around another, `self.model`, which answers all that the wrapper does not.
 
-    What the protocols name is forwarded by rule, below; what they do not (sample, num_parameters, ...) by `__getattr__`.
+    What the protocols name is forwarded by rule, below; what they do not (sample, num_parameters) by `__getattr__`.
     """
 
     model: Any
@@ -72,7 +72,7 @@ def _forward(name: str, what: Any) -> Any:
 for _name, _what in protocol().items():
     if _name not in vars(Wrapper):
         setattr(Wrapper, _name, _forward(_name, _what))
-abc.update_abstractmethods(Wrapper)
+abc.update_abstractmethods(Wrapper)  # type: ignore[type-abstract]
 
 
 def unwrapped(model: Any) -> Any:
@@ -199,4 +199,4 @@ def chunked(model: ELBOModel, size: int) -> Chunked:
     """
     expect("model", model, LatentModel, "a model with an e_step, as jaxem.GMM(3)")
     check_integer("size", size, 1)
-    return Chunked(model, int(size))
+    return Chunked(model, int(size))  # type: ignore[abstract]

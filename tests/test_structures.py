@@ -1,9 +1,9 @@
 """The interface of a structure, kept by one that is not of the library: a hidden Markov chain over any family.
 
 The spike's lesson: all that an M-step needs of a structure is its free energy and the gradient of it. A rule is a
-smoothed maximum with a gradient of its own (`Exact`: log-sum-exp and responsibilities; `Hard`: the maximum and a one-hot
-vector), which a recursion may apply along any axis: forward-backward is the derivative of the forward pass, Viterbi that
-of the same pass under `Hard`, and neither is written down.
+smoothed maximum with a gradient of its own (`Exact`: log-sum-exp and responsibilities; `Hard`: the maximum and a
+one-hot vector), which a recursion may apply along any axis: forward-backward is the derivative of the forward pass,
+Viterbi that of the same pass under `Hard`, and neither is written down.
 """
 
 import dataclasses

@@ -309,10 +309,9 @@ def _mean_field_gap(model: MeanField, params: PyTree, data: PyTree, weights: Arr
 
 def _mixture_gap(model: BayesianMixture, params: Any, data: PyTree, weights: Array) -> Callable[[Array], Array]:
     """Log p - log q of a draw of proportions and components, labels summed out, less the ELBO."""
-    params, law, size = model.prepare(params), model._law, model._rows(data)
-    here = model._here(params)
-    base = map_rows(lambda x: jax.nn.logsumexp(model.log_joint(params, x), 1), data, size)
-    divergence = model.elbo_params(params)
+    at, law, size = model.at(params), model.law, model.rows_at_once(data)
+    here, divergence = at.components.q, at.elbo_params()
+    base = map_rows(lambda x: jax.nn.logsumexp(at.log_joint(x), 1), data, size)
 
     def gap(key: Array) -> Array:
         mixing_key, key = jax.random.split(key)

@@ -203,7 +203,7 @@ class BayesianMixture(Structured):
           ValueError: resp has another shape.
         """
         data = _rows.as_data(data)
-        self.check_rows(data)
+        self.check_components(data, None)
         num, dtype = num_rows(data), float_dtype(data)
         if np.shape(resp) != (num, self.num_components):
             raise ValueError(f"resp: expected shape ({num}, {self.num_components}); found {np.shape(resp)}")
@@ -239,7 +239,7 @@ class BayesianMixture(Structured):
 
     def pruning(self, params: BayesianMixtureParams, min_count: float = 1.0) -> Pruning:
         """Which components have an expected count above `min_count`."""
-        count = self.law.count(params.mixing, self.total_weight)
+        count = self.law.count(params.mixing, self._bound.total_weight)
         kept = count > min_count
         return Pruning(count, kept, jnp.sum(jnp.where(kept, 0, count)))
 

@@ -12,29 +12,20 @@ from jaxem.core.arguments import expect, shown
 from jaxem.core.numerics import is_concrete, safe_divide
 from jaxem.core.pytree import dataclass
 from jaxem.core.tree import PyTree, sum_rows
-from jaxem.model import At, DiscreteAt, DiscreteLatent
-from jaxem.wrappers import Wrapper, unwrapped
+from jaxem.model import DiscreteAt, DiscreteLatent
+from jaxem.wrappers import InnerAt, Wrapper, unwrapped
 
 
 @dataclass
-class LabelledAt(DiscreteAt):
+class LabelledAt(InnerAt, DiscreteAt):
     """A partly labelled model at params: `inner`, the model inside at its params, with some states ruled out."""
 
-    inner: At
+    e_step = DiscreteAt.e_step
 
     def explain(self, data: PyTree) -> tuple[Array, Any]:
         """log_joint, -inf for states that are not allowed, and the function from resp to statistics."""
         log_joint, collect = self.inner.explain(data[0])
         return jnp.where(_allowed(data[1], log_joint.shape[1]), log_joint, -jnp.inf), collect
-
-    def m_step(self, stats: PyTree) -> PyTree:
-        return self.inner.m_step(stats)
-
-    def rebase(self, stats: PyTree, new: Any) -> PyTree:
-        return self.inner.rebase(stats, new.inner)
-
-    def elbo_params(self) -> Array:
-        return self.inner.elbo_params()
 
 
 @dataclass
@@ -79,7 +70,7 @@ class PartlyLabelled(Wrapper, DiscreteLatent):
 
     def bind(self, data: PyTree, weights: Array) -> "PartlyLabelled":
         """Binds the model to the observations."""
-        return PartlyLabelled(self.model.bind(data[0], weights))
+        return dataclasses.replace(self, model=self.model.bind(data[0], weights))
 
     def inside(self, params: PyTree) -> tuple[Any, PyTree]:
         """The model inside, which takes rows without labels."""
@@ -175,4 +166,4 @@ def partly_labelled(model: DiscreteLatent) -> PartlyLabelled:
       McLachlan and Peel (2000), Finite Mixture Models, chapter 2.
     """
     expect("model", unwrapped(model), DiscreteLatent, "a model with a discrete latent, as jaxem.GMM(3)")
-    return PartlyLabelled(model)
+    return PartlyLabelled(model)  # type: ignore[abstract]

@@ -24,9 +24,11 @@ class PosteriorAt(At):
         return self.q.offset[None] + log_prob, collect
 
     def log_prob(self, x: PyTree) -> Array:
+        """(N, K) E_q[log p(x_n | theta_k)], nats."""
         return self.explain(x)[0]
 
     def statistics(self, x: PyTree, resp: Array) -> PyTree:
+        """The family's statistics at the plug-in params."""
         return self.q.plug.statistics(x, resp)
 
     def m_step(self, stats: PyTree) -> Any:
@@ -34,6 +36,7 @@ class PosteriorAt(At):
         return self.family.prior.posterior(self.q.plug, stats)
 
     def rebase(self, stats: PyTree, new: Any) -> PyTree:
+        """Statistics as if taken at the plug-in params of `new`."""
         return self.q.plug.rebase(stats, new.q.plug)
 
     def elbo_params(self) -> Array:

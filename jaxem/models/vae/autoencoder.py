@@ -85,7 +85,7 @@ class VariationalAutoencoder(ELBOModel):
     params_type: ClassVar[type] = dict
 
     def check(self, data: PyTree, params: PyTree | None = None) -> None:
-        """Checks the settings, the support of the likelihood and the shapes of both networks, before any compilation."""
+        """Checks the settings, the support of the likelihood and the shapes of both networks."""
         _vae_checks.check_support(self, data)
         if params is None:
             _vae_checks.check(self, data)
@@ -130,7 +130,7 @@ class VariationalAutoencoder(ELBOModel):
         return found - ENTRY * x.shape[1] * jnp.sum(weights)
 
     def least_elbo(self) -> Array | None:
-        """ELBO.data of independent columns, each with its own mean and spread, less 0.01 nats for each entry, once bound.
+        """ELBO.data of independent columns of the bound data, each with its mean and spread, less 0.01 nats an entry.
 
         None where the likelihood has no such number. A fit that ends below it has learned nothing: UNDERFIT.
         """
