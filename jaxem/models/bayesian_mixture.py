@@ -239,7 +239,7 @@ class BayesianMixture(Structured):
 
     def pruning(self, params: BayesianMixtureParams, min_count: float = 1.0) -> Pruning:
         """Which components have an expected count above `min_count`."""
-        count = self.law.count(params.mixing, self._bound.total_weight)
+        count = self.law.count(params.mixing, self.total_weight)
         kept = count > min_count
         return Pruning(count, kept, jnp.sum(jnp.where(kept, 0, count)))
 

@@ -77,7 +77,7 @@ class Mixing(ABC):
         """E mixing (K,), and the mass left to components beyond K."""
 
     @abstractmethod
-    def count(self, params: Any, total: Array) -> Array:
+    def count(self, params: Any, total: Any) -> Array:
         """(K,) expected counts behind params, of observations whose weights sum to `total`."""
 
     def counted(self, count: Array) -> Array:
@@ -149,7 +149,7 @@ class Proportions(Mixing):
         """The proportions, and 0."""
         return params, jnp.zeros((), params.dtype)
 
-    def count(self, params: Array, total: Array) -> Array:
+    def count(self, params: Array, total: Any) -> Array:
         """Shares of the total."""
         return params * total
 
@@ -212,7 +212,7 @@ class Dirichlet(Mixing):
         """E mixing (K,), and 0."""
         return params.concentration / jnp.sum(params.concentration), jnp.zeros((), params.concentration.dtype)
 
-    def count(self, params: DirichletMixing, total: Array) -> Array:
+    def count(self, params: DirichletMixing, total: Any) -> Array:
         """What was added to the prior's concentration."""
         return params.concentration - self.concentration
 
@@ -312,7 +312,7 @@ class Sticks(Mixing):
         rest = jnp.zeros((), total.dtype) if self.fixed else jnp.exp(jnp.sum(left))
         return jnp.where(_taken_whole(params), 1, taken) * jnp.exp(_before(params, left)), rest
 
-    def count(self, params: StickMixing, total: Array) -> Array:
+    def count(self, params: StickMixing, total: Any) -> Array:
         """What was added to what is taken."""
         return params.taken - 1
 
