@@ -170,12 +170,10 @@ def prepare(
     dtype = _tree.float_dtype(data)
     _table.check_trace(int(num_restarts), int(max_steps), dtype)
     weights = _rows.as_weights(weights, _tree.num_rows(data), dtype, like=given)
-    algorithm = choose_algorithm(model, algorithm, _tree.num_rows(data))
+    algorithm = choose_algorithm(model, algorithm).prepare(model, data, key, int(max_steps))
     stop = choose_stop(model, stop)
-    algorithm = algorithm.tabulate(max_steps)
     model.validate(data, None)
     check_enough(model, _tree.num_rows(data))
-    algorithm = algorithm.bind(model, data, key, int(max_steps))
     for name, part in (("model", model), ("algorithm", algorithm), ("stop", stop)):
         check_leaves(name, part)
     model, algorithm, stop = (cast_floats(part, dtype) for part in (model, algorithm, stop))
@@ -203,8 +201,8 @@ def _independent(model: ELBOModel, data: PyTree, weights: Array) -> bool:
     return all(xp is np and clearly_independent(x, np.asarray(weights)) for xp, x in tables)
 
 
-def choose_algorithm(model: ELBOModel, algorithm: Any, num_rows: int) -> Algorithm:
-    """The algorithm, or the default for the model; raises where it is none, or does not suit the model or the data."""
+def choose_algorithm(model: ELBOModel, algorithm: Any) -> Algorithm:
+    """The algorithm, or the default for the model; raises TypeError where it is none."""
     if algorithm is None:
         sequential, closed = getattr(model, "sequential", False), getattr(model, "closed_form", True)
         algorithm = CoordinateAscent() if sequential else EM() if closed else GeneralizedEM()
@@ -212,7 +210,6 @@ def choose_algorithm(model: ELBOModel, algorithm: Any, num_rows: int) -> Algorit
     if isinstance(algorithm, Rule):
         raise TypeError(f"algorithm: expected an algorithm; found a rule; it goes into one, as jaxem.EM({algorithm!r})")
     expect("algorithm", algorithm, Algorithm, "an algorithm, as jaxem.EM() or jaxem.GradientAscent(optimizer)")
-    algorithm.validate(model, num_rows)
     return algorithm
 
 
