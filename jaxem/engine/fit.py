@@ -171,10 +171,8 @@ def prepare(
     weights = _rows.as_weights(weights, _tree.num_rows(data), dtype, like=given)
     model.check(data)
     check_enough(model, _tree.num_rows(data))
-    algorithm = choose_algorithm(model, algorithm, _tree.num_rows(data))
+    algorithm = choose_algorithm(model, algorithm).prepare(model, data, key, int(max_steps))
     stop = choose_stop(model, stop)
-    algorithm = algorithm.tabulate(max_steps)
-    algorithm = algorithm.bind(model, data, key, int(max_steps))
     for name, part in (("model", model), ("algorithm", algorithm), ("stop", stop)):
         check_leaves(name, part)
     model, algorithm, stop = (cast_floats(part, dtype) for part in (model, algorithm, stop))
@@ -202,15 +200,14 @@ def _independent(model: ELBOModel, data: PyTree, weights: Array) -> bool:
     return all(xp is np and clearly_independent(x, np.asarray(weights)) for xp, x in tables)
 
 
-def choose_algorithm(model: ELBOModel, algorithm: Any, num_rows: int) -> Algorithm:
-    """The algorithm, or the default for the model; raises where it is none, or does not suit the model or the data."""
+def choose_algorithm(model: ELBOModel, algorithm: Any) -> Algorithm:
+    """The algorithm, or the default for the model; raises TypeError where it is none."""
     if algorithm is None:
         by_gradient = GeneralizedEM() if isinstance(model, LatentModel) else GradientAscent()
         algorithm = {"m_step": EM(), "coordinates": CoordinateAscent(), "gradient": by_gradient}[model.climbed_by]
     if isinstance(algorithm, Rule):
         raise TypeError(f"algorithm: expected an algorithm; found a rule; it goes into one, as jaxem.EM({algorithm!r})")
     expect("algorithm", algorithm, Algorithm, "an algorithm, as jaxem.EM() or jaxem.GradientAscent(optimizer)")
-    algorithm.validate(model, num_rows)
     return algorithm
 
 

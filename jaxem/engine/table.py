@@ -222,7 +222,7 @@ def _step(problem: Problem, table: Table, state: Any, trace: Array | None) -> An
     """One step of the algorithm and the stop rule."""
     model, data, weights = table.model, table.data, problem.weights
     after = problem.algorithm.step(model, state, data, weights)
-    total, elbo = jnp.sum(weights), after.elbo.total
+    total, elbo = jnp.sum(weights), after.scored  # NaN where nothing was accepted, which is no small step
     small = problem.stop(
         Step(
             previous=state.elbo.total,
