@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import distrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -188,6 +187,8 @@ def _product() -> Any:
 
 
 def _gumbel() -> Any:
+    import distrax  # takes a second, which a test of other fits need not wait
+
     return families.from_distribution(distrax.Gumbel(0.0, 1.0))
 
 
