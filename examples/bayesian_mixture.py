@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import jaxem
-import jaxem.plot
+import jaxem.plot.mixture
 
 DATA = pathlib.Path(__file__).parent / "data" / "old_faithful.csv"
 

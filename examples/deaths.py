@@ -19,7 +19,7 @@ import numpy as np
 from scipy.stats import poisson
 
 import jaxem
-import jaxem.plot
+import jaxem.plot.mixture
 
 DEATHS = np.arange(10)[:, None]
 DAYS = np.array([162, 267, 271, 185, 111, 61, 27, 8, 3, 1])

@@ -21,7 +21,7 @@ import numpy as np
 from scipy.stats import norm
 
 import jaxem
-import jaxem.plot
+import jaxem.plot.mixture
 
 DATA = pathlib.Path(__file__).parent / "data" / "galton_heights.csv"
 

@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 import jaxem
-import jaxem.plot
+import jaxem.plot.mixture
 
 # 272 eruptions: minutes it lasted, minutes until the next (Haerdle 1991; Azzalini and Bowman 1990).
 DATA = pathlib.Path(__file__).parent / "data" / "old_faithful.csv"

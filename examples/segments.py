@@ -15,7 +15,7 @@ import numpy as np
 from sklearn.datasets import load_wine
 
 import jaxem
-import jaxem.plot
+import jaxem.plot.mixture
 
 
 def main() -> None:

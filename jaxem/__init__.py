@@ -4,34 +4,35 @@ import importlib
 from typing import Any
 
 from jaxem import constraints, expfam, families, likelihoods, networks, priors
-from jaxem._arguments import nearest
-from jaxem._drive import Progress
-from jaxem._normal import DiagonalNormal
-from jaxem._pytree import dataclass, static
-from jaxem._table import Screen
-from jaxem._warn import FitWarning
+from jaxem.after.amortisation import AmortisationGap, amortisation_gap
+from jaxem.after.criteria import aic, bic, icl
+from jaxem.after.importance import importance, pareto_k
 from jaxem.algorithms import EM, CoordinateAscent, GeneralizedEM, GradientAscent, OnlineEM, OnlineState, StochasticEM
-from jaxem.amortisation import AmortisationGap, amortisation_gap
-from jaxem.diagnostics import importance, pareto_k
+from jaxem.core.arguments import nearest
+from jaxem.core.normal import DiagonalNormal
+from jaxem.core.pytree import dataclass, static
+from jaxem.core.warn import FitWarning
 from jaxem.elbo import ELBO, Decomposition, decompose, free_energy
+from jaxem.engine.drive import Progress
+from jaxem.engine.fit import fit
+from jaxem.engine.result import Fit, FitError, Restarts
+from jaxem.engine.table import Screen
 from jaxem.estimators import IWAE, SGVBA, SGVBB, Estimator, ScoreFunction, StickingTheLanding
 from jaxem.families import Family, Gaussian
-from jaxem.fit import fit
-from jaxem.inference import aic, bic, icl
 from jaxem.model import DiscreteLatent, ELBOModel, EStep, LatentModel
 from jaxem.models.bayesian_mixture import BayesianGMM, BayesianMixture
 from jaxem.models.continuous import ContinuousLatent, MonteCarlo
 from jaxem.models.empirical_bayes import EmpiricalBayes
 from jaxem.models.enumerated import Enumerated
 from jaxem.models.kmeans import KMeans
+from jaxem.models.labelled import partly_labelled
 from jaxem.models.mean_field import Factor, MeanField
 from jaxem.models.mixture import GMM, Mixture
-from jaxem.models.vae import VAE
-from jaxem.models.variational_autoencoder import VariationalAutoencoder
-from jaxem.result import Fit, FitError, Restarts
+from jaxem.models.vae.autoencoder import VariationalAutoencoder
+from jaxem.models.vae.vae import VAE
 from jaxem.rules import Exact, Hard, ReverseKL, Rule, Sampled, Tempered
 from jaxem.stopping import Status, Step, Stop, StopAitken, StopAll, StopAny, StopGradient, StopParams, StopQ, StopRule
-from jaxem.transforms import chunked, partly_labelled
+from jaxem.wrappers import chunked
 
 __version__ = "0.1.0"
 

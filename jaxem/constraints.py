@@ -1,169 +1,29 @@
-"""Bijections between constrained parameters and unconstrained real coordinates.
+"""The sets that parameters live in, each with a bijection to real coordinates; see `jaxem.core.constraints`."""
 
-`Model.constraints()` mirrors the params with one of these at each leaf, or at a subtree for all its leaves;
-`unconstrain` and `constrain` then map a whole params pytree, which is how gradients are checked and gradient algorithms
-move.
-"""
+from jaxem.core.constraints import (
+    Above,
+    Cholesky,
+    Constraint,
+    Fixed,
+    Positive,
+    PositiveDefinite,
+    Real,
+    Simplex,
+    UnitInterval,
+    constrain,
+    unconstrain,
+)
 
-from typing import Protocol
-
-import jax
-import jax.numpy as jnp
-from jax import Array
-
-from jaxem._numerics import einsum
-from jaxem._tree import PyTree
-
-
-class Constraint(Protocol):
-    """A set of arrays and a bijection from it to real coordinates."""
-
-    def unconstrain(self, value: Array) -> Array:
-        """Real coordinates of a feasible value."""
-        ...
-
-    def constrain(self, free: Array, like: Array) -> Array:
-        """The feasible value at real coordinates; `like` is a value of the same shape."""
-        ...
-
-
-class Real:
-    """Any real array."""
-
-    def unconstrain(self, value: Array) -> Array:
-        """The value itself."""
-        return value
-
-    def constrain(self, free: Array, like: Array) -> Array:
-        """The coordinates themselves."""
-        return free
-
-
-class Positive:
-    """Positive arrays; the coordinate is the logarithm."""
-
-    def unconstrain(self, value: Array) -> Array:
-        """Log value."""
-        return jnp.log(value)
-
-    def constrain(self, free: Array, like: Array) -> Array:
-        """Exp free."""
-        return jnp.exp(free)
-
-
-class Above:
-    """Arrays above a number; the coordinate is the logarithm of the distance.
-
-    Attributes:
-      low: the number.
-    """
-
-    def __init__(self, low: float):
-        self.low = low
-
-    def unconstrain(self, value: Array) -> Array:
-        """Log (value - low)."""
-        return jnp.log(value - self.low)
-
-    def constrain(self, free: Array, like: Array) -> Array:
-        """Low + exp free."""
-        return self.low + jnp.exp(free)
-
-
-class UnitInterval:
-    """Arrays in (0, 1); the coordinate is the log-odds."""
-
-    def unconstrain(self, value: Array) -> Array:
-        """Log value - log(1 - value)."""
-        return jnp.log(value) - jnp.log1p(-value)
-
-    def constrain(self, free: Array, like: Array) -> Array:
-        """The logistic function."""
-        return jax.nn.sigmoid(free)
-
-
-class Simplex:
-    """Distributions over the last axis; the K - 1 coordinates are log-ratios to the last entry."""
-
-    def unconstrain(self, value: Array) -> Array:
-        """Log p_k - log p_K, k < K."""
-        return jnp.log(value[..., :-1]) - jnp.log(value[..., -1:])
-
-    def constrain(self, free: Array, like: Array) -> Array:
-        """Softmax of the coordinates and a 0."""
-        return jax.nn.softmax(jnp.concatenate([free, jnp.zeros_like(like[..., :1])], -1), -1)
-
-
-def _on_diagonal(values: Array) -> Array:
-    eye = jnp.eye(values.shape[-1], dtype=bool)
-    square = (*values.shape, values.shape[-1])
-    return jnp.where(jnp.broadcast_to(eye, square), jnp.broadcast_to(values[..., None], square), 0)
-
-
-class Cholesky:
-    """Lower-triangular (..., D, D) with positive diagonal; the coordinates hold the diagonal's logarithms."""
-
-    def unconstrain(self, value: Array) -> Array:
-        """The strict lower triangle, with log of the diagonal on the diagonal."""
-        return jnp.tril(value, -1) + _on_diagonal(jnp.log(jnp.diagonal(value, axis1=-2, axis2=-1)))
-
-    def constrain(self, free: Array, like: Array) -> Array:
-        """The inverse; entries above the diagonal are ignored."""
-        return jnp.tril(free, -1) + _on_diagonal(jnp.exp(jnp.diagonal(free, axis1=-2, axis2=-1)))
-
-
-class PositiveDefinite:
-    """Symmetric positive definite (..., D, D); the coordinates are those of its Cholesky factor."""
-
-    def unconstrain(self, value: Array) -> Array:
-        """Coordinates of the lower Cholesky factor."""
-        return Cholesky().unconstrain(jnp.linalg.cholesky(value))
-
-    def constrain(self, free: Array, like: Array) -> Array:
-        """Factor @ factor'."""
-        factor = Cholesky().constrain(free, like)
-        return einsum("...ij,...kj->...ik", factor, factor)
-
-
-class Fixed:
-    """A leaf that is carried along and never moved (a counter): it has no coordinates."""
-
-    def unconstrain(self, value: Array) -> Array:
-        """An empty array."""
-        return jnp.zeros((0,))
-
-    def constrain(self, free: Array, like: Array) -> Array:
-        """The value as it was."""
-        return like
-
-
-def mirror(constraints: PyTree, params: PyTree) -> PyTree:
-    """A constraint at each leaf of params, from a pytree that may hold one for a whole subtree."""
-    return jax.tree.map(lambda c, part: jax.tree.map(lambda _: c, part), constraints, params)
-
-
-def unconstrain(constraints: PyTree, params: PyTree) -> PyTree:
-    """Real coordinates of params.
-
-    Args:
-      constraints: a pytree like `params`, with a constraint at each leaf, or at a subtree for all its leaves.
-      params: feasible parameters. A value on the boundary (a mixing proportion of 0) gives an infinite coordinate.
-
-    Returns:
-      A pytree of real arrays.
-    """
-    return jax.tree.map(lambda c, p: c.unconstrain(p), mirror(constraints, params), params)
-
-
-def constrain(constraints: PyTree, free: PyTree, like: PyTree) -> PyTree:
-    """Params at real coordinates: the inverse of `unconstrain`.
-
-    Args:
-      constraints: a pytree like the params, with a constraint at each leaf, or at a subtree for all its leaves.
-      free: coordinates from `unconstrain`.
-      like: params of the wanted shapes.
-
-    Returns:
-      Params like `like`.
-    """
-    return jax.tree.map(lambda c, f, p: c.constrain(f, p), mirror(constraints, like), free, like)
+__all__ = [
+    "Above",
+    "Cholesky",
+    "Constraint",
+    "Fixed",
+    "Positive",
+    "PositiveDefinite",
+    "Real",
+    "Simplex",
+    "UnitInterval",
+    "constrain",
+    "unconstrain",
+]

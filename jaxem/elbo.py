@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem._arguments import as_numbers, check_number, shown
-from jaxem._numerics import is_concrete
-from jaxem._pytree import dataclass
+from jaxem.core.arguments import as_numbers, check_number, shown
+from jaxem.core.numerics import is_concrete
+from jaxem.core.pytree import dataclass
 
 
 @dataclass

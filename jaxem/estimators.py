@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem._arguments import check_integer, check_number
-from jaxem._normal import kl_divergence, standard_promotion
-from jaxem._numerics import is_concrete
-from jaxem._pytree import dataclass, static
+from jaxem.core.arguments import check_integer, check_number
+from jaxem.core.normal import kl_divergence, standard_promotion
+from jaxem.core.numerics import is_concrete
+from jaxem.core.pytree import dataclass, static
 from jaxem.elbo import free_energy, soften
 
 LogLik = Callable[[Array], Array]

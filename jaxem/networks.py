@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem._arguments import check_choice, check_decorated, check_integer, shown
-from jaxem._normal import standard_promotion
-from jaxem._pytree import dataclass, static
-from jaxem._tree import PyTree, float_dtype
+from jaxem.core.arguments import check_choice, check_decorated, check_integer, shown
+from jaxem.core.normal import standard_promotion
+from jaxem.core.pytree import dataclass, static
+from jaxem.core.tree import PyTree, float_dtype
 
 
 class Network(ABC):

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem._arguments import check_key, check_number, tabulated
-from jaxem._pytree import dataclass
-from jaxem._reverse_kl import reverse_kl
+from jaxem.core.arguments import check_key, check_number, tabulated
+from jaxem.core.pytree import dataclass
+from jaxem.core.reverse_kl import reverse_kl
 from jaxem.elbo import soften
 
 

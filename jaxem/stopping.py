@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem import constraints
-from jaxem._arguments import check_choice, check_constraints, check_number, check_tolerance, expect, shown
-from jaxem._foreign import named_fields
-from jaxem._numerics import is_concrete, safe_divide
-from jaxem._pytree import dataclass, static
-from jaxem._tree import PyTree
+from jaxem.core import constraints
+from jaxem.core.arguments import check_choice, check_constraints, check_number, check_tolerance, expect, shown
+from jaxem.core.foreign import named_fields
+from jaxem.core.numerics import is_concrete, safe_divide
+from jaxem.core.pytree import dataclass, static
+from jaxem.core.tree import PyTree
 
 
 class Status(enum.IntEnum):
@@ -55,7 +55,7 @@ class Step:
 
     Attributes:
       previous: ELBO.total of `old_params`, nats; -inf at the first scoring.
-      current: ELBO.total of `params`.
+      current: ELBO.total of `params`; NaN where the step was not accepted and `params` are still the old ones.
       old_params: params before the step.
       params: params after it.
       total_weight: sum of the weights.

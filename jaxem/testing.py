@@ -11,17 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem import _inputs, _rows, _shapes, constraints
-from jaxem._table import advance
-from jaxem._tree import PyTree, float_dtype, num_rows
-from jaxem._warn import FitWarning
+from jaxem import model as _model
+from jaxem.core import constraints
+from jaxem.core import rows as _rows
+from jaxem.core.arguments import as_key, check_integer
+from jaxem.core.inputs import cast_floats
+from jaxem.core.tree import PyTree, float_dtype, num_rows
+from jaxem.core.warn import FitWarning
 from jaxem.elbo import decompose
-from jaxem.fit import choose_algorithm, fit
+from jaxem.engine import shapes as _shapes
+from jaxem.engine.fit import choose_algorithm, fit
+from jaxem.engine.result import Fit, FitError
+from jaxem.engine.table import advance
 from jaxem.model import DiscreteLatent, LatentModel
-from jaxem.result import Fit, FitError
 from jaxem.rules import Exact, Hard, Tempered
 from jaxem.stopping import Status, Stop
-from jaxem.transforms import chunked
+from jaxem.wrappers import chunked
 
 # Most steps of a fit in a check.
 STEPS = 3000
@@ -33,17 +38,15 @@ class _Case:
     def __init__(self, model: Any, data: PyTree, key: Array, num_starts: int, algorithm: Any = None):
         self.key, self.num_starts = key, num_starts
         self.free = model
-        self.data = _inputs.cast_floats(_rows.as_data(data, keys=model.row_keys()), jnp.float64)
-        model.check_rows(self.data)
+        self.data = cast_floats(_rows.as_data(data, keys=model.row_keys), jnp.float64)
         self.num = num_rows(self.data)
         self.weights = jnp.asarray(np.random.default_rng(0).uniform(0.5, 2.0, self.num))
-        model = _inputs.cast_floats(model, jnp.float64)
-        model.validate(self.data, None)
+        model = cast_floats(model, jnp.float64)
+        model.check(self.data)
         _shapes.check(model, self.data, self.weights, key)
-        self.algorithm: Any = choose_algorithm(model, algorithm, self.num).tabulate(STEPS)
-        self.algorithm = self.algorithm.bind(model, self.data, key, STEPS)
+        self.algorithm: Any = choose_algorithm(model, algorithm).prepare(model, self.data, key, STEPS)
         # Laws of statistics and of the exact M-step bind those who use them.
-        self.closed = self.algorithm.needs_m_step
+        self.closed = self.algorithm.climbs_by == "m_step"
         self.model: Any = jax.jit(model.bind)(self.data, self.weights)
         self.init = jax.jit(lambda k: self.model.init(k, self.data, self.weights))
         self.e_step = jax.jit(lambda p, x, w: self.model.e_step(p, x, w))
@@ -58,7 +61,7 @@ class _Case:
 
     def next(self, model: Any, params: PyTree, data: PyTree, weights: Array) -> PyTree:
         """The params that one step of the algorithm proposes."""
-        algorithm = _inputs.cast_floats(self.algorithm, weights.dtype)
+        algorithm = cast_floats(self.algorithm, weights.dtype)
         states = algorithm.init(model, jax.tree.map(lambda a: a[None], params), 1, weights.dtype)
         return algorithm.step(model, jax.tree.map(lambda a: a[0], states), data, weights).candidate
 
@@ -225,11 +228,11 @@ def _sharded(case: _Case) -> None:
 
 
 def _single_precision(case: _Case) -> None:
-    narrow = _inputs.cast_floats((case.data, case.weights), jnp.float32)
-    model = jax.jit(lambda *rows: _inputs.cast_floats(case.free, jnp.float32).bind(*rows))(*narrow)
-    params = _inputs.cast_floats(case.params, jnp.float32)
+    narrow = cast_floats((case.data, case.weights), jnp.float32)
+    model = jax.jit(lambda *rows: cast_floats(case.free, jnp.float32).bind(*rows))(*narrow)
+    params = cast_floats(case.params, jnp.float32)
     found = jax.jit(model.e_step)(params, *narrow)
-    wide = _inputs.cast_floats((params, *narrow), jnp.float64)
+    wide = cast_floats((params, *narrow), jnp.float64)
     _close(found, case.e_step(*wide), "float32 agrees with float64", rtol=1e-4, atol=1e-6 * case.num)
     stepped = jax.jit(case.next)(model, params, *narrow)
     for leaf in jax.tree.leaves((found, stepped, jax.eval_shape(model.elbo_params, params))):
@@ -312,9 +315,9 @@ def check_model(
 
     Takes about 10-20 seconds, most of it compilation. Runs in double precision whatever the x64 mode is.
     """
-    _inputs.check_model(model, data)
-    key = _inputs.as_key(key)
-    _inputs.check_count("num_starts", num_starts, 1)
+    _model.check_model(model, data)
+    key = as_key(key)
+    check_integer("num_starts", num_starts, 1)
     with jax.enable_x64(True):
         case = _Case(model, data, key, num_starts, algorithm)
         with warnings.catch_warnings():

@@ -11,7 +11,8 @@ import scipy.special
 import scipy.stats
 
 import jaxem
-from jaxem.families import Bernoulli, Binomial, Categorical, Exponential, Poisson, _counts
+from jaxem.families import Bernoulli, Binomial, Categorical, Exponential, Poisson
+from jaxem.families import counts as _counts
 
 # One program each instead of dozens of single operations.
 log_poisson = jax.jit(_counts.log_poisson)

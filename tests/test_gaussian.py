@@ -8,7 +8,7 @@ from scipy.stats import multivariate_normal
 
 import jaxem
 from jaxem.families import Gaussian
-from jaxem.families._covariance import SHAPES
+from jaxem.families.covariance import SHAPES
 
 NATURAL = {
     "full": lambda c: c,

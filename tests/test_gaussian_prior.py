@@ -9,7 +9,7 @@ from scipy import stats
 import jaxem
 from jaxem import Status
 from jaxem.families import Gaussian
-from jaxem.families._covariance import SHAPES
+from jaxem.families.covariance import SHAPES
 from jaxem.testing import CHECKS, check_model
 
 KEY = jax.random.key(0)

@@ -8,9 +8,9 @@ import pytest
 
 import jaxem
 from jaxem import constraints
-from jaxem._ascent import ascend, vector
 from jaxem.algorithms import GeneralizedEM
 from jaxem.algorithms.generalized_em import _expected
+from jaxem.core.ascent import ascend, vector
 from jaxem.models.mixture import MixtureParams
 
 KEY = jax.random.key(0)
@@ -112,7 +112,7 @@ def test_a_row_of_weight_zero_may_be_impossible():
         def m_step(self, params, stats):
             raise AssertionError("not used")
 
-        closed_form = False
+        climbed_by = "gradient"
 
     data, weights = jnp.array([1.0, 2.0, 6.0, -1.0]), jnp.array([1.0, 1.0, 1.0, 0.0])
     found = jaxem.fit(Half(), data, key=KEY, weights=weights, stop=TIGHT)

@@ -10,8 +10,8 @@ import pytest
 
 import jaxem
 from jaxem import Status
-from jaxem._table import advance
-from jaxem.inference import _evaluate
+from jaxem.after.criteria import _evaluate
+from jaxem.engine.table import advance
 
 KEY = jax.random.key(0)
 TIGHT = jaxem.Stop(atol=1e-12)

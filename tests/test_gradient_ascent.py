@@ -7,7 +7,8 @@ import optax
 import pytest
 
 import jaxem
-from jaxem import GradientAscent, Status, _drive, constraints
+from jaxem import GradientAscent, Status, constraints
+from jaxem.engine import drive as _drive
 
 KEY = jax.random.key(0)
 NEVER = jaxem.Stop(-np.inf)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxem
-from jaxem import _table
+from jaxem.engine import table as _table
 
 X = np.random.default_rng(0).normal(size=(10, 2))
 KEY = jax.random.key(0)
@@ -100,7 +100,7 @@ CASES = {
     "max_steps": (GMM2, X, {"max_steps": -1}, ValueError, "max_steps: expected an integer >= 0; found -1"),
     "screen": (GMM2, X, {"screen": jaxem.Screen(5, 0)}, ValueError, "screen.keep: expected an integer >= 1; found 0"),
     "model class": (jaxem.GMM, X, {}, TypeError, r"model: expected a jaxem model.*call it first, as in GMM\(3\)"),
-    "chunk size": (jaxem.transforms.Chunked(GMM2, 0), X, {}, ValueError, "size: expected an integer >= 1; found 0"),
+    "chunk size": (jaxem.wrappers.Chunked(GMM2, 0), X, {}, ValueError, "size: expected an integer >= 1; found 0"),
 }
 
 

@@ -9,8 +9,9 @@ from sklearn.cluster import KMeans as Peer
 from sklearn.datasets import make_blobs
 
 import jaxem
-from jaxem.models import _lloyd, _seeding
 from jaxem.models.kmeans import KMeansParams
+from jaxem.structures import lloyd as _lloyd
+from jaxem.structures import seeding as _seeding
 
 KEY = jax.random.key(0)
 

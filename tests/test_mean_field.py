@@ -9,7 +9,7 @@ import pytest
 
 import jaxem
 from jaxem import Status, expfam
-from jaxem._table import advance
+from jaxem.engine.table import advance
 from jaxem.expfam import Delta
 from jaxem.models.mean_field import Factor, MeanField
 
@@ -79,7 +79,7 @@ def test_sweeps_are_in_the_models_order_not_the_alphabets(draws):
 
 def test_a_second_fit_compiles_nothing(draws):
     """A new key and new numbers of the prior: neither the loop nor the probing of the model."""
-    from jaxem.models import _probe
+    from jaxem.models import probe as _probe
 
     programs = (advance, _probe._gradient, _probe._prior_gradient)
     jaxem.fit(UnknownNormal(), draws, key=KEY)

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from jaxem import DiagonalNormal
-from jaxem._normal import kl_divergence
+from jaxem.core.normal import kl_divergence
 
 RNG = np.random.default_rng(0)
 LOC, LOG_SCALE = RNG.normal(size=(4, 3)), RNG.normal(size=(4, 3))

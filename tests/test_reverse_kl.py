@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from jaxem._reverse_kl import objective, reverse_kl
+from jaxem.core.reverse_kl import objective, reverse_kl
 
 SOLVE = jax.jit(reverse_kl)
 LAMBDAS = [0.1, 0.3, 0.5, 0.7, 0.9]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxem
-from jaxem._reverse_kl import reverse_kl
+from jaxem.core.reverse_kl import reverse_kl
 from jaxem.rules import Exact, Hard, ReverseKL, Sampled, Tempered
 
 KEY = jax.random.key(3)

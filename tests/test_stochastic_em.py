@@ -73,7 +73,7 @@ def test_what_is_returned(x, averaged):
 
 
 def test_reproducible_and_recompiled_for_no_key_or_count(averaged):
-    from jaxem._table import advance
+    from jaxem.engine.table import advance
 
     first = averaged(1)
     size = advance._cache_size()

@@ -154,7 +154,7 @@ def test_weights_are_counts_of_rows(x):
 
 
 def test_a_new_beta_or_an_equal_network_compiles_nothing(x):
-    from jaxem._table import advance
+    from jaxem.engine.table import advance
 
     algorithm = GradientAscent(batch_size=20, key=KEY)
 

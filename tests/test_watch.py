@@ -11,7 +11,10 @@ import optax
 import pytest
 
 import jaxem
-from jaxem import Status, _checkpoint, _drive, _table
+from jaxem import Status
+from jaxem.engine import checkpoint as _checkpoint
+from jaxem.engine import drive as _drive
+from jaxem.engine import table as _table
 
 KEY = jax.random.key(0)
 OPTIONS = {"num_restarts": 12, "restart_batch": 4, "max_steps": 60}
@@ -296,7 +299,8 @@ def test_an_interrupted_run_resumes_bit_identical(iris, tmp_path, algorithm):
 SCRIPT = """
 import sys, time
 import jax, numpy as np, optax, jaxem
-from jaxem import _checkpoint, _drive
+from jaxem.engine import checkpoint as _checkpoint
+from jaxem.engine import drive as _drive
 _checkpoint.INTERVAL = 0.0
 _drive.SEGMENT = 1e-9  # look after every step
 path, slow = sys.argv[1], sys.argv[2] == "slow"

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem import _tree
-from jaxem._ascent import coordinates, like
-from jaxem._numerics import safe_divide
-from jaxem._pytree import dataclass, static
-from jaxem._tree import PyTree
 from jaxem.algorithms import _stepwise
+from jaxem.core import tree as _tree
+from jaxem.core.ascent import coordinates, like
+from jaxem.core.numerics import safe_divide
+from jaxem.core.pytree import dataclass, static
+from jaxem.core.tree import PyTree
 
 
 @dataclass

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem._tree import float_dtype
+from jaxem.core.tree import float_dtype
 
 LOG_2PI = 1.8378770664093453
 

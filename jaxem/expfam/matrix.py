@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import multigammaln
 
-from jaxem import constraints
-from jaxem._numerics import einsum
+from jaxem.core import constraints
+from jaxem.core.numerics import einsum
 from jaxem.expfam.family import LOG_2PI, ExponentialFamily, as_floats
 
 

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem._numerics import einsum
-from jaxem._tree import BLOCK_ROWS, map_rows
+from jaxem.core.numerics import einsum
+from jaxem.core.tree import BLOCK_ROWS, map_rows
 
 # Up to so many columns the matrices of a block of rows fit in the cache: that compiles in a fifth of the time, and
 # runs 6 to 30 times faster for 4 to 8 columns; at 200 columns it is 30 times slower than groups.

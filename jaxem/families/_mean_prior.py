@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem._pytree import dataclass
+from jaxem.core.pytree import dataclass
 from jaxem.families.family import Family
 
 

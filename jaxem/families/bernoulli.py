@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import xlog1py, xlogy
 
-from jaxem import constraints
-from jaxem._numerics import safe_log
-from jaxem._pytree import dataclass
-from jaxem.families import _mean
-from jaxem.families._checks import as_matrix, check_vector, require
+from jaxem.core import constraints
+from jaxem.core.checks import as_matrix, check_vector, require
+from jaxem.core.numerics import safe_log
+from jaxem.core.pytree import dataclass
+from jaxem.families import mean as _mean
 
 
 @dataclass

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import xlog1py, xlogy
 
-from jaxem import constraints
-from jaxem._arguments import check_integer
-from jaxem._pytree import dataclass, static
-from jaxem.families import _mean
-from jaxem.families._checks import as_matrix, check_vector, require
-from jaxem.families._counts import log_binomial, sample_binomial
+from jaxem.core import constraints
+from jaxem.core.arguments import check_integer
+from jaxem.core.checks import as_matrix, check_vector, require
+from jaxem.core.pytree import dataclass, static
+from jaxem.families import mean as _mean
+from jaxem.families.counts import log_binomial, sample_binomial
 
 
 @dataclass

@@ -9,12 +9,12 @@ import numpy as np
 from jax import Array
 from jax.scipy.special import xlogy
 
-from jaxem import constraints
-from jaxem._arguments import shown
-from jaxem._numerics import is_concrete, safe_log
-from jaxem._pytree import dataclass, static
-from jaxem.families import _mean
-from jaxem.families._checks import require
+from jaxem.core import constraints
+from jaxem.core.arguments import shown
+from jaxem.core.checks import require
+from jaxem.core.numerics import is_concrete, safe_log
+from jaxem.core.pytree import dataclass, static
+from jaxem.families import mean as _mean
 
 
 @dataclass

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem import constraints as _constraints
-from jaxem._arguments import check_constraints, shown
-from jaxem._ascent import ascend
-from jaxem._normal import standard_promotion
-from jaxem._numerics import einsum, is_concrete
-from jaxem._pytree import dataclass, static
-from jaxem._tree import PyTree
+from jaxem.core import constraints as _constraints
+from jaxem.core.arguments import check_constraints, shown
+from jaxem.core.ascent import ascend
+from jaxem.core.normal import standard_promotion
+from jaxem.core.numerics import einsum, is_concrete
+from jaxem.core.pytree import dataclass, static
+from jaxem.core.tree import PyTree
 from jaxem.families.family import Family
 
 REAL, POSITIVE, SIMPLEX = _constraints.Real(), _constraints.Positive(), _constraints.Simplex()

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem import constraints
-from jaxem._numerics import einsum
-from jaxem._pytree import dataclass
-from jaxem.families import _mean
-from jaxem.families._checks import as_matrix, check_vector, require
+from jaxem.core import constraints
+from jaxem.core.checks import as_matrix, check_vector, require
+from jaxem.core.numerics import einsum
+from jaxem.core.pytree import dataclass
+from jaxem.families import mean as _mean
 
 # A component whose mean is below this share of the pseudo-observations' is a candidate for a spike at 0.
 SPIKE = 1e-3

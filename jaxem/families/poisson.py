@@ -8,11 +8,11 @@ import numpy as np
 from jax import Array
 from jax.scipy.special import xlogy
 
-from jaxem import constraints
-from jaxem._pytree import dataclass
-from jaxem.families import _mean
-from jaxem.families._checks import as_matrix, check_vector, require
-from jaxem.families._counts import log_poisson, sample_poisson
+from jaxem.core import constraints
+from jaxem.core.checks import as_matrix, check_vector, require
+from jaxem.core.pytree import dataclass
+from jaxem.families import mean as _mean
+from jaxem.families.counts import log_poisson, sample_poisson
 
 
 @dataclass

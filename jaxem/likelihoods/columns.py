@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem._pytree import dataclass
+from jaxem.core.pytree import dataclass
 
 
 @dataclass

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem import constraints
-from jaxem._arguments import check_integer
-from jaxem._pytree import dataclass, static
-from jaxem._tree import PyTree
-from jaxem.families._checks import check_matrix, require
-from jaxem.families._counts import is_count, sample_binomial, sample_poisson
+from jaxem.core import constraints
+from jaxem.core.arguments import check_integer
+from jaxem.core.checks import check_matrix, require
+from jaxem.core.pytree import dataclass, static
+from jaxem.core.tree import PyTree
+from jaxem.families.counts import is_count, sample_binomial, sample_poisson
 from jaxem.likelihoods._logs import log_binomial_logits, log_poisson_log_rate
 from jaxem.likelihoods.columns import Columns, moments, standard
 from jaxem.likelihoods.likelihood import Likelihood, independent

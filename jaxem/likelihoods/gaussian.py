@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem import constraints
-from jaxem._arguments import check_number, nearest
-from jaxem._normal import standard_promotion
-from jaxem._pytree import dataclass
-from jaxem._tree import PyTree
-from jaxem.families._checks import check_matrix
+from jaxem.core import constraints
+from jaxem.core.arguments import check_number, nearest
+from jaxem.core.checks import check_matrix
+from jaxem.core.normal import standard_promotion
+from jaxem.core.pytree import dataclass
+from jaxem.core.tree import PyTree
 from jaxem.likelihoods.columns import Columns, moments, standard
 from jaxem.likelihoods.likelihood import Likelihood
 

@@ -6,9 +6,9 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem._normal import standard_promotion
-from jaxem._pytree import dataclass
-from jaxem._tree import PyTree
+from jaxem.core.normal import standard_promotion
+from jaxem.core.pytree import dataclass
+from jaxem.core.tree import PyTree
 from jaxem.likelihoods.columns import Columns, standard
 
 

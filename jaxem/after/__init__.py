@@ -1,0 +1,1 @@
+"""What is asked of a fit: criteria, importance sampling, the amortisation gap."""

@@ -1,0 +1,1 @@
+"""Pytrees, checks of what users hand in, numerics: what all rooms stand on."""

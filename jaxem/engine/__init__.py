@@ -1,0 +1,1 @@
+"""The table of restarts, the loop that steps it, and what a fit returns."""

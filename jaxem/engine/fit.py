@@ -1,0 +1,303 @@
+"""fit: every argument checked, the table of restarts stepped to its end, and the winner described."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxem.algorithms import EM, Algorithm, CoordinateAscent, GeneralizedEM, GradientAscent
+from jaxem.core import rows as _rows
+from jaxem.core import tree as _tree
+from jaxem.core.arguments import as_key, as_numbers, check_integer, check_leaves, expect, shown
+from jaxem.core.foreign import named
+from jaxem.core.inputs import as_params, cast_floats, check_enough
+from jaxem.core.numerics import is_concrete, namespace
+from jaxem.core.rows import Rows
+from jaxem.core.tree import Packed, PyTree
+from jaxem.engine import shapes as _shapes
+from jaxem.engine import table as _table
+from jaxem.engine import verdict as _verdict
+from jaxem.engine.drive import Progress, Watch, drive
+from jaxem.engine.result import Fit, Restarts
+from jaxem.engine.table import Problem, Screen, Table, fence, unfinished
+from jaxem.families import Family
+from jaxem.families.dependence import clearly_independent
+from jaxem.families.reasons import DEGENERATE
+from jaxem.model import ELBOModel, Health, LatentModel, check_model
+from jaxem.rules import Rule
+from jaxem.stopping import Status, StopRule
+
+
+@named
+def fit(
+    model: ELBOModel,
+    data: PyTree,
+    *,
+    key: Array,
+    params: PyTree | None = None,
+    weights: Array | None = None,
+    algorithm: Any = None,
+    stop: StopRule | None = None,
+    max_steps: int = 200,
+    num_restarts: int = 1,
+    restart_batch: int | None = None,
+    screen: Screen | None = None,
+    callback: Callable[[Progress], Any] | None = None,
+    progress: bool = False,
+    time_limit: float | None = None,
+    checkpoint: str | Path | None = None,
+) -> Fit:
+    """Fits a model from one or many starts, in one compiled program, and reports the fate of each.
+
+    Restart i starts from fold_in(key, i) alone. Finished restarts cost nothing: each sweep steps the first
+    `restart_batch` that still run. Results are bit-identical for equal `restart_batch`, device kind and JAX version,
+    whatever the number of restarts and their neighbours, watched or not, resumed or not, and inside the caller's `jit`;
+    across different widths, and under the caller's `vmap`, which widens the lanes, they agree to rounding, which in
+    float32 may lead to another optimum.
+
+    The winner is the best restart by ELBO.total of the best grade that there is: CONVERGED; MAX_STEPS, INTERRUPTED or
+    SCREENED; DECREASED or NONFINITE, with the params before that step; DEGENERATE. Its status says which, and where it
+    is not CONVERGED a `FitWarning` does, with the remedy; not for INTERRUPTED, nor for a MAX_STEPS that was asked for:
+    `max_steps=0`, a stop rule that cannot fire (`Stop(atol=-inf)`), or an algorithm whose normal end it is
+    (`GradientAscent`, `OnlineEM`, `StochasticEM`, sampled E-steps).
+
+    Ctrl-C, a callback that returns True and the time limit end a fit early: restarts that still ran end as INTERRUPTED
+    with their params so far, and the best is returned. The host steps the program in segments of about 0.2 s, or of one
+    sweep where that takes longer; Ctrl-C waits 0.3 s for the one under way, then leaves it to the device and returns
+    what there was before, though the next use of the device waits for it. Ctrl-C before any step has finished, as while
+    the starts are drawn, raises KeyboardInterrupt: there is nothing to return. So it does while JAX compiles, at once
+    or when that is done, as the version of JAX has it.
+
+    With a `checkpoint` the state of all restarts, optimisers and random streams included, is written to that file every
+    few seconds and at the end, whatever ends it. If the file is there, the fit goes on from it: one that was killed, or
+    ended by an error, Ctrl-C, a callback or the time limit, then ends bit-identical to one that never was, on the same
+    device kind and JAX version. A file that belongs to another model, data, key or setting is refused, never
+    overwritten; what functions compute cannot be compared, only their names and the values they hold.
+
+    Args:
+      model: a model, such as `GMM(3)` or `KMeans(8)`.
+      data: an array (N, D), or any pytree of arrays with a shared leading axis N. float32 and float64 stay what they
+        are (float64 needs JAX's x64 mode); integers become the default float, half precision float32.
+      key: a JAX random key, `jax.random.key(0)`.
+      params: start from these instead of random starts; with R > 1 restarts every leaf has a leading axis R.
+        Interchangeable parts, as components, then keep the order they have here; after random starts the largest come
+        first.
+      weights: (N,) non-negative; None for ones. Weight 2 is a row twice, weight 0 an absent row.
+      algorithm: `EM()` by default; `GeneralizedEM()` for a model without a closed M-step, `CoordinateAscent()` for a
+        mean-field one, `GradientAscent()` for an `ELBOModel` without an E-step.
+      stop: the stop rule, as `Stop`; None for the model's own.
+      max_steps: most M-steps of a restart; the trace, R (max_steps + 1) numbers, may take 512 MiB.
+      num_restarts: R >= 1.
+      restart_batch: number of lanes W stepped together, at most R; None chooses from the shapes.
+      screen: optional `Screen`.
+      callback: called with a `Progress` after each segment; returning True ends the fit. Its exceptions pass through.
+      progress: whether to show a tqdm bar (needs tqdm): over restarts, or over the steps of a single one.
+      time_limit: seconds, compilation included; None for no limit. At least one sweep is done.
+      checkpoint: path of a .npz file to write and to resume from; None for none. Of the size of the params and the
+        algorithm's state for all restarts.
+
+    Returns:
+      A `Fit`. May be called under the caller's `jit` and `vmap`: then it is part of that program, nothing warns or
+      raises and the codes tell, and there is no host for `callback`, `progress`, `time_limit` and `checkpoint`, which
+      are refused.
+
+    Raises:
+      ValueError, TypeError: bad input, named, before anything is compiled (values only where they are no tracers); a
+        checkpoint of another fit.
+      FitError: no restart has a finite objective; its `.fit` holds the codes.
+      KeyboardInterrupt: Ctrl-C before any step has finished.
+
+    Time is O(steps * cost of an E-step); memory O(R (params + max_steps)).
+
+    Examples:
+      >>> import jax, jaxem
+      >>> x = jax.random.normal(jax.random.key(0), (100, 1))
+      >>> result = jaxem.fit(jaxem.GMM(1), x, key=jax.random.key(1))
+      >>> bool(result.status == jaxem.Status.CONVERGED), int(result.num_steps)
+      (True, 1)
+      >>> show = lambda progress: print(progress.statuses)
+      >>> result = jaxem.fit(jaxem.GMM(1), x, key=jax.random.key(1), callback=show)
+      {'RUNNING': 1}
+      {'CONVERGED': 1}
+    """
+    began = time.perf_counter()
+    watch = Watch(callback, progress, time_limit, checkpoint)
+    watch.check()
+    problem, seen = prepare(
+        model, data, key, params, weights, algorithm, stop, max_steps, num_restarts, restart_batch, screen
+    )
+    if is_concrete(problem):
+        return checked(problem, drive(problem, watch, began, finish), seen)
+    watch.refuse()
+    problem = fence(problem)
+    table = fence(_table.begin(problem, *_table.draw(problem)))
+    return checked(problem, finish(problem, fence(_table.advance(problem, table, _table.FOREVER))), seen)
+
+
+def prepare(
+    model: Any,
+    data: PyTree,
+    key: Array,
+    params: PyTree | None,
+    weights: Array | None,
+    algorithm: Any,
+    stop: StopRule | None,
+    max_steps: int,
+    num_restarts: int,
+    restart_batch: int | None,
+    screen: Screen | None,
+) -> tuple[Problem, Rows]:
+    """Checks every argument on the host and casts them to the data's dtype, and says what rows look like; see `fit`."""
+    check_integer("max_steps", max_steps, 0)
+    check_integer("num_restarts", num_restarts, 1)
+    if restart_batch is not None:
+        check_integer("restart_batch", restart_batch, 1)
+    if screen is not None:
+        expect("screen", screen, Screen, "jaxem.Screen(num_steps=10, keep=8), or None")
+        check_integer("screen.num_steps", screen.num_steps, 0)
+        check_integer("screen.keep", screen.keep, 1)
+    check_model(model, data)
+    key = as_key(key)
+    model = dataclasses.replace(model, rows=None)  # that of an earlier fit
+    given, (data, seen) = data, _rows.read(data, keys=model.row_keys)
+    dtype = _tree.float_dtype(data)
+    _table.check_trace(int(num_restarts), int(max_steps), dtype)
+    weights = _rows.as_weights(weights, _tree.num_rows(data), dtype, like=given)
+    model.check(data)
+    check_enough(model, _tree.num_rows(data))
+    algorithm = choose_algorithm(model, algorithm).prepare(model, data, key, int(max_steps))
+    stop = choose_stop(model, stop)
+    for name, part in (("model", model), ("algorithm", algorithm), ("stop", stop)):
+        check_leaves(name, part)
+    model, algorithm, stop = (cast_floats(part, dtype) for part in (model, algorithm, stop))
+    if params is not None:
+        params = as_params(params, jax.eval_shape(_start_params, model, data, weights, key), num_restarts, dtype, model)
+        model.check(data, params)
+    _shapes.check(model, data, weights, key)
+    if screen is not None:  # int32 in the program
+        screen = Screen(min(screen.num_steps, max_steps), min(screen.keep, num_restarts))
+    lanes = min(num_restarts, restart_batch or _lanes(_step_cost(model, data)))
+    keys = _table.restart_keys(key, int(num_restarts))
+    sizes = int(max_steps), int(num_restarts), int(lanes)
+    known = _independent(model, data, weights)
+    return Problem(model, data, weights, keys, params, algorithm, stop, screen, *sizes, known), seen
+
+
+def _independent(model: ELBOModel, data: PyTree, weights: Array) -> bool:
+    """Whether the host can tell, for a family that would search for them, that no columns depend on each other."""
+    families = jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, Family))
+    if not any(isinstance(family, Family) and family.finds_span for family in families):
+        return False
+    if not is_concrete(data, weights):
+        return False
+    tables = [_rows.where_it_lies(leaf) for leaf in jax.tree.leaves(data) if leaf.ndim == 2 and leaf.shape[1] > 1]
+    return all(xp is np and clearly_independent(x, np.asarray(weights)) for xp, x in tables)
+
+
+def choose_algorithm(model: ELBOModel, algorithm: Any) -> Algorithm:
+    """The algorithm, or the default for the model; raises TypeError where it is none."""
+    if algorithm is None:
+        by_gradient = GeneralizedEM() if isinstance(model, LatentModel) else GradientAscent()
+        algorithm = {"m_step": EM(), "coordinates": CoordinateAscent(), "gradient": by_gradient}[model.climbed_by]
+    if isinstance(algorithm, Rule):
+        raise TypeError(f"algorithm: expected an algorithm; found a rule; it goes into one, as jaxem.EM({algorithm!r})")
+    expect("algorithm", algorithm, Algorithm, "an algorithm, as jaxem.EM() or jaxem.GradientAscent(optimizer)")
+    return algorithm
+
+
+def choose_stop(model: ELBOModel, stop: Any) -> StopRule:
+    """The stop rule, or the model's own; raises where it is none, or does not suit the model."""
+    stop = model.default_stop() if stop is None else stop
+    if as_numbers(stop) is not None:
+        found = f"{shown(stop)}; write jaxem.Stop(atol={shown(stop)})"
+        raise TypeError(f"stop: expected a stop rule, as jaxem.Stop(); found {found}")
+    expect("stop", stop, StopRule, "a stop rule, as jaxem.Stop()")
+    stop.validate(model)
+    return stop
+
+
+@jax.jit
+def _start_params(model: Any, data: PyTree, weights: Array, key: Array) -> PyTree:
+    return model.bind(data, weights).init(key, data, weights)
+
+
+def _step_cost(model: ELBOModel, data: PyTree) -> int:
+    """Rough number of multiply-adds of one step, from shapes alone."""
+    return (model.num_states or 1) * sum(leaf.size for leaf in jax.tree.leaves(data))
+
+
+def _lanes(cost: int) -> int:
+    """Lane width W from the multiply-adds of a step: wide where it is all overhead, 1 where it fills the cores."""
+    if jax.default_backend() == "cpu":
+        return 4 if cost < 400_000 else 1
+    return 32 if cost < 4_000_000 else 4
+
+
+@jax.jit
+def _examine(model: Any, packed: Packed, weights: Array) -> tuple[Health, Array, Array, Array]:
+    """Health and slack of all restarts, the sum of the weights and the number of rows that have one."""
+    states, total = packed.unpack(), jnp.sum(weights)
+    slack = jax.vmap(model.slack, (0, None))(states.elbo.total, total)
+    return jax.vmap(model.health)(states.params), slack, total, jnp.sum(weights > 0, dtype=jnp.int32)
+
+
+def finish(problem: Problem, table: Table) -> Fit:
+    """The result of a table; numpy's warnings are off, since codes tell of what is not finite."""
+    with np.errstate(all="ignore"):
+        return _finish(problem, table)
+
+
+def _finish(problem: Problem, table: Table) -> Fit:
+    """Resolves the codes, picks the winner and describes it. Restarts that still run are INTERRUPTED."""
+    model, examined = table.model, _examine(table.model, table.packed, problem.weights)
+    xp = namespace((examined, table.packed))
+    packed, trace, examined = jax.tree.map(xp.asarray, (table.packed, table.trace, examined))
+    health, slack, total_weight, num_rows = examined
+    states = packed.unpack()
+    elbo, total = states.elbo, states.elbo.total
+    finite, spike = xp.isfinite(total), xp.isfinite(total) & (health.influence > DEGENERATE)
+    status = xp.where(unfinished(problem, states), int(Status.INTERRUPTED), states.status)
+    status = xp.where(status == Status.RUNNING, int(Status.MAX_STEPS), status)
+    # What has learned nothing is neither converged nor merely short of steps.
+    ended = (status == Status.CONVERGED) | (status == Status.MAX_STEPS)
+    status = xp.where(ended & (elbo.data < health.least_elbo), int(Status.UNDERFIT), status)
+    status = xp.where(spike, int(Status.DEGENERATE), status).astype(xp.int32)
+    num_steps = states.num_steps
+    failed = (status == Status.NONFINITE) | (status == Status.DECREASED)
+    grade = xp.where(status == Status.CONVERGED, 4, xp.where(failed, 2, 3))
+    grade = xp.where(finite, xp.where(spike, 1, grade), 0)
+    winner = xp.argmax(xp.where(finite & (grade == xp.max(grade)), total, -xp.inf))
+    won, health_won = jax.tree.map(lambda a: a[winner], (states, health))
+    same = model.same_optimum(total, won.elbo.total, total_weight) | (abs(total - won.elbo.total) <= slack[winner])
+    hits = finite & ~(spike & ~spike[winner]) & same
+    result = Fit(
+        model=model,
+        params=model.canonical(won.params, reorder=problem.params is None),
+        elbo=won.elbo,
+        status=status[winner],
+        num_steps=num_steps[winner],
+        hits=xp.sum(hits, dtype=xp.int32),
+        trace=trace[winner],
+        winner=winner.astype(xp.int32),
+        health=health_won,
+        coincident=model.coincident(won.params),
+        restarts=Restarts(elbo, status, num_steps, trace, health.influence, health.min_count, states.skipped),
+        total_weight=total_weight,
+        num_rows=num_rows,
+    )
+    return jax.device_put(result) if xp is np else result
+
+
+def checked(problem: Problem, result: Fit, seen: Rows) -> Fit:
+    """The fit, its model told what rows look like, once it is computed; warns and raises where values are known."""
+    result = dataclasses.replace(result, model=dataclasses.replace(result.model, rows=seen))
+    if is_concrete(result):
+        jax.block_until_ready(result)
+        _verdict.announce(problem, result)
+    return result

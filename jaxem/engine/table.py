@@ -1,0 +1,262 @@
+"""The table of restarts: what a fit needs, the state of all restarts, and the compiled loop that steps them."""
+
+import dataclasses
+import math
+import os
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxem.core import tree as _tree
+from jaxem.core.numerics import is_concrete, namespace
+from jaxem.core.pytree import dataclass, static
+from jaxem.core.tree import Packed, PyTree
+from jaxem.families.dependence import independent
+from jaxem.stopping import Status, Step, StopRule
+
+# More sweeps than a fit can take; an argument like any other, so that segments are steps of the very same program.
+FOREVER = np.int32(2**31 - 1)
+# Most bytes of the trace, of which three copies exist for a while: 300,000 restarts of 200 steps in float64.
+TRACE_BYTES = 1 << 29
+
+
+@dataclass
+class Screen:
+    """Screening of restarts: run all for `num_steps` steps, then go on with the best `keep` of them alone.
+
+    The others end as SCREENED, with the ELBO they had. Ranking is by ELBO.total among restarts with finite values,
+    ties to the lowest index; restarts that converged within the short run keep their status and take no place. A
+    restart's fate then depends on its neighbours, unlike without screening.
+
+    Attributes:
+      num_steps: M-steps of the short run.
+      keep: how many go on.
+    """
+
+    num_steps: int = static(default=10)
+    keep: int = static(default=8)
+
+
+@dataclass
+class Problem:
+    """All that a fit needs, checked and cast; static fields decide the compiled program.
+
+    `independent` says that the host has found the data's columns far from depending on each other.
+    """
+
+    model: Any
+    data: PyTree
+    weights: Array
+    keys: Array
+    params: PyTree
+    algorithm: Any
+    stop: StopRule
+    screen: Screen | None = None
+    max_steps: int = static(default=200)
+    num_restarts: int = static(default=1)
+    lanes: int = static(default=1)
+    independent: bool = static(default=False)
+
+
+@dataclass
+class Table:
+    """The state of all R restarts.
+
+    Attributes:
+      model: the model bound to the data.
+      data: the data in the model's own layout.
+      packed: the algorithm's states, a row for each restart; `states` is the readable view.
+      trace: (R, max_steps + 1) ELBO.total after t M-steps, NaN where not reached.
+      screened: whether screening has taken place.
+    """
+
+    model: Any
+    data: PyTree
+    packed: Packed
+    trace: Array
+    screened: Array
+
+    @property
+    def states(self) -> Any:
+        """The algorithm's states, each leaf with a leading axis R."""
+        return self.packed.unpack()
+
+
+def fence(tree: PyTree) -> PyTree:
+    """Keeps the stages of a fit apart inside a caller's program, where they would be fused to other roundings."""
+    return tree if is_concrete(tree) else jax.lax.optimization_barrier(tree)
+
+
+@partial(jax.jit, static_argnums=1)
+def restart_keys(key: Array, num: int) -> Array:
+    """fold_in(key, i) for each restart; a program of its own when called from the host, shared by all fits."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num, dtype=jnp.int32))
+
+
+@jax.jit
+def draw(problem: Problem) -> tuple[Any, PyTree, PyTree]:
+    """The model bound to the data, the data in its layout, and the params of all starts."""
+    with independent(problem.independent):
+        model = problem.model.bind(problem.data, problem.weights)
+    data = model.arrange(problem.data)
+    if problem.params is not None:
+        return model, data, _adopt(model, problem)
+    # One at a time: half the compile time of a batch, and a start does not depend on the lane width.
+    one = lambda key: model.init(key, problem.data, problem.weights)
+    if problem.num_restarts > 1:
+        params = jax.lax.map(one, problem.keys)
+        _check_memory(problem, model, params)
+        return model, data, params
+    return model, data, one(problem.keys[0])
+
+
+def _adopt(model: Any, problem: Problem) -> PyTree:
+    """The given params of all starts, as the bound model can use them."""
+    adopt = lambda params: model.canonical(params, reorder=False)
+    return adopt(problem.params) if problem.num_restarts == 1 else jax.vmap(adopt)(problem.params)
+
+
+def check_trace(num_restarts: int, max_steps: int, dtype: Any) -> None:
+    """Raises ValueError where R x (max_steps + 1) numbers are more than anyone can want."""
+    size = num_restarts * (max_steps + 1) * jnp.dtype(dtype).itemsize
+    if size > TRACE_BYTES:
+        name, value = max(("max_steps", max_steps), ("num_restarts", num_restarts), key=lambda pair: pair[1])
+        raise ValueError(
+            f"{name}: expected a trace, num_restarts x (max_steps + 1) numbers, of at most {TRACE_BYTES >> 20} MiB; "
+            f"found {value}, which makes it {size >> 20} MiB; lower it, and go on by another fit (from params= of "
+            "the last, or with another key)"
+        )
+
+
+def _check_memory(problem: Problem, model: Any, params: PyTree) -> None:
+    """Raises ValueError where the states of all restarts cannot fit, which `draw` asks once, when it is traced."""
+    num, dtype, memory = problem.num_restarts, problem.weights.dtype, _memory()
+    states = jax.eval_shape(lambda params: problem.algorithm.init(model, params, num, dtype), params)
+    size = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(states))  # before and after a segment
+    if size > memory:
+        raise ValueError(
+            f"num_restarts: expected restarts whose states fit twice into the {memory / 2**30:.1f} GiB of memory; "
+            f"found {num}, which take {size / 2**30:.1f} GiB; lower it, and fit again with another key"
+        )
+
+
+def _memory() -> float:
+    """Bytes of memory of the default device, or of this machine; infinite where neither tells."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not every system has it
+        return math.inf
+
+
+def begin(problem: Problem, model: Any, data: PyTree, params: PyTree) -> Table:
+    """The table before the first step, of what `draw` gives."""
+    num, dtype, xp = problem.num_restarts, _tree.float_dtype(problem.data), namespace(params)
+    params = jax.tree.map(lambda a: xp.asarray(a)[None] if num == 1 else xp.asarray(a), params)
+    packed = _tree.pack(problem.algorithm.init(model, params, num, dtype))
+    trace = xp.full((num, problem.max_steps + 1), xp.nan, dtype)
+    return Table(model, data, packed, trace, xp.asarray(problem.screen is None))
+
+
+def _lanewise(f: Any, lanes: Any) -> Any:
+    """Vmap over lanes; a single lane is not batched, so that its branches stay branches."""
+    if jax.tree.leaves(lanes)[0].shape[0] > 1:
+        return jax.vmap(f)(lanes)
+    out = f(jax.tree.map(lambda a: a[0], lanes))
+    return jax.tree.map(lambda a: jnp.asarray(a)[None], out)  # a step may give Python's numbers
+
+
+@jax.jit
+def advance(problem: Problem, table: Table, max_sweeps: Array | np.int32) -> Table:
+    """Steps the table until no restart runs, or for at most `max_sweeps` sweeps."""
+    # Only what a sweep changes is carried: a loop copies what it carries.
+    changing = lambda table: (table.packed, table.trace, table.screened)
+    whole = lambda carry: dataclasses.replace(table, packed=carry[0], trace=carry[1], screened=carry[2])
+
+    def running(state: tuple[Any, Array]) -> Array:
+        return jnp.any(unfinished(problem, whole(state[0]).states)) & (state[1] < max_sweeps)
+
+    def sweep(state: tuple[Any, Array]) -> tuple[Any, Array]:
+        return changing(_sweep(problem, whole(state[0]))), state[1] + 1
+
+    return whole(jax.lax.while_loop(running, sweep, (changing(table), jnp.zeros((), jnp.int32)))[0])
+
+
+def unfinished(problem: Problem, states: Any) -> Array:
+    """(R,) which restarts still have a step to make."""
+    return (states.status == Status.RUNNING) & (states.step <= problem.max_steps)
+
+
+def _sweep(problem: Problem, table: Table) -> Table:
+    """One step of the first W restarts that run."""
+    num, lanes = problem.num_restarts, problem.lanes
+    table, eligible = _screen(problem, table)
+    if lanes == num:  # every restart has its own lane: no gather, no scatter
+        ids, packed = jnp.arange(num, dtype=jnp.int32), table.packed
+    else:
+        # The first W eligible ids, and R, which clips and drops, for lanes that are left over.
+        order = jnp.where(eligible, num - jnp.arange(num, dtype=jnp.int32), 0)
+        ids = num - jax.lax.top_k(order, lanes)[0]
+        packed = _tree.take(table.packed, ids)
+    before = packed.unpack()
+    # Rows of the trace only where the stop rule looks at them: each operation costs compile time.
+    traces = _tree.take(table.trace, ids) if problem.stop.uses_trace else None
+    after = _lanewise(lambda lane: _step(problem, table, *lane), (before, traces))
+    stepped = _tree.pack(after)
+    if lanes == num:
+        stepped = jax.tree.map(lambda new, old: jnp.where(eligible[:, None], new, old), stepped, packed)
+        ids = jnp.where(eligible, ids, num)
+    else:
+        stepped = _tree.put(table.packed, ids, stepped)
+    trace = table.trace.at[ids, before.step].set(after.scored, mode="drop")
+    return dataclasses.replace(table, packed=stepped, trace=trace)
+
+
+def _step(problem: Problem, table: Table, state: Any, trace: Array | None) -> Any:
+    """One step of the algorithm and the stop rule."""
+    model, data, weights = table.model, table.data, problem.weights
+    after = problem.algorithm.step(model, state, data, weights)
+    total, elbo = jnp.sum(weights), after.scored  # NaN where nothing was accepted, which is no small step
+    small = problem.stop(
+        Step(
+            previous=state.elbo.total,
+            current=elbo,
+            old_params=state.params,
+            params=after.params,
+            total_weight=total,
+            rounding=model.slack(elbo, total),
+            model=model,
+            data=data,
+            weights=weights,
+            index=state.step,
+            trace=trace,
+        )
+    )
+    # The step that led to this value is the one before: the rule must have settled by then.
+    settled = (state.step > 0) & problem.algorithm.settled(model, jnp.maximum(state.step - 1, 0))
+    converged = (after.status == Status.RUNNING) & small & settled
+    return dataclasses.replace(after, status=jnp.where(converged, Status.CONVERGED, after.status).astype(jnp.int32))
+
+
+def _screen(problem: Problem, table: Table) -> tuple[Table, Array]:
+    """The restarts that may step now, after screening if its short runs are over."""
+    states = table.states
+    running = unfinished(problem, states)
+    if problem.screen is None:
+        return table, running
+    short = running & (states.step <= problem.screen.num_steps)
+    due = ~table.screened & ~jnp.any(short)
+    elbo = jnp.where(running, states.elbo.total, -jnp.inf)
+    rank = jnp.argsort(jnp.argsort(-elbo))
+    drop = due & running & (rank >= problem.screen.keep)
+    status = jnp.where(drop, Status.SCREENED, states.status).astype(jnp.int32)
+    packed = _tree.pack(dataclasses.replace(states, status=status))
+    screened = table.screened | due
+    table = dataclasses.replace(table, packed=packed, screened=screened)
+    return table, jnp.where(screened, running & ~drop, short)

@@ -1,0 +1,169 @@
+"""Models whose latent variable is known, or restricted, for some rows."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxem.core.arguments import expect, shown
+from jaxem.core.numerics import is_concrete, safe_divide
+from jaxem.core.pytree import dataclass
+from jaxem.core.tree import PyTree, sum_rows
+from jaxem.model import DiscreteAt, DiscreteLatent
+from jaxem.wrappers import InnerAt, Wrapper, unwrapped
+
+
+@dataclass
+class LabelledAt(InnerAt, DiscreteAt):
+    """A partly labelled model at params: `inner`, the model inside at its params, with some states ruled out."""
+
+    e_step = DiscreteAt.e_step
+
+    def explain(self, data: PyTree) -> tuple[Array, Any]:
+        """log_joint, -inf for states that are not allowed, and the function from resp to statistics."""
+        log_joint, collect = self.inner.explain(data[0])
+        return jnp.where(_allowed(data[1], log_joint.shape[1]), log_joint, -jnp.inf), collect
+
+
+@dataclass
+class PartlyLabelled(Wrapper, DiscreteLatent):
+    """A discrete model whose states are known, or restricted, for some rows; see `partly_labelled`."""
+
+    model: Any
+
+    row_keys: ClassVar[None] = None  # data are a pair
+    # What a wrapper would leave to the model inside, which takes rows without labels.
+    e_step, elbo_data, training_elbo = DiscreteLatent.e_step, DiscreteLatent.elbo_data, DiscreteLatent.training_elbo
+
+    def check(self, data: PyTree, params: PyTree | None = None) -> None:
+        """Checks the pair, the labels or the mask, and the observations as the model does."""
+        if not isinstance(unwrapped(self.model), DiscreteLatent):
+            raise TypeError(f"partly_labelled: expected a model with a discrete latent; found {shown(self.model)}")
+        if not isinstance(data, tuple) or len(data) != 2 or not hasattr(data[1], "ndim"):
+            raise TypeError(f"data: expected a pair (observations, known); found a {type(data).__name__}")
+        known = data[1]
+        if known.ndim not in (1, 2):
+            raise ValueError(f"data[1]: expected labels (N,) or a mask (N, K); found shape {known.shape}")
+        if is_concrete(known):
+            self._check_values(np.asarray(known))
+        self.model.check(data[0], params)
+
+    def _check_values(self, known: np.ndarray) -> None:
+        num = self.model.num_states
+        if known.ndim == 1:
+            top = np.inf if num is None else num - 1
+            bad = known[(known != np.round(known)) | (known < -1) | (known > top)]
+            if bad.size:
+                raise ValueError(f"data[1]: expected labels from -1 (unknown) to {top}; found {bad[0]:g}")
+            return
+        if num is not None and known.shape[1] != num:
+            raise ValueError(f"data[1]: expected a mask of shape (N, {num}); found {known.shape}")
+        if not np.isin(known, (0, 1)).all():
+            raise ValueError(f"data[1]: expected a mask of 0 and 1; found {known[~np.isin(known, (0, 1))][0]:g}")
+        if not known.any(1).all():
+            raise ValueError(
+                f"data[1]: expected a state allowed in each row; found none in row {np.argmin(known.any(1))}"
+            )
+
+    def bind(self, data: PyTree, weights: Array) -> "PartlyLabelled":
+        """Binds the model to the observations."""
+        return dataclasses.replace(self, model=self.model.bind(data[0], weights))
+
+    def inside(self, params: PyTree) -> tuple[Any, PyTree]:
+        """The model inside, which takes rows without labels."""
+        rows = None if self.rows is None else self.rows.part("[0]")
+        return dataclasses.replace(self.model, rows=rows).inside(params)
+
+    def arrange(self, data: PyTree) -> PyTree:
+        """The data as they are."""
+        return data
+
+    def rows_at_once(self, data: PyTree) -> int:
+        """Rows of a block of the model inside."""
+        return self.model.rows_at_once(data[0])
+
+    def at(self, params: PyTree) -> LabelledAt:
+        """The model at params."""
+        return LabelledAt(self, params, self.model.at(params))
+
+    def log_joint(self, params: PyTree, data: PyTree) -> Array:
+        """(N, K) the model's, with -inf for states that are not allowed."""
+        return self.at(params).log_joint(data)
+
+    def statistics(self, params: PyTree, data: PyTree, resp: Array) -> PyTree:
+        """The model's statistics."""
+        return self.model.statistics(params, data[0], resp)
+
+    def init(self, key: Array, data: PyTree, weights: Array) -> PyTree:
+        """A start of the model, its components matched to the labels, and one M-step that respects them."""
+        import optax  # here, because it takes as long to import as all of jaxem
+
+        x, known = data
+        here = self.model.at(self.model.init(key, x, weights))
+        resp = jax.nn.softmax(here.log_joint(x), 1)
+        allowed = _allowed(known, resp.shape[1])
+        # What a row says about state k: nothing where all states are allowed.
+        told = jnp.where(
+            jnp.all(allowed, 1, keepdims=True),
+            0,
+            safe_divide(allowed.astype(resp.dtype), allowed.sum(1, keepdims=True).astype(resp.dtype)),
+        )
+        overlap = (weights[:, None] * told).T @ resp
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            rows, columns = optax.assignment.hungarian_algorithm(-overlap)
+        order = columns[jnp.argsort(rows)]
+        resp = jnp.where(allowed, resp[:, order] + 1e-3, 0)
+        resp = weights[:, None] * resp / jnp.sum(resp, 1, keepdims=True)
+        collect = lambda rows, w: here.statistics(rows[0], jnp.where((w > 0)[:, None], rows[1], 0))
+        return here.m_step(sum_rows(collect, (x, resp), weights, self.rows_at_once(data)))
+
+    def canonical(self, params: PyTree, reorder: bool = True) -> PyTree:
+        """Components in the order that they have: the labels name them."""
+        return self.model.canonical(params, reorder=False)
+
+
+def _allowed(known: Array, num: int) -> Array:
+    """(N, K) which states labels or a mask allow."""
+    if known.ndim == 2:
+        return known > 0
+    return (known[:, None] < 0) | (known[:, None] == jnp.arange(num).astype(known.dtype)[None])
+
+
+def partly_labelled(model: DiscreteLatent) -> PartlyLabelled:
+    """The model, for data whose hidden states are known for some rows or restricted for others.
+
+    Labels are hidden information brought to light: the log-joint of a state that a row does not allow is -inf, and all
+    else, from restarts to weights, goes on as before. ELBO.data is sum_n log p(x_n, z_n in allowed_n). Components keep
+    the order of the labels; a start matches the model's random components to them.
+
+    The data are a pair (x, known), where known is
+
+        (N,) labels: the state of each row, -1 where it is unknown
+        (N, K) a mask: 1 where a state is allowed, 0 where it is forbidden
+
+    Args:
+      model: any `DiscreteLatent`, such as `GMM(3)`.
+
+    Returns:
+      A model. `fit.predict(x)`, `fit.posterior(x)` ... take new rows without labels; `fit.model.posterior(fit.params,
+      (x, known))` rows with them. A start makes one (N, K) array.
+
+    Raises:
+      TypeError: no model with a discrete latent.
+
+    Examples:
+      >>> import jaxem
+      >>> x = jnp.array([[0.0], [0.2], [0.1], [3.0], [3.3], [2.8]])
+      >>> labels = jnp.array([1, -1, -1, 0, -1, -1])
+      >>> fit = jaxem.fit(partly_labelled(jaxem.GMM(2)), (x, labels), key=jax.random.key(0))
+      >>> fit.predict(x).tolist()
+      [1, 1, 1, 0, 0, 0]
+
+    References:
+      McLachlan and Peel (2000), Finite Mixture Models, chapter 2.
+    """
+    expect("model", unwrapped(model), DiscreteLatent, "a model with a discrete latent, as jaxem.GMM(3)")
+    return PartlyLabelled(model)  # type: ignore[abstract]

@@ -1,0 +1,1 @@
+"""Which latent goes with which observation, and what says which component comes."""

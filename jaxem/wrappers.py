@@ -1,0 +1,202 @@
+"""Wrappers: the same model with its E-step computed in another way."""
+
+import abc
+import dataclasses
+import functools
+from functools import partial
+from typing import Any
+
+import jax
+from jax import Array
+
+from jaxem.core.arguments import check_integer, expect, shown
+from jaxem.core.pytree import dataclass, static
+from jaxem.core.rows import takes_rows
+from jaxem.core.tree import PyTree, map_rows, ones_for, sum_rows
+from jaxem.model import At, ELBOModel, EStep, LatentModel
+from jaxem.rules import Rule
+
+
+@dataclass
+class Wrapper(LatentModel):
+    """A model around another, `self.model`, which answers all that the wrapper does not.
+
+    What the protocols name is forwarded by rule, below; what they do not (sample, num_parameters) by `__getattr__`.
+    """
+
+    model: Any
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name == "model":
+            raise AttributeError(name)
+        return getattr(self.model, name)
+
+    def bind(self, data: PyTree, weights: Array) -> Any:
+        """The wrapper of the bound model."""
+        return dataclasses.replace(self, model=self.model.bind(data, weights))
+
+    def inside(self, params: PyTree) -> tuple[Any, PyTree]:
+        """The wrapper of the model that the model inside has inside."""
+        model, inner = dataclasses.replace(self.model, rows=self.rows).inside(params)
+        return dataclasses.replace(self, model=model, rows=model.rows), inner
+
+    def at(self, params: PyTree) -> At:
+        """The wrapper at params; one with an E-step of its own is asked for it."""
+        return At(self, params)
+
+    def check_params(self, params: PyTree) -> None:
+        """That of the model inside."""
+        self.model.check_params(params)
+
+
+def protocol() -> dict[str, Any]:
+    """What the protocols of a latent model name: hooks, questions and settings, by name."""
+    named = {**vars(ELBOModel), **vars(LatentModel)}
+    fields = {field.name for field in dataclasses.fields(ELBOModel)}
+    return {name: what for name, what in named.items() if not name.startswith("_") and name not in fields}
+
+
+def _forward(name: str, what: Any) -> Any:
+    if not callable(what) or isinstance(what, type):
+        return property(lambda self: getattr(self.model, name), doc=f"`{name}` of the model inside.")
+
+    @functools.wraps(what)
+    def method(self: Wrapper, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.model, name)(*args, **kwargs)
+
+    method.__isabstractmethod__ = False  # type: ignore[attr-defined]
+    return method
+
+
+# Inherited defaults would hide `__getattr__`: each name of the protocols has a method or a property of its own.
+for _name, _what in protocol().items():
+    if _name not in vars(Wrapper):
+        setattr(Wrapper, _name, _forward(_name, _what))
+abc.update_abstractmethods(Wrapper)  # type: ignore[type-abstract]
+
+
+def unwrapped(model: Any) -> Any:
+    """The model inside all wrappers, or the model."""
+    while isinstance(model, Wrapper):
+        model = model.model
+    return model
+
+
+@dataclass
+class InnerAt(At):
+    """A wrapper at params: `inner`, the model inside at its params, answers what the wrapper does not."""
+
+    inner: At
+
+    def explain(self, data: PyTree) -> tuple[Array, Any]:
+        return self.inner.explain(data)
+
+    def e_step(self, data: PyTree, weights: Array, rule: Rule) -> EStep:
+        return self.inner.e_step(data, weights, rule)
+
+    def m_step(self, stats: PyTree) -> PyTree:
+        return self.inner.m_step(stats)
+
+    def rebase(self, stats: PyTree, new: Any) -> PyTree:
+        return self.inner.rebase(stats, new.inner)
+
+    def elbo_params(self) -> Array:
+        return self.inner.elbo_params()
+
+
+@dataclass
+class ChunkedAt(InnerAt):
+    """A chunked model at params."""
+
+    def e_step(self, data: PyTree, weights: Array, rule: Rule) -> EStep:
+        """The model's E-step, summed over chunks."""
+        return sum_rows(lambda x, w: self.inner.e_step(x, w, rule), data, weights, self.model.size)
+
+
+@dataclass
+class Chunked(Wrapper):
+    """A model whose E-step scans over chunks of rows; see `chunked`."""
+
+    size: int = static()
+
+    def rows_at_once(self, data: PyTree) -> int:
+        """Rows of a chunk."""
+        return self.size
+
+    def at(self, params: PyTree) -> ChunkedAt:
+        """The model at params."""
+        return ChunkedAt(self, params, self.model.at(params))
+
+    @takes_rows
+    def e_step(self, params: PyTree, data: PyTree, weights: Array | None = None, rule: Rule | None = None) -> EStep:
+        """The model's E-step, summed over chunks."""
+        weights = ones_for(data) if weights is None else weights
+        return self.at(params).e_step(data, weights, self.default_rule() if rule is None else rule)
+
+    @takes_rows
+    def elbo_data(self, params: PyTree, data: PyTree, weights: Array | None = None, key: Array | None = None) -> Array:
+        """The model's ELBO.data, summed over chunks; a key serves all chunks, whose rows differ."""
+        weights = ones_for(data) if weights is None else weights
+        return sum_rows(lambda x, w: self.model.elbo_data(params, x, w, key), data, weights, self.size)
+
+    def training_elbo(self, params: PyTree, data: PyTree, weights: Array, key: Array, step: Array) -> Array:
+        """The model's, summed over chunks."""
+        one = lambda x, w: self.model.training_elbo(params, x, w, key, step)
+        return sum_rows(one, data, weights, self.size)
+
+    @takes_rows
+    def posterior(self, params: PyTree, data: PyTree) -> Array:
+        """(N, K) responsibilities, a chunk at a time."""
+        return _map(self, "posterior", params, data)
+
+    @takes_rows
+    def predict(self, params: PyTree, data: PyTree) -> Array:
+        """(N,) most probable states; no (N, K) array."""
+        return _map(self, "predict", params, data)
+
+    @takes_rows
+    def log_prob(self, params: PyTree, data: PyTree) -> Array:
+        """(N,) log p(x_n), nats; no (N, K) array."""
+        return _map(self, "log_prob", params, data)
+
+    def check(self, data: PyTree, params: PyTree | None = None) -> None:
+        """Checks the size, and what the model checks."""
+        if params is None:
+            if not isinstance(self.model, LatentModel):
+                raise TypeError(f"chunked: expected a model with an e_step; found {shown(self.model)}")
+            check_integer("size", self.size, 1)
+        self.model.check(data, params)
+
+
+@partial(jax.jit, static_argnums=1)
+def _map(wrapper: Chunked, method: str, params: PyTree, data: PyTree) -> Array:
+    return map_rows(lambda x: getattr(wrapper.model, method)(params, x), data, wrapper.size)
+
+
+def chunked(model: ELBOModel, size: int) -> Chunked:
+    """The same model with its E-step, posterior, predict and log_prob scanned over chunks of rows.
+
+    An E-step is additive over data, so the sum over chunks is the E-step: results agree with the model's own to
+    rounding, and memory for responsibilities is O(size K) instead of O(N K). The last chunk is moved back to end at the
+    last row, its overlap weighted 0, so nothing is copied or padded.
+
+    Args:
+      model: a model with an e_step.
+      size: most rows in a chunk, >= 1; chunks are made equal.
+
+    Returns:
+      A model.
+
+    Raises:
+      TypeError, ValueError: no model with an e_step, or no integer >= 1.
+
+    Examples:
+      >>> import jax, jaxem
+      >>> x = jax.random.normal(jax.random.key(0), (1000, 2))
+      >>> model = jaxem.chunked(jaxem.GMM(2), 100)
+      >>> jaxem.fit(model, x, key=jax.random.key(1), max_steps=3).params.mixing.shape
+      (2,)
+    """
+    expect("model", model, LatentModel, "a model with an e_step, as jaxem.GMM(3)")
+    check_integer("size", size, 1)
+    return Chunked(model, int(size))  # type: ignore[abstract]
