@@ -112,7 +112,7 @@ def test_a_row_of_weight_zero_may_be_impossible():
         def m_step(self, params, stats):
             raise AssertionError("not used")
 
-        closed_form = False
+        climbed_by = "gradient"
 
     data, weights = jnp.array([1.0, 2.0, 6.0, -1.0]), jnp.array([1.0, 1.0, 1.0, 0.0])
     found = jaxem.fit(Half(), data, key=KEY, weights=weights, stop=TIGHT)

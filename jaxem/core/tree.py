@@ -110,10 +110,14 @@ def num_rows(data: PyTree) -> int:
 
 
 def float_dtype(tree: PyTree) -> Any:
-    """The floating dtype of the leaves of `tree`."""
-    dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(tree)]
-    floats = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
+    """The floating dtype of the leaves of `tree`; plain numbers give way to arrays."""
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
     return jnp.result_type(*floats) if floats else jnp.result_type(float)
+
+
+def ones_for(data: PyTree) -> Array:
+    """(N,) weights of 1 in the dtype of the data."""
+    return jnp.ones(num_rows(data), float_dtype(data))
 
 
 def as_floats(data: PyTree, dtype: Any) -> PyTree:

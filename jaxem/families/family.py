@@ -9,7 +9,52 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxem.core.numerics import namespace
+from jaxem.core.pytree import dataclass
 from jaxem.core.tree import BLOCK_ROWS, PyTree, against_each, float_dtype, sum_rows
+
+
+@dataclass
+class At:
+    """A family at params of K components: what is asked of the two together, with what they share computed once.
+
+    Made by `family.at(params)`; this class asks the family's own methods. Statistics taken `here` are those that
+    `here.m_step` expects.
+
+    Attributes:
+      family: the family.
+      params: its params, plain.
+    """
+
+    family: Any
+    params: Any
+
+    def explain(self, x: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
+        """log_prob (N, K), and the function from resp (N, K) to statistics."""
+        return self.family.explain(self.params, x)
+
+    def log_prob(self, x: PyTree) -> Array:
+        """(N, K) log p(x_n | theta_k), nats."""
+        return self.family.log_prob(self.params, x)
+
+    def statistics(self, x: PyTree, resp: Array) -> PyTree:
+        """Statistics weighted by resp (N, K), summed over n."""
+        return self.family.statistics(self.params, x, resp)
+
+    def m_step(self, stats: PyTree) -> PyTree:
+        """The params that follow from statistics taken here."""
+        return self.family.m_step(self.params, stats)
+
+    def rebase(self, stats: PyTree, new: Any) -> PyTree:
+        """Statistics taken here, as if taken at `new`."""
+        return self.family.rebase(stats, self.params, new.params)
+
+    def elbo_params(self) -> Array:
+        """Penalty or log prior, nats."""
+        return self.family.elbo_params(self.params)
+
+    def influence(self, count: Array) -> Array:
+        """(K,) the regulariser's share of each component's spread; see `Family.influence`."""
+        return self.family.influence(self.params, count)
 
 
 class Family(ABC):
@@ -31,9 +76,9 @@ class Family(ABC):
         """log_prob (N, K), and the function resp -> statistics; overridden to share work between the two."""
         return self.log_prob(params, x), lambda resp: self.statistics(params, x, resp)
 
-    def prepare(self, params: PyTree) -> PyTree:
-        """The same params with derived quantities filled in, once per step; see `LatentModel.prepare`."""
-        return params
+    def at(self, params: PyTree) -> At:
+        """The family at these params, which shares what is derived from them; itself where `params` are one."""
+        return params if isinstance(params, At) else At(self, params)
 
     @abstractmethod
     def m_step(self, params: PyTree, stats: PyTree) -> PyTree:
@@ -42,6 +87,10 @@ class Family(ABC):
     @abstractmethod
     def start(self, num_components: int) -> PyTree:
         """K equal components, the reference that the first statistics of a partition are taken at; needs `bind`."""
+
+    def start_at(self, num_components: int) -> At:
+        """The family at `start(K)`; overridden where what is derived from those params is known."""
+        return self.at(self.start(num_components))
 
     @abstractmethod
     def features(self, x: PyTree) -> Array:
@@ -66,12 +115,12 @@ class Family(ABC):
         """Whether there are statistics and an m_step; where not, `GeneralizedEM` climbs by gradients."""
         return True
 
-    def partition_statistics(self, x: PyTree, weights: Array, resp: Array) -> tuple[PyTree, PyTree]:
-        """Params `start(K)` and the statistics of a start taken at them, in blocks of rows; see `from_partition`."""
-        start = self.prepare(self.start(resp.shape[1]))
+    def partition_statistics(self, x: PyTree, weights: Array, resp: Array) -> tuple[At, PyTree]:
+        """The family at `start(K)`, and statistics of a start taken there, in blocks of rows; see `from_partition`."""
+        start = self.start_at(resp.shape[1])
 
         def block(rows: tuple[PyTree, Array], w: Array) -> PyTree:
-            return self.statistics(start, rows[0], jnp.where((w > 0)[:, None], rows[1], 0))
+            return start.statistics(rows[0], jnp.where((w > 0)[:, None], rows[1], 0))
 
         return start, sum_rows(block, (x, resp), weights, BLOCK_ROWS)
 
@@ -86,7 +135,8 @@ class Family(ABC):
         Returns:
           Params.
         """
-        return self.m_step(*self.partition_statistics(x, weights, resp))
+        start, stats = self.partition_statistics(x, weights, resp)
+        return start.m_step(stats)
 
     def rebase(self, stats: PyTree, old: PyTree, new: PyTree) -> PyTree:
         """Statistics taken at params `old` as if taken at `new`; the same where statistics do not depend on params."""
@@ -161,3 +211,59 @@ class Family(ABC):
     def make_params(self, **values: Any) -> PyTree:
         """Params from plain arrays in their natural shapes."""
         raise TypeError(f"{type(self).__name__} has no make_params")
+
+
+class Derived(At, ABC):
+    """A family at params, with what is derived from them; base of the values that a `DerivedFamily` is asked by."""
+
+    @abstractmethod
+    def explain(self, x: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
+        """log_prob (N, K), and the function from resp (N, K) to statistics, sharing work."""
+
+    def log_prob(self, x: PyTree) -> Array:
+        """(N, K) log p(x_n | theta_k), nats."""
+        return self.explain(x)[0]
+
+    def statistics(self, x: PyTree, resp: Array) -> PyTree:
+        """Statistics weighted by resp (N, K), summed over n."""
+        return self.explain(x)[1](resp)
+
+
+class DerivedFamily(Family):
+    """A family whose computations are methods of a value of its own, `at(params)`; the others go through it."""
+
+    @abstractmethod
+    def derive(self, params: PyTree) -> Derived:
+        """The value that `at` returns for plain params."""
+
+    def at(self, params: PyTree) -> Any:
+        """The family at these params, with the derived quantities inside; itself where `params` are one."""
+        return params if isinstance(params, At) else self.derive(params)
+
+    def explain(self, params: PyTree, x: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
+        """log_prob (N, K), and the function resp -> statistics, sharing work."""
+        return self.at(params).explain(x)
+
+    def log_prob(self, params: PyTree, x: PyTree) -> Array:
+        """(N, K) log p(x_n | theta_k), nats."""
+        return self.at(params).log_prob(x)
+
+    def statistics(self, params: PyTree, x: PyTree, resp: Array) -> PyTree:
+        """Statistics weighted by resp (N, K), summed over n."""
+        return self.at(params).statistics(x, resp)
+
+    def m_step(self, params: PyTree, stats: PyTree) -> PyTree:
+        """Params that maximise the objective given statistics taken at `params`."""
+        return self.at(params).m_step(stats)
+
+    def rebase(self, stats: PyTree, old: PyTree, new: PyTree) -> PyTree:
+        """Statistics taken at params `old` as if taken at `new`."""
+        return self.at(old).rebase(stats, self.at(new))
+
+    def elbo_params(self, params: PyTree) -> Array:
+        """Penalty or log prior, nats."""
+        return self.at(params).elbo_params()
+
+    def influence(self, params: PyTree, count: Array) -> Array:
+        """(K,) the regulariser's share of each component's spread, given counts (K,)."""
+        return self.at(params).influence(count)

@@ -10,12 +10,13 @@ import numpy as np
 from jax import Array
 
 from jaxem.core import constraints
+from jaxem.core import special as _special
 from jaxem.core.checks import check_array, check_matrix, check_strength, require
 from jaxem.core.numerics import einsum, is_concrete, namespace, safe_divide
 from jaxem.core.pytree import dataclass
 from jaxem.core.tree import against_each
-from jaxem.families import special as _special
 from jaxem.families._mean_prior import MeanPrior, PlacedFamily
+from jaxem.families.family import Derived, DerivedFamily
 
 
 @dataclass
@@ -73,7 +74,7 @@ class GammaScale:
 
 
 @dataclass
-class Gamma(PlacedFamily):
+class Gamma(DerivedFamily, PlacedFamily):
     """Gamma components, D independent columns each: x_nd | z_n = k ~ Gamma(shape_kd, rate_kd), x > 0.
 
         p(x) = rate^shape x^(shape - 1) exp(-rate x) / Gamma(shape)
@@ -181,71 +182,9 @@ class Gamma(PlacedFamily):
             return jnp.log(x)
         return (jnp.log(x) - self.scale.log_mean[None]) / self.scale.log_std[None]
 
-    def explain(self, params: GammaParams, x: Array) -> tuple[Array, Callable[[Array], GammaStats]]:
-        """log_prob, and the function from resp to statistics; both are of x / mean - 1."""
-        mean = params.mean
-        d = (x.T[None] - mean[:, :, None]) / mean[:, :, None]  # (K, D, n)
-        bent = _special.bend(d)
-        # log p = -log x + [shape log(shape) - shape - log Gamma(shape)] - shape (d - log(1 + d)): no term is large.
-        peak = jnp.sum(_special.log_peak(params.shape), 1)
-        own = jnp.where(jnp.min(x, 1) > 0, jnp.sum(jnp.log(x), 1), jnp.inf)
-        log_prob = peak[:, None] - einsum("kd,kdn->kn", params.shape, bent) - own[None]
-        log_prob = jnp.where(own[None] < jnp.inf, log_prob, -jnp.inf)  # beyond the support
-
-        def collect(resp: Array) -> GammaStats:
-            r = resp.T
-            return GammaStats(jnp.sum(resp, 0), einsum("kn,kdn->kd", r, d), einsum("kn,kdn->kd", r, bent))
-
-        return log_prob.T, collect
-
-    def log_prob(self, params: GammaParams, x: Array) -> Array:
-        """(N, K) sum over columns of log Gamma(x_nd; shape_kd, rate_kd), nats; -inf for rows not all positive."""
-        return self.explain(params, x)[0]
-
-    def statistics(self, params: GammaParams, x: Array, resp: Array) -> GammaStats:
-        """Counts, and sums of x / mean - 1 and of its bend."""
-        return self.explain(params, x)[1](resp)
-
-    def m_step(self, params: GammaParams, stats: GammaStats) -> GammaParams:
-        """Means of data and pseudo-observations, then the shape of their pooled spread."""
-        old = params.mean
-        a, prior_d, prior_bend = self._prior(old)
-        total = stats.count[:, None] + a
-        d = safe_divide(stats.sum_d + prior_d, total)
-        spread = safe_divide(stats.sum_bend + prior_bend, total) - _special.bend(d)
-        # Below eps^2 a spread is rounding; and nothing at all to go by leaves the shape as it is.
-        spread = jnp.maximum(spread, jnp.finfo(d.dtype).eps ** 2)
-        shape = jnp.where(total > 0, _special.solve_shape(spread), params.shape)
-        if self.scale is not None:
-            shape = jnp.where(self.scale.constant[None], 1, shape)
-        return GammaParams(shape, shape / (old * (1 + d)))
-
-    def rebase(self, stats: GammaStats, old: GammaParams, new: GammaParams) -> GammaStats:
-        """Statistics about the means of `old`, as if about those of `new`: 1 + d' = (1 + d) old mean / new mean."""
-        change = (old.mean - new.mean) / new.mean
-        count = stats.count[:, None]
-        bent = stats.sum_bend + change * stats.sum_d + count * _special.bend(change)
-        return GammaStats(stats.count, stats.sum_d + change * (stats.sum_d + count), bent)
-
-    def elbo_params(self, params: GammaParams) -> Array:
-        """G of the class docstring, nats; with a `pseudo_mean` the conjugate log prior up to its constant."""
-        a, _, prior_bend = self._prior(params.mean)
-        if self.scale is None:
-            return jnp.zeros((), params.shape.dtype)
-        spread = self.scale.spread
-        shape0 = _special.solve_shape(spread)
-        best = _special.log_peak(shape0) - shape0 * spread
-        gain = a * (_special.log_peak(params.shape) - best[None]) - params.shape * prior_bend
-        return jnp.sum(gain)
-
-    def influence(self, params: GammaParams, count: Array) -> Array:
-        """(K,) the pseudo-observations' share of log(mean x) - mean(log x), in the column where it is largest."""
-        if self.scale is None:
-            return jnp.zeros_like(count)
-        a, _, prior_bend = self._prior(params.mean)
-        pooled = (count + a)[:, None] * _special.log_minus_digamma(params.shape)
-        share = jnp.max(jnp.where(self.scale.constant[None], 0, prior_bend / pooled), 1)
-        return jnp.where((count > a) & (a < 1), share, 0)
+    def derive(self, params: GammaParams) -> "GammaAt":
+        """With the means of the components."""
+        return GammaAt(self, params, params.mean)
 
     def notes(self) -> list[str]:
         """Names the columns without variation."""
@@ -286,3 +225,75 @@ class Gamma(PlacedFamily):
         if shape.ndim != 2 or shape.shape != rate.shape:
             raise ValueError(f"shape, rate: expected (K, D) each; found {shape.shape} and {rate.shape}")
         return GammaParams(shape, rate)
+
+
+@dataclass
+class GammaAt(Derived):
+    """Gamma components at their params.
+
+    Attributes:
+      family: the family.
+      params: its params.
+      mean: (K, D) the components' means.
+    """
+
+    mean: Array
+
+    def explain(self, x: Array) -> tuple[Array, Callable[[Array], GammaStats]]:
+        """log_prob, and the function from resp to statistics; both are of x / mean - 1."""
+        mean, shape = self.mean, self.params.shape
+        d = (x.T[None] - mean[:, :, None]) / mean[:, :, None]  # (K, D, n)
+        bent = _special.bend(d)
+        # log p = -log x + [shape log(shape) - shape - log Gamma(shape)] - shape (d - log(1 + d)): no term is large.
+        peak = jnp.sum(_special.log_peak(shape), 1)
+        own = jnp.where(jnp.min(x, 1) > 0, jnp.sum(jnp.log(x), 1), jnp.inf)
+        log_prob = peak[:, None] - einsum("kd,kdn->kn", shape, bent) - own[None]
+        log_prob = jnp.where(own[None] < jnp.inf, log_prob, -jnp.inf)  # beyond the support
+
+        def collect(resp: Array) -> GammaStats:
+            r = resp.T
+            return GammaStats(jnp.sum(resp, 0), einsum("kn,kdn->kd", r, d), einsum("kn,kdn->kd", r, bent))
+
+        return log_prob.T, collect
+
+    def m_step(self, stats: GammaStats) -> GammaParams:
+        """Means of data and pseudo-observations, then the shape of their pooled spread."""
+        a, prior_d, prior_bend = self.family._prior(self.mean)
+        total = stats.count[:, None] + a
+        d = safe_divide(stats.sum_d + prior_d, total)
+        spread = safe_divide(stats.sum_bend + prior_bend, total) - _special.bend(d)
+        # Below eps^2 a spread is rounding; and nothing at all to go by leaves the shape as it is.
+        spread = jnp.maximum(spread, jnp.finfo(d.dtype).eps ** 2)
+        shape = jnp.where(total > 0, _special.solve_shape(spread), self.params.shape)
+        if self.family.scale is not None:
+            shape = jnp.where(self.family.scale.constant[None], 1, shape)
+        return GammaParams(shape, shape / (self.mean * (1 + d)))
+
+    def rebase(self, stats: GammaStats, new: Any) -> GammaStats:
+        """Statistics about these means, as if about those of `new`: 1 + d' = (1 + d) mean / new mean."""
+        change = (self.mean - new.mean) / new.mean
+        count = stats.count[:, None]
+        bent = stats.sum_bend + change * stats.sum_d + count * _special.bend(change)
+        return GammaStats(stats.count, stats.sum_d + change * (stats.sum_d + count), bent)
+
+    def elbo_params(self) -> Array:
+        """G of the class docstring, nats; with a `pseudo_mean` the conjugate log prior up to its constant."""
+        scale, shape = self.family.scale, self.params.shape
+        if scale is None:
+            return jnp.zeros((), shape.dtype)
+        a, _, prior_bend = self.family._prior(self.mean)
+        spread = scale.spread
+        shape0 = _special.solve_shape(spread)
+        best = _special.log_peak(shape0) - shape0 * spread
+        gain = a * (_special.log_peak(shape) - best[None]) - shape * prior_bend
+        return jnp.sum(gain)
+
+    def influence(self, count: Array) -> Array:
+        """(K,) the pseudo-observations' share of log(mean x) - mean(log x), in the column where it is largest."""
+        scale = self.family.scale
+        if scale is None:
+            return jnp.zeros_like(count)
+        a, _, prior_bend = self.family._prior(self.mean)
+        pooled = (count + a)[:, None] * _special.log_minus_digamma(self.params.shape)
+        share = jnp.max(jnp.where(scale.constant[None], 0, prior_bend / pooled), 1)
+        return jnp.where((count > a) & (a < 1), share, 0)

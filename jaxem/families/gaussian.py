@@ -19,6 +19,7 @@ from jaxem.families import _spikes
 from jaxem.families._mean_prior import MeanPrior, PlacedFamily
 from jaxem.families.covariance import SHAPES, Covariance, Penalty
 from jaxem.families.dependence import Span, find_span, spreads
+from jaxem.families.family import Derived, DerivedFamily
 from jaxem.families.reasons import FEWEST_OBSERVATIONS, collapses, name_columns
 
 
@@ -32,13 +33,11 @@ class GaussianParams:
         deviations (K, D) for diag, (K,) for spherical. In the units of the data. A column that is a linear combination
         of earlier ones has 0 on the diagonal.
       covariance_type: which of the four.
-      inverse: the inverse of `scale`, filled in by `Gaussian.prepare` for the length of a step; else None.
     """
 
     mean: Array
     scale: Array
     covariance_type: str = static(default="full")
-    inverse: Array | None = None
 
     @property
     def covariance(self) -> Array:
@@ -87,7 +86,7 @@ class GaussianScale:
 
 @named_fields
 @dataclass
-class Gaussian(PlacedFamily):
+class Gaussian(DerivedFamily, PlacedFamily):
     """Multivariate normal components, x | z = k ~ N(mean_k, Sigma_k).
 
     The maximised objective is penalised: with S0 the diagonal of the data's weighted variances,
@@ -231,10 +230,19 @@ class Gaussian(PlacedFamily):
             raise ValueError("family: not bound to data; call bind(data, weights) first")
         self.check_places(num_components)
         mean = jnp.broadcast_to(self.scale.location[None], (num_components, self.scale.location.shape[0]))
-        std, span = self.scale.penalty.std, self.scale.span
-        scale = self._shape.start(num_components, std, span)
+        scale = self._shape.start(num_components, self.scale.penalty.std, self.scale.span)
+        return GaussianParams(mean, scale, self.covariance)
+
+    def derive(self, params: GaussianParams) -> "GaussianAt":
+        """With the inverse factors."""
+        return GaussianAt(self, params, self._shape.invert(params.scale))
+
+    def start_at(self, num_components: int) -> "GaussianAt":
+        """The family at `start(K)`, whose inverse factors are known without a substitution."""
+        params = self.start(num_components)
+        std, span = self.scale.penalty.std, self.scale.span  # type: ignore[union-attr]
         upside = 1 / std if span is None else jnp.where(span.dependent, 0, 1 / std)
-        return GaussianParams(mean, scale, self.covariance, self._shape.start(num_components, upside, None))
+        return GaussianAt(self, params, self._shape.start(num_components, upside, None))
 
     def features(self, x: Array) -> Array:
         """Columns standardised by the data's mean and standard deviation, dependent ones 0; plain when not bound."""
@@ -242,91 +250,6 @@ class Gaussian(PlacedFamily):
             return x
         z = (x - self.scale.location[None]) / self.scale.penalty.std[None]
         return z if self.scale.span is None else jnp.where(self.scale.span.dependent[None], 0, z)
-
-    def _inverse(self, params: GaussianParams) -> Array:
-        return self._shape.invert(params.scale) if params.inverse is None else params.inverse
-
-    def prepare(self, params: GaussianParams) -> GaussianParams:
-        """Fills in the inverse factors, once per step."""
-        return dataclasses.replace(params, inverse=self._inverse(params))
-
-    def _residuals(self, params: GaussianParams, x: Array) -> Array:
-        # The origin keeps offsets of the data out of the products: x - origin is exact where x is near the means.
-        origin = jnp.mean(params.mean, 0)
-        return self._shape.whiten(self._inverse(params), x - origin[None], params.mean - origin[None])
-
-    def explain(self, params: GaussianParams, x: Array) -> tuple[Array, Callable[[Array], GaussianStats]]:
-        """log_prob, and the function from resp to statistics; both are of the same whitened residuals."""
-        y = self._residuals(params, x)
-
-        def collect(resp: Array) -> GaussianStats:
-            r = resp.T
-            return GaussianStats(jnp.sum(resp, 0), einsum("kn,kdn->kd", r, y), self._shape.second(r, y))
-
-        return self._log_prob(params, y), collect
-
-    def log_prob(self, params: GaussianParams, x: Array) -> Array:
-        """(N, K) log N(x_n; mean_k, Sigma_k), nats."""
-        return self.explain(params, x)[0]
-
-    def statistics(self, params: GaussianParams, x: Array, resp: Array) -> GaussianStats:
-        """Counts, sums and second moments of whitened residuals."""
-        return self.explain(params, x)[1](resp)
-
-    def _log_prob(self, params: GaussianParams, y: Array) -> Array:
-        dim = params.mean.shape[1]
-        rank = self._shape.rank(params.scale, dim)
-        log_norm = self._shape.log_det(params.scale, dim) + 0.5 * rank * jnp.log(2 * jnp.pi).astype(y.dtype)
-        return -(0.5 * jnp.sum(y * y, 1) + jnp.broadcast_to(log_norm, y.shape[:1])[:, None]).T
-
-    def m_step(self, params: GaussianParams, stats: GaussianStats) -> GaussianParams:
-        """Weighted means and penalised covariances; an empty component keeps its mean and takes Sigma = S0.
-
-        Under a prior on the means its pseudo-observations count like any others, so that it goes to the prior's mode.
-        """
-        stats = self._with_prior(params, stats)
-        shift = safe_divide(stats.sum_y, stats.count[:, None])
-        penalty = self._penalty(params.mean.shape[1], params.mean.dtype)
-        scale = self._shape.update(params.scale, self._inverse(params), stats.sum_yy, shift, stats.count, penalty)
-        mean = params.mean + self._shape.unwhiten(params.scale, shift)
-        return GaussianParams(mean, scale, self.covariance)
-
-    def _pull(self, params: GaussianParams, prior: MeanPrior) -> Array:
-        """(K, D) m0 in whitened coordinates."""
-        return self._shape.unwhiten(self._inverse(params), prior.gap(params.mean))
-
-    def _with_prior(self, params: GaussianParams, stats: GaussianStats) -> GaussianStats:
-        """Statistics with the pseudo-observations of the means, if there are any."""
-        prior = None if self.scale is None else self.scale.mean_prior
-        if prior is None:
-            return stats
-        y = self._pull(params, prior)
-        resp = jnp.broadcast_to(prior.strength, (y.shape[0], 1))
-        return GaussianStats(
-            stats.count + prior.strength,
-            stats.sum_y + prior.strength * y,
-            stats.sum_yy + self._shape.second(resp, y[:, :, None]),
-        )
-
-    def rebase(self, stats: GaussianStats, old: GaussianParams, new: GaussianParams) -> GaussianStats:
-        """Statistics of residuals whitened by `old`, as if whitened by `new`: y' = B y + d, with B = new^-1 old."""
-        inverse = self._inverse(new)
-        shift = self._shape.unwhiten(inverse, old.mean - new.mean)
-        return GaussianStats(stats.count, *self._shape.rebase(stats, old.scale, inverse, shift))
-
-    def elbo_params(self, params: GaussianParams) -> Array:
-        """G of the class docstring and the log prior of the means, nats; finite for positive definite covariances."""
-        dim = params.mean.shape[1]
-        penalty = self._penalty(dim, params.mean.dtype)
-        log_std = jnp.where(self._dependent(dim), 0, jnp.log(penalty.std))
-        log_det = 2 * (self._shape.log_det(params.scale, dim) - jnp.sum(log_std))
-        trace = self._shape.trace(self._inverse(params), penalty)
-        value = -0.5 * penalty.strength * jnp.sum(trace - self.rank(dim) + log_det)
-        prior = None if self.scale is None else self.scale.mean_prior
-        if prior is None:
-            return value
-        distance = jnp.sum(self._pull(params, prior) ** 2, 1)
-        return value - 0.5 * prior.strength * jnp.sum(distance + jnp.broadcast_to(log_det, distance.shape))
 
     def notes(self) -> list[str]:
         """Names the columns without variance and those that depend on others, and says where weights are tiny."""
@@ -344,25 +267,6 @@ class Gaussian(PlacedFamily):
                 "pseudo-observations counts: multiply the weights, or lower pseudo_observations"
             )
         return said
-
-    def influence(self, params: GaussianParams, count: Array) -> Array:
-        """(K,) about 1 for a spike, near 0 for an honest component, whatever the penalty; see `_spikes.influence`.
-
-        A small variance is held against more where it rests on fewer than 2 (D + 1) rows (4 for diag and spherical).
-        0 under a prior of at least one pseudo-observation, where the spread is not the data's alone but was asked for;
-        where all weights together are less than a hundredth of an observation; and where the family is not bound.
-        """
-        if self.scale is None:
-            return jnp.zeros_like(count)
-        penalty, tied = self.scale.penalty, self.covariance == "tied"
-        if self.scale.mean_prior is not None:
-            count = count + self.scale.mean_prior.strength
-        total = jnp.broadcast_to(jnp.sum(count), count.shape) if tied else count
-        spread = jnp.broadcast_to(self._shape.spread(self._inverse(params), penalty), count.shape)
-        enough = 2 * (params.mean.shape[1] + 1) if self.covariance == "full" else 4
-        share = _spikes.influence(spread, total, penalty.strength, self.scale.mean_weight, 0 if tied else enough)
-        known = (penalty.strength < 1) & (self.scale.total_weight > FEWEST_OBSERVATIONS)
-        return jnp.where(known, share, 0)
 
     def diagnose(self, params: GaussianParams, count: Array) -> list[str]:
         """Why components are spikes: few rows, one value of a column repeated, or columns that depend on each other."""
@@ -488,6 +392,115 @@ class Gaussian(PlacedFamily):
         if is_concrete(factor) and not np.isfinite(factor).all():
             raise ValueError("covariance: expected positive definite matrices; found others")
         return GaussianParams(mean, factor, self.covariance)
+
+
+@dataclass
+class GaussianAt(Derived):
+    """Gaussian components at their params.
+
+    Attributes:
+      family: the family.
+      params: its params.
+      inverse: the inverse of the factor.
+    """
+
+    inverse: Array
+
+    @property
+    def _shape(self) -> Covariance:
+        return self.family._shape
+
+    def residuals(self, x: Array) -> Array:
+        """(K, D, n) whitened residuals of rows x (n, D)."""
+        # The origin keeps offsets of the data out of the products: x - origin is exact where x is near the means.
+        mean = self.params.mean
+        origin = jnp.mean(mean, 0)
+        return self._shape.whiten(self.inverse, x - origin[None], mean - origin[None])
+
+    def explain(self, x: Array) -> tuple[Array, Callable[[Array], GaussianStats]]:
+        """log_prob, and the function from resp to statistics; both are of the same whitened residuals."""
+        y = self.residuals(x)
+
+        def collect(resp: Array) -> GaussianStats:
+            r = resp.T
+            return GaussianStats(jnp.sum(resp, 0), einsum("kn,kdn->kd", r, y), self._shape.second(r, y))
+
+        return self._log_prob(y), collect
+
+    def _log_prob(self, y: Array) -> Array:
+        scale, dim = self.params.scale, self.params.mean.shape[1]
+        rank = self._shape.rank(scale, dim)
+        log_norm = self._shape.log_det(scale, dim) + 0.5 * rank * jnp.log(2 * jnp.pi).astype(y.dtype)
+        return -(0.5 * jnp.sum(y * y, 1) + jnp.broadcast_to(log_norm, y.shape[:1])[:, None]).T
+
+    def m_step(self, stats: GaussianStats) -> GaussianParams:
+        """Weighted means and penalised covariances; an empty component keeps its mean and takes Sigma = S0.
+
+        Under a prior on the means its pseudo-observations count like any others, so that it goes to the prior's mode.
+        """
+        params, stats = self.params, self._with_prior(stats)
+        shift = safe_divide(stats.sum_y, stats.count[:, None])
+        penalty = self.family._penalty(params.mean.shape[1], params.mean.dtype)
+        scale = self._shape.update(params.scale, self.inverse, stats.sum_yy, shift, stats.count, penalty)
+        mean = params.mean + self._shape.unwhiten(params.scale, shift)
+        return GaussianParams(mean, scale, self.family.covariance)
+
+    def _pull(self, prior: MeanPrior) -> Array:
+        """(K, D) m0 in whitened coordinates."""
+        return self._shape.unwhiten(self.inverse, prior.gap(self.params.mean))
+
+    def _with_prior(self, stats: GaussianStats) -> GaussianStats:
+        """Statistics with the pseudo-observations of the means, if there are any."""
+        prior = None if self.family.scale is None else self.family.scale.mean_prior
+        if prior is None:
+            return stats
+        y = self._pull(prior)
+        resp = jnp.broadcast_to(prior.strength, (y.shape[0], 1))
+        return GaussianStats(
+            stats.count + prior.strength,
+            stats.sum_y + prior.strength * y,
+            stats.sum_yy + self._shape.second(resp, y[:, :, None]),
+        )
+
+    def rebase(self, stats: GaussianStats, new: Any) -> GaussianStats:
+        """Statistics of residuals whitened here, as if whitened by `new`: y' = B y + d, with B = new^-1 old."""
+        shift = self._shape.unwhiten(new.inverse, self.params.mean - new.params.mean)
+        return GaussianStats(stats.count, *self._shape.rebase(stats, self.params.scale, new.inverse, shift))
+
+    def elbo_params(self) -> Array:
+        """G of the family's docstring and the log prior of the means, nats; finite for positive definite ones."""
+        family, params = self.family, self.params
+        dim = params.mean.shape[1]
+        penalty = family._penalty(dim, params.mean.dtype)
+        log_std = jnp.where(family._dependent(dim), 0, jnp.log(penalty.std))
+        log_det = 2 * (self._shape.log_det(params.scale, dim) - jnp.sum(log_std))
+        trace = self._shape.trace(self.inverse, penalty)
+        value = -0.5 * penalty.strength * jnp.sum(trace - family.rank(dim) + log_det)
+        prior = None if family.scale is None else family.scale.mean_prior
+        if prior is None:
+            return value
+        distance = jnp.sum(self._pull(prior) ** 2, 1)
+        return value - 0.5 * prior.strength * jnp.sum(distance + jnp.broadcast_to(log_det, distance.shape))
+
+    def influence(self, count: Array) -> Array:
+        """(K,) about 1 for a spike, near 0 for an honest component, whatever the penalty; see `_spikes.influence`.
+
+        A small variance is held against more where it rests on fewer than 2 (D + 1) rows (4 for diag and spherical).
+        0 under a prior of at least one pseudo-observation, where the spread is not the data's alone but was asked for;
+        where all weights together are less than a hundredth of an observation; and where the family is not bound.
+        """
+        scale, covariance = self.family.scale, self.family.covariance
+        if scale is None:
+            return jnp.zeros_like(count)
+        penalty, tied = scale.penalty, covariance == "tied"
+        if scale.mean_prior is not None:
+            count = count + scale.mean_prior.strength
+        total = jnp.broadcast_to(jnp.sum(count), count.shape) if tied else count
+        spread = jnp.broadcast_to(self._shape.spread(self.inverse, penalty), count.shape)
+        enough = 2 * (self.params.mean.shape[1] + 1) if covariance == "full" else 4
+        share = _spikes.influence(spread, total, penalty.strength, scale.mean_weight, 0 if tied else enough)
+        known = (penalty.strength < 1) & (scale.total_weight > FEWEST_OBSERVATIONS)
+        return jnp.where(known, share, 0)
 
 
 _adopted = jax.jit(lambda family, params: family.adopt(params))

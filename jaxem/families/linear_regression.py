@@ -16,7 +16,7 @@ from jaxem.core.numerics import einsum, is_concrete, namespace, safe_divide
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.tree import PyTree
 from jaxem.families.dependence import find_span, spreads
-from jaxem.families.family import Family
+from jaxem.families.family import Derived, DerivedFamily
 from jaxem.families.reasons import DEGENERATE, FEWEST_OBSERVATIONS, least_strength, name_columns
 
 INIT_STEPS = 10  # of K regressions with hard assignment, the counterpart of a start's Lloyd steps
@@ -105,7 +105,7 @@ def _split(data: Any) -> tuple[Array, Array]:
 
 
 @dataclass
-class LinearRegression(Family):
+class LinearRegression(DerivedFamily):
     """Linear regression components for pairs (x, y); a mixture of them is a mixture of regressions.
 
         y_n | x_n, z_n = k ~ N(intercept_k + x_n' coef_k, variance_k),    the covariates x are given, not modelled
@@ -268,98 +268,9 @@ class LinearRegression(Family):
         """(N, K) expected response of each component at covariates x (N, P)."""
         return params.level[None] + einsum("np,kp->nk", x - params.centre[None], params.coef)
 
-    def explain(
-        self, params: LinearRegressionParams, x: PyTree
-    ) -> tuple[Array, Callable[[Array], LinearRegressionStats]]:
-        """log_prob, and the function from resp to statistics; both are of the same residuals."""
-        design, y = _split(x)
-        e = (y[:, None] - self.mean(params, design)) / params.std[None]
-        log_prob = -0.5 * e**2 - (jnp.log(params.std) + 0.5 * jnp.log(2 * jnp.pi).astype(y.dtype))[None]
-
-        def collect(resp: Array) -> LinearRegressionStats:
-            scale = self._bound(params)
-            z = self._design(scale, design)
-            if self.fit_intercept:
-                z = jnp.concatenate([jnp.ones_like(z[:, :1]), z], 1)
-            return LinearRegressionStats(
-                jnp.sum(resp, 0),
-                einsum("nkf,ng->kfg", resp[:, :, None] * z[:, None], z),
-                einsum("nk,nf->kf", resp * e, z),
-                jnp.sum(resp * e**2, 0),
-            )
-
-        return log_prob, collect
-
-    def log_prob(self, params: LinearRegressionParams, x: PyTree) -> Array:
-        """(N, K) log N(y_n; mean_k(x_n), variance_k), nats."""
-        return self.explain(params, x)[0]
-
-    def statistics(self, params: LinearRegressionParams, x: PyTree, resp: Array) -> LinearRegressionStats:
-        """Counts, and products of design rows and standardised residuals."""
-        return self.explain(params, x)[1](resp)
-
-    def _coordinates(self, params: LinearRegressionParams) -> Array:
-        """(K, F) the lines in the coordinates of z, in units of y."""
-        scale = self._bound(params)
-        slopes = params.coef * scale.width[None]
-        if not self.fit_intercept:
-            return slopes
-        level = params.level + einsum("kp,p->k", params.coef, scale.centre - params.centre)
-        return jnp.concatenate([level[:, None], slopes], 1)
-
-    def _ridge(self, scale: RegressionScale) -> Array:
-        """(F,) weight of the pseudo-observations on each coordinate: a on slopes, 0 on the level."""
-        slopes = jnp.broadcast_to(scale.strength, scale.centre.shape)
-        return jnp.concatenate([jnp.zeros_like(slopes[:1]), slopes]) if self.fit_intercept else slopes
-
-    def m_step(self, params: LinearRegressionParams, stats: LinearRegressionStats) -> LinearRegressionParams:
-        """Ridge-penalised weighted least squares, as a change of the lines that the statistics were taken at."""
-        scale = self._bound(params)
-        ridge, old = self._ridge(scale)[None], self._coordinates(params) / params.std[:, None]
-        gradient = stats.sum_ze - ridge * old
-        change, gain = _solve(stats.sum_zz, ridge, gradient)
-        a, square = scale.strength, jnp.sum(ridge * old**2, 1)
-        raw = stats.sum_ee + square
-        left = jnp.maximum(raw - gain, 4 * jnp.finfo(raw.dtype).eps * raw) + a * (scale.spread / params.std) ** 2
-        total = stats.count + a
-        factor = jnp.sqrt(jnp.where(total > 0, safe_divide(left, total), 1))
-        std = jnp.where(scale.flat, jnp.ones_like(factor), params.std * factor)
-        new = (old + change) * params.std[:, None]
-        slopes = new[:, 1:] if self.fit_intercept else new
-        level = new[:, 0] if self.fit_intercept else params.level
-        return LinearRegressionParams(slopes / scale.width[None], level, std, scale.centre)
-
-    def rebase(
-        self, stats: LinearRegressionStats, old: LinearRegressionParams, new: LinearRegressionParams
-    ) -> LinearRegressionStats:
-        """Statistics of residuals about `old`, as if about `new`: e' = (std_old e + z' (old - new)) / std_new."""
-        ratio = old.std / new.std
-        gap = (self._coordinates(old) - self._coordinates(new)) / new.std[:, None]
-        moved = einsum("kfg,kg->kf", stats.sum_zz, gap)
-        ze = ratio[:, None] * stats.sum_ze
-        ee = ratio**2 * stats.sum_ee + jnp.sum(gap * (2 * ze + moved), 1)
-        return LinearRegressionStats(stats.count, stats.sum_zz, ze + moved, ee)
-
-    def _pseudo_square(self, params: LinearRegressionParams, scale: RegressionScale) -> Array:
-        """(K,) mean square of the pseudo-observations about each line, over the variance of the noise."""
-        slopes = params.coef * scale.width[None] / params.std[:, None]
-        return (scale.spread / params.std) ** 2 + jnp.sum(slopes**2, 1)
-
-    def elbo_params(self, params: LinearRegressionParams) -> Array:
-        """G of the class docstring, nats."""
-        scale = self._bound(params)
-        ratio = 2 * jnp.log(params.std / scale.spread)
-        return -0.5 * scale.strength * jnp.sum(ratio + self._pseudo_square(params, scale) - 1)
-
-    def influence(self, params: LinearRegressionParams, count: Array) -> Array:
-        """(K,) the pseudo-observations' share of the residual sum of squares: about 1 for a spike.
-
-        Of at least 1e-6 pseudo-observations, whatever the prior; see `Gaussian.influence`.
-        """
-        scale = self._bound(params)
-        share = scale.gauge * self._pseudo_square(params, scale) / (count + scale.gauge)
-        judged = (count > scale.gauge) & (scale.strength < 1) & (scale.total_weight > FEWEST_OBSERVATIONS)
-        return jnp.where(judged & ~scale.flat, share, 0)
+    def derive(self, params: LinearRegressionParams) -> "LinearRegressionAt":
+        """With what was taken from the data, and the lines in the coordinates of the design."""
+        return LinearRegressionAt(self, params)
 
     def diagnose(self, params: LinearRegressionParams, count: Array) -> list[str]:
         """Why components are spikes: as few rows as coefficients, or a line without noise."""
@@ -433,6 +344,97 @@ class LinearRegression(Family):
                 f"found {coef.shape}, {intercept.shape} and {variance.shape}"
             )
         return LinearRegressionParams(coef, intercept, jnp.sqrt(variance), jnp.zeros(coef.shape[1], coef.dtype))
+
+
+@dataclass
+class LinearRegressionAt(Derived):
+    """Regressions at their params."""
+
+    def explain(self, x: PyTree) -> tuple[Array, Callable[[Array], LinearRegressionStats]]:
+        """log_prob, and the function from resp to statistics; both are of the same residuals."""
+        family, params = self.family, self.params
+        design, y = _split(x)
+        e = (y[:, None] - family.mean(params, design)) / params.std[None]
+        log_prob = -0.5 * e**2 - (jnp.log(params.std) + 0.5 * jnp.log(2 * jnp.pi).astype(y.dtype))[None]
+
+        def collect(resp: Array) -> LinearRegressionStats:
+            z = family._design(family._bound(params), design)
+            if family.fit_intercept:
+                z = jnp.concatenate([jnp.ones_like(z[:, :1]), z], 1)
+            return LinearRegressionStats(
+                jnp.sum(resp, 0),
+                einsum("nkf,ng->kfg", resp[:, :, None] * z[:, None], z),
+                einsum("nk,nf->kf", resp * e, z),
+                jnp.sum(resp * e**2, 0),
+            )
+
+        return log_prob, collect
+
+    @property
+    def _scale(self) -> RegressionScale:
+        return self.family._bound(self.params)
+
+    def _coordinates(self) -> Array:
+        """(K, F) the lines in the coordinates of z, in units of y."""
+        scale, params = self._scale, self.params
+        slopes = params.coef * scale.width[None]
+        if not self.family.fit_intercept:
+            return slopes
+        level = params.level + einsum("kp,p->k", params.coef, scale.centre - params.centre)
+        return jnp.concatenate([level[:, None], slopes], 1)
+
+    def _ridge(self, scale: RegressionScale) -> Array:
+        """(F,) weight of the pseudo-observations on each coordinate: a on slopes, 0 on the level."""
+        slopes = jnp.broadcast_to(scale.strength, scale.centre.shape)
+        return jnp.concatenate([jnp.zeros_like(slopes[:1]), slopes]) if self.family.fit_intercept else slopes
+
+    def m_step(self, stats: LinearRegressionStats) -> LinearRegressionParams:
+        """Ridge-penalised weighted least squares, as a change of the lines that the statistics were taken at."""
+        scale, params = self._scale, self.params
+        ridge, old = self._ridge(scale)[None], self._coordinates() / params.std[:, None]
+        gradient = stats.sum_ze - ridge * old
+        change, gain = _solve(stats.sum_zz, ridge, gradient)
+        a, square = scale.strength, jnp.sum(ridge * old**2, 1)
+        raw = stats.sum_ee + square
+        left = jnp.maximum(raw - gain, 4 * jnp.finfo(raw.dtype).eps * raw) + a * (scale.spread / params.std) ** 2
+        total = stats.count + a
+        factor = jnp.sqrt(jnp.where(total > 0, safe_divide(left, total), 1))
+        std = jnp.where(scale.flat, jnp.ones_like(factor), params.std * factor)
+        new = (old + change) * params.std[:, None]
+        slopes = new[:, 1:] if self.family.fit_intercept else new
+        level = new[:, 0] if self.family.fit_intercept else params.level
+        return LinearRegressionParams(slopes / scale.width[None], level, std, scale.centre)
+
+    def rebase(self, stats: LinearRegressionStats, new: Any) -> LinearRegressionStats:
+        """Statistics of residuals about these lines, as if about `new`: e' = (std e + z' (old - new)) / std_new."""
+        ratio = self.params.std / new.params.std
+        gap = (self._coordinates() - new._coordinates()) / new.params.std[:, None]
+        moved = einsum("kfg,kg->kf", stats.sum_zz, gap)
+        ze = ratio[:, None] * stats.sum_ze
+        ee = ratio**2 * stats.sum_ee + jnp.sum(gap * (2 * ze + moved), 1)
+        return LinearRegressionStats(stats.count, stats.sum_zz, ze + moved, ee)
+
+    def _pseudo_square(self) -> Array:
+        """(K,) mean square of the pseudo-observations about each line, over the variance of the noise."""
+        scale, params = self._scale, self.params
+        slopes = params.coef * scale.width[None] / params.std[:, None]
+        return (scale.spread / params.std) ** 2 + jnp.sum(slopes**2, 1)
+
+    def elbo_params(self) -> Array:
+        """G of the class docstring of the family, nats."""
+        scale = self._scale
+        ratio = 2 * jnp.log(self.params.std / scale.spread)
+        return -0.5 * scale.strength * jnp.sum(ratio + self._pseudo_square() - 1)
+
+    def influence(self, count: Array) -> Array:
+        """(K,) the pseudo-observations' share of the residual sum of squares: about 1 for a spike.
+
+        Of at least 1e-6 pseudo-observations, whatever the prior; see `Gaussian.influence`.
+        """
+        scale = self._scale
+        share = scale.gauge * self._pseudo_square() / (count + scale.gauge)
+        judged = (count > scale.gauge) & (scale.strength < 1) & (scale.total_weight > FEWEST_OBSERVATIONS)
+        return jnp.where(judged & ~scale.flat, share, 0)
 
 
 def _solve(matrix: Array, ridge: Array, gradient: Array) -> tuple[Array, Array]:

@@ -47,13 +47,6 @@ class MeanScale:
     spread: Array
 
 
-@dataclass
-class Start:
-    """K equal components, marked as the reference of a start: the M-step from them keeps off the boundary."""
-
-    params: Any
-
-
 class MeanFamily(Family):
     """Components whose maximum-likelihood estimate is the weighted mean of a statistic T(x) (N, F).
 
@@ -149,11 +142,11 @@ class MeanFamily(Family):
         a = jnp.asarray(self.pseudo_observations, dtype)
         return a, (a * mean)[None]
 
-    def start(self, num_components: int) -> Start:
-        """K copies of the data's own mean; only statistics and the first M-step take it for params."""
+    def start(self, num_components: int) -> Any:
+        """K copies of the data's own mean."""
         if self.scale is None:
             raise ValueError("family: not bound to data; call bind(data, weights) first")
-        return Start(self._params(jnp.repeat(self.scale.mean[None], num_components, 0)))
+        return self._params(jnp.repeat(self.scale.mean[None], num_components, 0))
 
     def features(self, x: Array) -> Array:
         """(N, F) features standardised by the data's mean and standard deviation; plain when not bound."""
@@ -167,16 +160,20 @@ class MeanFamily(Family):
         """Counts and sums of T(x); they do not depend on params."""
         return MeanStats(jnp.sum(resp, 0), einsum("nk,nf->kf", resp, self._transform(x)))
 
-    def m_step(self, params: Any, stats: MeanStats) -> Any:
-        """Means with the pseudo-observations'; a component of count 0 takes theirs, or keeps its params without any."""
+    def _means(self, params: Any, stats: MeanStats) -> Array:
         a, total = self._prior(stats.count.dtype)
         count = (stats.count + a)[:, None]
         empty = count <= 0
-        mean = (stats.total + total) / jnp.where(empty, 1, count)
-        if not isinstance(params, Start):
-            return self._params(jnp.where(empty, self._mean(params), mean))
-        reference = self._mean(params.params)
-        return self._params(self._interior(jnp.where(empty, reference, mean), reference[:1]))
+        return jnp.where(empty, self._mean(params), (stats.total + total) / jnp.where(empty, 1, count))
+
+    def m_step(self, params: Any, stats: MeanStats) -> Any:
+        """Means with the pseudo-observations'; a component of count 0 takes theirs, or keeps its params without any."""
+        return self._params(self._means(params, stats))
+
+    def from_partition(self, x: Array, weights: Array, resp: Array) -> Any:
+        """The first M-step, kept off the boundary."""
+        start, stats = self.partition_statistics(x, weights, resp)
+        return self._params(self._interior(self._means(start.params, stats), self._mean(start.params)[:1]))
 
     def elbo_params(self, params: Any) -> Array:
         """Log prior up to a constant, nats: what the pseudo-observations add to the log-likelihood; 0 without any."""

@@ -10,11 +10,11 @@ from jax import Array
 from jaxem.core.arguments import expect, shown
 from jaxem.core.pytree import dataclass
 from jaxem.core.tree import PyTree
-from jaxem.families.family import Family
+from jaxem.families.family import At, Derived, DerivedFamily, Family
 
 
 @dataclass
-class Product(Family):
+class Product(DerivedFamily):
     """Groups of columns, each with a family of its own, independent given the component.
 
         x_n = {name: x_n[name]},   log p(x_n | theta_k) = sum over names of log p(x_n[name] | theta_k[name])
@@ -92,34 +92,10 @@ class Product(Family):
         """Binds each family to its part."""
         return Product(self._each(lambda family, part: family.bind(part, weights), x))
 
-    def log_prob(self, params: PyTree, x: PyTree) -> Array:
-        """(N, K) sum of the parts' log-densities, nats."""
-        return _total(self._each(lambda family, p, part: family.log_prob(p, part), params, x))
-
-    def statistics(self, params: PyTree, x: PyTree, resp: Array) -> dict[str, PyTree]:
-        """Each part's statistics."""
-        return self._each(lambda family, p, part: family.statistics(p, part, resp), params, x)
-
-    def explain(self, params: PyTree, x: PyTree) -> tuple[Array, Callable[[Array], dict[str, PyTree]]]:
-        """log_prob, and the function from resp to statistics, sharing each part's work."""
-        pairs = self._each(lambda family, p, part: family.explain(p, part), params, x)
-
-        def collect(resp: Array) -> dict[str, PyTree]:
-            return {name: pair[1](resp) for name, pair in pairs.items()}
-
-        return _total({name: pair[0] for name, pair in pairs.items()}), collect
-
-    def prepare(self, params: PyTree) -> dict[str, PyTree]:
-        """Each part's derived quantities."""
-        return self._each(lambda family, p: family.prepare(p), params)
-
-    def m_step(self, params: PyTree, stats: PyTree) -> dict[str, PyTree]:
-        """Each part's M-step."""
-        return self._each(lambda family, p, s: family.m_step(p, s), params, stats)
-
-    def rebase(self, stats: PyTree, old: PyTree, new: PyTree) -> dict[str, PyTree]:
-        """Each part's statistics as if taken at the new params."""
-        return self._each(lambda family, s, a, b: family.rebase(s, a, b), stats, old, new)
+    def derive(self, params: PyTree) -> "ProductAt":
+        """Each part at its params."""
+        parts = self._each(lambda family, p: family.at(p), params)
+        return ProductAt(self, {name: part.params for name, part in parts.items()}, parts)
 
     def start(self, num_components: int) -> dict[str, PyTree]:
         """Each part's K equal components."""
@@ -165,15 +141,6 @@ class Product(Family):
         keys = dict(zip(sorted(self.families), jax.random.split(key, len(self.families)), strict=True))
         return self._each(lambda family, k, p: family.sample(k, p, component), keys, params)
 
-    def elbo_params(self, params: PyTree) -> Array:
-        """Sum of the parts' penalties and log priors, nats."""
-        return _total(self._each(lambda family, p: family.elbo_params(p), params))
-
-    def influence(self, params: PyTree, count: Array) -> Array:
-        """(K,) the largest of the parts'."""
-        parts = self._each(lambda family, p: family.influence(p, count), params)
-        return jnp.max(jnp.stack(list(parts.values())), 0)
-
     def notes(self) -> list[str]:
         """The parts' notes, with their names."""
         return [f"{name}: {note}" for name, family in self.families.items() for note in family.notes()]
@@ -203,6 +170,55 @@ class Product(Family):
         if set(values) != set(self.families):
             raise ValueError(f"params: expected the names {sorted(self.families)}; found {sorted(values)}")
         return self._each(lambda family, value: family.make_params(**value), values)
+
+
+@dataclass
+class ProductAt(Derived):
+    """A product at its params.
+
+    Attributes:
+      family: the product.
+      params: its params.
+      parts: name -> the part's family at its params.
+    """
+
+    parts: dict[str, At]
+
+    def _each(self, f: Callable[..., Any], *trees: Any) -> dict[str, Any]:
+        return {name: f(part, *(tree[name] for tree in trees)) for name, part in self.parts.items()}
+
+    def explain(self, x: PyTree) -> tuple[Array, Callable[[Array], dict[str, PyTree]]]:
+        """Sum of the parts' log-densities, and the function from resp to their statistics, sharing each part's work."""
+        pairs = self._each(lambda part, rows: part.explain(rows), x)
+
+        def collect(resp: Array) -> dict[str, PyTree]:
+            return {name: pair[1](resp) for name, pair in pairs.items()}
+
+        return _total({name: pair[0] for name, pair in pairs.items()}), collect
+
+    def log_prob(self, x: PyTree) -> Array:
+        """(N, K) sum of the parts' log-densities, nats."""
+        return _total(self._each(lambda part, rows: part.log_prob(rows), x))
+
+    def statistics(self, x: PyTree, resp: Array) -> dict[str, PyTree]:
+        """Each part's statistics."""
+        return self._each(lambda part, rows: part.statistics(rows, resp), x)
+
+    def m_step(self, stats: PyTree) -> dict[str, PyTree]:
+        """Each part's M-step."""
+        return self._each(lambda part, s: part.m_step(s), stats)
+
+    def rebase(self, stats: PyTree, new: Any) -> dict[str, PyTree]:
+        """Each part's statistics as if taken at `new`."""
+        return self._each(lambda part, s, other: part.rebase(s, other), stats, new.parts)
+
+    def elbo_params(self) -> Array:
+        """Sum of the parts' penalties and log priors, nats."""
+        return _total(self._each(lambda part: part.elbo_params()))
+
+    def influence(self, count: Array) -> Array:
+        """(K,) the largest of the parts'."""
+        return jnp.max(jnp.stack([part.influence(count) for part in self.parts.values()]), 0)
 
 
 def _total(parts: dict[str, Array]) -> Array:

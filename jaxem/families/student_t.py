@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxem.core import constraints
+from jaxem.core import special as _special
 from jaxem.core.checks import check_array, check_covariance, check_matrix
 from jaxem.core.foreign import named, named_fields
 from jaxem.core.numerics import einsum, namespace, safe_divide
 from jaxem.core.pytree import dataclass, static
-from jaxem.families import special as _special
 from jaxem.families.covariance import SHAPES
-from jaxem.families.family import Family
-from jaxem.families.gaussian import Gaussian, GaussianParams, GaussianScale, GaussianStats
+from jaxem.families.family import Derived, DerivedFamily
+from jaxem.families.gaussian import Gaussian, GaussianAt, GaussianParams, GaussianScale, GaussianStats
 
 # Where estimated degrees of freedom may lie, and where they start. Below the lower end one row can carry a spike
 # inside a broad component; at the upper end a component is a Gaussian for all that its data can tell.
@@ -32,14 +32,12 @@ class StudentTParams:
       scale: a factor of the scale matrices, in the shapes and units of `GaussianParams.scale`.
       degrees_of_freedom: (K,).
       covariance_type: "full", "tied", "diag" or "spherical".
-      inverse: the inverse of `scale`, filled in by `StudentT.prepare` for the length of a step; else None.
     """
 
     mean: Array
     scale: Array
     degrees_of_freedom: Array
     covariance_type: str = static(default="full")
-    inverse: Array | None = None
 
     @property
     def scale_matrix(self) -> Array:
@@ -64,7 +62,7 @@ class StudentTStats:
 
 @named_fields
 @dataclass
-class StudentT(Family):
+class StudentT(DerivedFamily):
     """Multivariate Student-t components: Gaussians whose precision differs from row to row.
 
         x | u, z = k ~ N(mean_k, Sigma_k / u),    u | z = k ~ Gamma(df_k / 2, rate df_k / 2)
@@ -147,91 +145,19 @@ class StudentT(Family):
         if df.ndim == 1 and df.shape[0] != num_components:
             raise ValueError(f"degrees_of_freedom: expected a number or ({num_components},); found shape {df.shape}")
         df = jnp.broadcast_to(df, (num_components,))
-        return StudentTParams(like.mean, like.scale, df, self.covariance, like.inverse)
+        return StudentTParams(like.mean, like.scale, df, self.covariance)
+
+    def start_at(self, num_components: int) -> "StudentTAt":
+        """The family at `start(K)`."""
+        return StudentTAt(self, self.start(num_components), self._normal.start_at(num_components))
+
+    def derive(self, params: StudentTParams) -> "StudentTAt":
+        """With the Gaussian of the same location and scale matrices."""
+        return StudentTAt(self, params, self._normal.at(_normal_params(params)))
 
     def features(self, x: Array) -> Array:
         """Standardised columns, as `Gaussian`."""
         return self._normal.features(x)
-
-    def prepare(self, params: StudentTParams) -> StudentTParams:
-        """Fills in the inverse factors, once per step."""
-        return dataclasses.replace(params, inverse=self._normal.prepare(_normal_params(params)).inverse)
-
-    def explain(self, params: StudentTParams, x: Array) -> tuple[Array, Callable[[Array], StudentTStats]]:
-        """log_prob, and the function from resp to statistics; both are of the same whitened residuals."""
-        df, dim = params.degrees_of_freedom, self._rank(params)
-        y = self._normal._residuals(_normal_params(params), x)
-        distance = jnp.sum(y * y, 1)  # (K, n)
-        # u - 1, without the loss of digits of 1 - u for large df.
-        d = (jnp.reshape(dim, (-1, 1)) - distance) / (df[:, None] + distance)
-
-        def collect(resp: Array) -> StudentTStats:
-            count = jnp.sum(resp, 0)
-            weight = resp.T * (1 + d)
-            # E log u = log E u - (log - digamma)((df + D) / 2).
-            bent = einsum("kn,kn->k", resp.T, _special.bend(d)) + count * _special.log_minus_digamma((df + dim) / 2)
-            moments = GaussianStats(
-                jnp.sum(weight, 1), einsum("kn,kdn->kd", weight, y), SHAPES[self.covariance].second(weight, y)
-            )
-            return StudentTStats(count, bent, moments)
-
-        tail = 0.5 * (df + dim)[:, None] * jnp.log1p(distance / df[:, None])
-        return (self._log_norm(params)[:, None] - tail).T, collect
-
-    def _log_norm(self, params: StudentTParams) -> Array:
-        """(K,) log-density at the mean; the log-gammas in a form whose large terms have cancelled."""
-        half, dim = 0.5 * params.degrees_of_freedom, self._rank(params)
-        upper = half + 0.5 * dim
-        ratio = upper * jnp.log1p(0.5 * dim / half) - _special.log_peak(upper) + _special.log_peak(half)
-        constant = 0.5 * dim * (1 + jnp.log(2 * jnp.pi)).astype(half.dtype)
-        return ratio - constant - SHAPES[self.covariance].log_det(params.scale, params.mean.shape[1])
-
-    def _rank(self, params: StudentTParams) -> Array:
-        """Number of columns that are no combinations of others, (K,) or ()."""
-        rank = SHAPES[self.covariance].rank(params.scale, params.mean.shape[1])
-        return jnp.asarray(rank, params.mean.dtype)
-
-    def log_prob(self, params: StudentTParams, x: Array) -> Array:
-        """(N, K) log-densities, u integrated out, nats."""
-        return self.explain(params, x)[0]
-
-    def statistics(self, params: StudentTParams, x: Array, resp: Array) -> StudentTStats:
-        """Expected complete-data statistics given `params`."""
-        return self.explain(params, x)[1](resp)
-
-    def m_step(self, params: StudentTParams, stats: StudentTStats) -> StudentTParams:
-        """Means and scale matrices weighted by u, and the degrees of freedom within their bounds."""
-        moments, normal = stats.moments, self._normal
-        shift = safe_divide(moments.sum_y, moments.count[:, None])
-        # The scatter loses sum(r u) shift shift' but is divided by sum(r), which `update` takes to be one number.
-        adjusted = shift * jnp.sqrt(safe_divide(moments.count, stats.count))[:, None]
-        shape, inverse = SHAPES[self.covariance], normal._inverse(_normal_params(params))
-        penalty = normal._penalty(params.mean.shape[1], params.mean.dtype)
-        scale = shape.update(params.scale, inverse, moments.sum_yy, adjusted, stats.count, penalty)
-        mean = params.mean + shape.unwhiten(params.scale, shift)
-        return StudentTParams(mean, scale, self._degrees_of_freedom(params, stats), self.covariance)
-
-    def _degrees_of_freedom(self, params: StudentTParams, stats: StudentTStats) -> Array:
-        old = params.degrees_of_freedom
-        if self.degrees_of_freedom is not None:
-            return old
-        spread = jnp.where(stats.count > 0, safe_divide(stats.sum_bend, stats.count), 1)
-        # The M-step's objective is concave in df: clipping is its constrained maximiser.
-        df = jnp.clip(2 * _special.solve_shape(spread), LOWEST, HIGHEST)
-        return jnp.where(stats.count > 0, df, old)
-
-    def rebase(self, stats: StudentTStats, old: StudentTParams, new: StudentTParams) -> StudentTStats:
-        """The same expectations of u, with residuals whitened by `new` instead of `old`."""
-        moments = self._normal.rebase(stats.moments, _normal_params(old), _normal_params(new))
-        return StudentTStats(stats.count, stats.sum_bend, moments)
-
-    def elbo_params(self, params: StudentTParams) -> Array:
-        """The penalty on Sigma, nats; none on the degrees of freedom."""
-        return self._normal.elbo_params(_normal_params(params))
-
-    def influence(self, params: StudentTParams, count: Array) -> Array:
-        """(K,) the penalty's share of Sigma, as for `Gaussian`."""
-        return self._normal.influence(_normal_params(params), count)
 
     def diagnose(self, params: StudentTParams, count: Array) -> list[str]:
         """Why components are spikes, as `Gaussian`."""
@@ -244,7 +170,7 @@ class StudentT(Family):
     def adopt(self, params: StudentTParams) -> StudentTParams:
         """Params in which dependent columns follow the others, as `Gaussian`."""
         like = self._normal.adopt(_normal_params(params))
-        return dataclasses.replace(params, mean=like.mean, scale=like.scale, inverse=None)
+        return dataclasses.replace(params, mean=like.mean, scale=like.scale)
 
     def order(self, params: StudentTParams, index: Array) -> StudentTParams:
         """The components in another order."""
@@ -284,5 +210,86 @@ class StudentT(Family):
         return StudentTParams(like.mean, like.scale, df, self.covariance)
 
 
+@dataclass
+class StudentTAt(Derived):
+    """Student-t components at their params.
+
+    Attributes:
+      family: the family.
+      params: its params.
+      normal: the Gaussian family at the same location and scale matrices.
+    """
+
+    normal: GaussianAt
+
+    def explain(self, x: Array) -> tuple[Array, Callable[[Array], StudentTStats]]:
+        """log_prob, and the function from resp to statistics; both are of the same whitened residuals."""
+        df, dim = self.params.degrees_of_freedom, self._rank
+        y = self.normal.residuals(x)
+        distance = jnp.sum(y * y, 1)  # (K, n)
+        # u - 1, without the loss of digits of 1 - u for large df.
+        d = (jnp.reshape(dim, (-1, 1)) - distance) / (df[:, None] + distance)
+
+        def collect(resp: Array) -> StudentTStats:
+            count = jnp.sum(resp, 0)
+            weight = resp.T * (1 + d)
+            # E log u = log E u - (log - digamma)((df + D) / 2).
+            bent = einsum("kn,kn->k", resp.T, _special.bend(d)) + count * _special.log_minus_digamma((df + dim) / 2)
+            moments = GaussianStats(
+                jnp.sum(weight, 1), einsum("kn,kdn->kd", weight, y), self.normal._shape.second(weight, y)
+            )
+            return StudentTStats(count, bent, moments)
+
+        tail = 0.5 * (df + dim)[:, None] * jnp.log1p(distance / df[:, None])
+        return (self._log_norm()[:, None] - tail).T, collect
+
+    def _log_norm(self) -> Array:
+        """(K,) log-density at the mean; the log-gammas in a form whose large terms have cancelled."""
+        params, dim = self.params, self._rank
+        half = 0.5 * params.degrees_of_freedom
+        upper = half + 0.5 * dim
+        ratio = upper * jnp.log1p(0.5 * dim / half) - _special.log_peak(upper) + _special.log_peak(half)
+        constant = 0.5 * dim * (1 + jnp.log(2 * jnp.pi)).astype(half.dtype)
+        return ratio - constant - self.normal._shape.log_det(params.scale, params.mean.shape[1])
+
+    @property
+    def _rank(self) -> Array:
+        """Number of columns that are no combinations of others, (K,) or ()."""
+        params = self.params
+        return jnp.asarray(self.normal._shape.rank(params.scale, params.mean.shape[1]), params.mean.dtype)
+
+    def m_step(self, stats: StudentTStats) -> StudentTParams:
+        """Means and scale matrices weighted by u, and the degrees of freedom within their bounds."""
+        params, moments, normal = self.params, stats.moments, self.normal
+        shift = safe_divide(moments.sum_y, moments.count[:, None])
+        # The scatter loses sum(r u) shift shift' but is divided by sum(r), which `update` takes to be one number.
+        adjusted = shift * jnp.sqrt(safe_divide(moments.count, stats.count))[:, None]
+        penalty = normal.family._penalty(params.mean.shape[1], params.mean.dtype)
+        scale = normal._shape.update(params.scale, normal.inverse, moments.sum_yy, adjusted, stats.count, penalty)
+        mean = params.mean + normal._shape.unwhiten(params.scale, shift)
+        return StudentTParams(mean, scale, self._degrees_of_freedom(stats), self.family.covariance)
+
+    def _degrees_of_freedom(self, stats: StudentTStats) -> Array:
+        old = self.params.degrees_of_freedom
+        if self.family.degrees_of_freedom is not None:
+            return old
+        spread = jnp.where(stats.count > 0, safe_divide(stats.sum_bend, stats.count), 1)
+        # The M-step's objective is concave in df: clipping is its constrained maximiser.
+        df = jnp.clip(2 * _special.solve_shape(spread), LOWEST, HIGHEST)
+        return jnp.where(stats.count > 0, df, old)
+
+    def rebase(self, stats: StudentTStats, new: Any) -> StudentTStats:
+        """The same expectations of u, with residuals whitened by `new`."""
+        return StudentTStats(stats.count, stats.sum_bend, self.normal.rebase(stats.moments, new.normal))
+
+    def elbo_params(self) -> Array:
+        """The penalty on Sigma, nats; none on the degrees of freedom."""
+        return self.normal.elbo_params()
+
+    def influence(self, count: Array) -> Array:
+        """(K,) the penalty's share of Sigma, as for `Gaussian`."""
+        return self.normal.influence(count)
+
+
 def _normal_params(params: StudentTParams) -> GaussianParams:
-    return GaussianParams(params.mean, params.scale, params.covariance_type, params.inverse)
+    return GaussianParams(params.mean, params.scale, params.covariance_type)

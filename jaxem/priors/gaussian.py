@@ -16,7 +16,7 @@ from jaxem.core.pytree import dataclass
 from jaxem.expfam.matrix import bartlett
 from jaxem.families import Gaussian, GaussianParams
 from jaxem.families.covariance import SHAPES, Penalty, row_norms
-from jaxem.priors.prior import Prior
+from jaxem.priors.prior import PosteriorAt, Prior
 
 LOG_2, LOG_PI = 0.6931471805599453, 1.1447298858494002
 
@@ -49,6 +49,140 @@ class GaussianPosterior:
     def inverse_scale(self) -> Array:
         """(K, D, D) C, the inverse scale matrices, whatever the shape they are stored in; in squared units."""
         return jnp.broadcast_to(self.dof, self.strength.shape)[:, None, None] * self.plug.covariance
+
+
+def _wishart(family: Gaussian, dof: Array, log_det: Array, dim: int) -> tuple[Array, Array]:
+    """Log-normaliser of each component's precisions, summed over columns, and E log |precision|, for log |C|."""
+    if family.covariance in ("full", "tied"):
+        log_c, rank = log_det, family.rank(dim)
+        steps = jnp.arange(dim, dtype=dof.dtype)
+        half = 0.5 * (dof[..., None] - jnp.broadcast_to(steps, (*dof.shape, dim)))
+        counted = jnp.broadcast_to(steps < rank, half.shape)
+        half = jnp.where(counted, half, 1)
+        psi = jnp.sum(jnp.where(counted, digamma(half), 0), -1)
+        log_gamma = jnp.sum(jnp.where(counted, gammaln(half), 0), -1) + 0.25 * rank * (rank - 1) * LOG_PI
+        return 0.5 * dof * (rank * LOG_2 - log_c) + log_gamma, psi + rank * LOG_2 - log_c
+    if family.covariance == "diag":
+        normaliser = 0.5 * dof * (dim * LOG_2 - log_det) + dim * gammaln(0.5 * dof)
+        return normaliser, dim * (digamma(0.5 * dof) + LOG_2) - log_det
+    n = dim * dof
+    log_c = log_det / dim + jnp.log(jnp.asarray(dim, dof.dtype))
+    return 0.5 * n * (LOG_2 - log_c) + gammaln(0.5 * n), dim * (digamma(0.5 * n) + LOG_2 - log_c)
+
+
+def _log_det(family: Gaussian, scale: Array, dof: Array, dim: int) -> Array:
+    """Log |C| = log |C / dof| + D log dof, of each component."""
+    return 2 * family._shape.log_det(scale, dim) + family.rank(dim) * jnp.log(dof)
+
+
+@dataclass
+class GaussianPosteriorAt(PosteriorAt):
+    """Normal-Wishart posteriors beside the Gaussians at their plug-in params."""
+
+    def kl(self) -> Array:
+        """That of the precisions, one if tied, and the expected one of the means given them."""
+        family, start, plug = self.family, self.prior, self.plug.params
+        strength, dof, dim = self.posterior.strength, self.posterior.dof, plug.mean.shape[1]
+        prior_det = _log_det(family, start._copies(family, 1).plug.scale, start.dof, dim).reshape(())
+        own, expected = _wishart(family, dof, _log_det(family, plug.scale, dof, dim), dim)
+        prior, _ = _wishart(family, start.dof, prior_det, dim)
+        whitened = start._whitened(family, self.plug.inverse)
+        if family.covariance in ("full", "tied"):
+            trace = jnp.trace(whitened, axis1=-2, axis2=-1)
+        else:
+            trace = jnp.sum(whitened, -1) if family.covariance == "diag" else whitened
+        rank = family.rank(dim)
+        precision = 0.5 * (trace - dof * rank + (dof - start.dof) * expected) - own + prior
+        ratio = start.strength / strength
+        distance = jnp.sum(start._prior_mean(self.plug) ** 2, 1)
+        mean = 0.5 * (rank * (ratio - 1 - jnp.log(ratio)) + start.strength * distance)
+        return jnp.sum(precision) + jnp.sum(mean)
+
+    def log_predictive(self, x: Array) -> Array:
+        """Student-t densities."""
+        family, plug, strength = self.family, self.plug.params, self.posterior.strength
+        dim, dof = plug.mean.shape[1], jnp.broadcast_to(self.posterior.dof, strength.shape)
+        y = self.plug.residuals(x)  # (K, D, n)
+        log_det = jnp.broadcast_to(family._shape.log_det(plug.scale, dim), strength.shape)
+        widen = (strength + 1) / strength
+        if family.covariance == "diag":
+            terms = -0.5 * (dof + 1)[:, None] * jnp.sum(jnp.log1p(y**2 / (dof * widen)[:, None, None]), 1)
+            constant = dim * (gammaln(0.5 * (dof + 1)) - gammaln(0.5 * dof) - 0.5 * jnp.log(dof * widen * jnp.pi))
+        else:
+            dim = family.rank(dim)
+            free = dim * dof if family.covariance == "spherical" else dof + 1 - dim
+            widen = widen if family.covariance == "spherical" else widen * dof / free
+            terms = -0.5 * (free + dim)[:, None] * jnp.log1p(jnp.sum(y**2, 1) / (free * widen)[:, None])
+            constant = gammaln(0.5 * (free + dim)) - gammaln(0.5 * free) - 0.5 * dim * jnp.log(free * widen * jnp.pi)
+        return (terms + (constant - log_det)[:, None]).T
+
+    def draw(self, key: Array) -> tuple[GaussianParams, Array, Array]:
+        """Means and covariances."""
+        params = self._draw(key)
+        prior = self.prior._copies(self.family, params.mean.shape[0])
+        return params, self._log_prob(self.posterior, params), self._log_prob(prior, params)
+
+    def _draw(self, key: Array) -> GaussianParams:
+        family, plug, strength = self.family, self.plug.params, self.posterior.strength
+        (num, dim), dtype = plug.mean.shape, plug.mean.dtype
+        dof = jnp.broadcast_to(self.posterior.dof, (num,))
+        gamma_key, mean_key = jax.random.split(key)
+        shared = 1 if family.covariance == "tied" else num
+        if family.covariance in ("full", "tied"):
+            # Precision = F^-T A A' F^-1 with C = F F', A as Bartlett's; so covariance = (F A^-T)(F A^-T)'.
+            dependent = family._dependent(dim)
+            free = (~dependent).astype(dtype)
+            lower, _ = bartlett(gamma_key, dof[:shared], dim, jnp.where(dependent, 0, jnp.cumsum(free) - free))
+            held = jnp.broadcast_to(dependent[:, None] | dependent[None], lower.shape)
+            eye = jnp.broadcast_to(jnp.eye(dim, dtype=dtype), lower.shape)
+            lower = jnp.where(held, eye, lower)
+            root = jnp.sqrt(dof[:shared])[:, None, None] * plug.scale.reshape(shared, dim, dim)
+            factor = jax.lax.linalg.triangular_solve(lower, root.swapaxes(1, 2), left_side=True, lower=True)
+            factor = factor.swapaxes(1, 2)
+            # In units of the standard deviations: squares of the data's may not be in the range of the dtype.
+            std = row_norms(factor)[:, :, None]
+            correlation = einsum("kde,kfe->kdf", factor / std, factor / std)
+            scale = std * jnp.linalg.cholesky(jnp.where(held, eye, correlation))
+            scale = scale if family.scale is None or family.scale.span is None else family._follow(scale)
+            noise = einsum("kde,ke->kd", jnp.broadcast_to(scale, (num, dim, dim)), self._noise(mean_key, plug))
+            scale = scale[0] if family.covariance == "tied" else scale
+        else:
+            spherical = family.covariance == "spherical"
+            half = 0.5 * (dim * dof if spherical else jnp.broadcast_to(dof[:, None], (num, dim)))
+            # precision / E precision ~ Gamma(half, half)
+            scale = plug.scale / jnp.sqrt(jax.random.gamma(gamma_key, half, dtype=dtype) / half)
+            noise = (scale[:, None] if spherical else scale) * self._noise(mean_key, plug)
+        mean = plug.mean + noise / jnp.sqrt(strength)[:, None]
+        return GaussianParams(mean, scale, family.covariance)
+
+    def _noise(self, key: Array, plug: GaussianParams) -> Array:
+        return jax.random.normal(key, plug.mean.shape, plug.mean.dtype)
+
+    def _log_prob(self, posterior: GaussianPosterior, params: GaussianParams) -> Array:
+        """(K,) log density of means and precisions: matrices, or one number for each column (diag) or all (spherical).
+
+        A tied precision is one variable, of which each component has a K-th. In coordinates whitened by `params`.
+        """
+        family, plug, strength, dof = self.family, posterior.plug, posterior.strength, posterior.dof
+        num, dim = plug.mean.shape
+        shape, inverse = family._shape, family.at(params).inverse
+        log_precision = -2 * shape.log_det(params.scale, dim)  # log |precision|
+        normaliser, _ = _wishart(family, dof, _log_det(family, plug.scale, dof, dim), dim)
+        rank = family.rank(dim)
+        if family.covariance in ("full", "tied"):
+            trace = jnp.sum(einsum("...de,...ef->...df", inverse, plug.scale) ** 2, (-2, -1))
+            power = 0.5 * (dof - rank - 1)
+        elif family.covariance == "diag":
+            trace, power = jnp.sum((inverse * plug.scale) ** 2, 1), 0.5 * dof - 1
+        else:
+            # One precision whose log determinant is D times its logarithm.
+            trace, power = dim * (inverse * plug.scale) ** 2, 0.5 * dof - 1 / dim
+        precision = power * log_precision - 0.5 * dof * trace - normaliser
+        if family.covariance == "tied":
+            precision = precision / num
+        distance = jnp.sum(shape.unwhiten(inverse, params.mean - plug.mean) ** 2, 1)
+        mean = rank * jnp.log(strength / (2 * jnp.pi)) + log_precision - strength * distance
+        return precision + 0.5 * mean
 
 
 @dataclass
@@ -92,13 +226,11 @@ class GaussianPrior(Prior):
     inverse_scale: Any = None
     factor: Any = dataclasses.field(default=None, repr=False)
 
-    @property
-    def families(self) -> tuple[type, ...]:
-        """Gaussian."""
-        return (Gaussian,)
+    families = (Gaussian,)
 
-    def validate(self, family: Any, x: Any) -> None:
-        """Checks that every setting has its shape and that the prior is proper."""
+    def check(self, family: Any, x: Any) -> None:
+        """As `Prior`: every setting has its shape, and the prior is proper."""
+        super().check(family, x)
         dim = x.shape[1]
         joint = family.covariance in ("full", "tied")
         low = dim - 1 if joint else 0
@@ -155,11 +287,6 @@ class GaussianPrior(Prior):
         std = family.scale.penalty.std  # type: ignore[union-attr]
         return std[0] if family.covariance == "spherical" else std
 
-    def setting(self, family: Gaussian, name: str) -> Any:
-        """The value of a setting of a bound prior."""
-        value = getattr(self, name)
-        return self._factor(family) ** 2 if name == "inverse_scale" and value is None else value
-
     def _whitened(self, family: Gaussian, inverse: Array) -> Array:
         """C_0 in whitened coordinates, in the shape of second moments (for spherical summed over columns)."""
         factor = self._factor(family)
@@ -170,7 +297,7 @@ class GaussianPrior(Prior):
             return (inverse * factor[None]) ** 2
         return self.mean.shape[0] * (inverse * factor) ** 2
 
-    def posterior(self, family: Gaussian, num_components: int) -> GaussianPosterior:
+    def _copies(self, family: Gaussian, num_components: int) -> GaussianPosterior:
         """K copies of the prior."""
         shape, num = family.covariance, num_components
         factor = self._factor(family) / jnp.sqrt(self.dof)
@@ -179,15 +306,15 @@ class GaussianPrior(Prior):
         dof = self.dof if shape == "tied" else jnp.full(num, self.dof)
         return GaussianPosterior(GaussianParams(mean, scale, shape), jnp.full(num, self.strength), dof)
 
-    def _prior_mean(self, family: Gaussian, plug: GaussianParams) -> Array:
+    def _prior_mean(self, here: Any) -> Array:
         """(K, D) the prior's mean in whitened coordinates."""
-        return family._shape.unwhiten(family._inverse(plug), self.mean[None] - plug.mean)
+        return here.family._shape.unwhiten(here.inverse, self.mean[None] - here.params.mean)
 
-    def update(self, family: Gaussian, plug: GaussianParams, stats: Any) -> GaussianPosterior:
+    def posterior(self, here: Any, stats: Any) -> GaussianPosterior:
         """The prior's pseudo-observations added to the whitened statistics; see the class."""
-        shape, inverse = family._shape, family._inverse(plug)
+        family, shape, inverse, plug = here.family, here.family._shape, here.inverse, here.params
         num, dim = plug.mean.shape
-        y = self._prior_mean(family, plug)
+        y = self._prior_mean(here)
         resp = jnp.full((num, 1), self.strength)
         second = stats.sum_yy + shape.second(resp, y[:, :, None]) + self._whitened(family, inverse)
         strength = stats.count + self.strength
@@ -197,161 +324,30 @@ class GaussianPrior(Prior):
         # The family's update divides the scatter by the counts (here beta_k) and a penalty's: make that dof_k.
         rest = self.dof - (num if tied else 1) * self.strength
         # No constant 0: the compiler takes constants out of squares, and squares the inverse factors alone.
-        nothing = 0 * family.scale.penalty.std  # type: ignore[union-attr]
+        nothing = 0 * family.scale.penalty.std
         none = Penalty(nothing, family._dependent(dim), rest)
         scale = shape.update(plug.scale, inverse, second, shift, strength, none)
         mean = plug.mean + shape.unwhiten(plug.scale, shift)
         return GaussianPosterior(GaussianParams(mean, scale, family.covariance), strength, dof)
 
-    def prepare(self, family: Gaussian, posterior: GaussianPosterior) -> GaussianPosterior:
-        """The inverse factors of the plug-in Gaussians."""
-        return dataclasses.replace(posterior, plug=family.prepare(posterior.plug))
-
-    def adopt(self, family: Gaussian, posterior: GaussianPosterior) -> GaussianPosterior:
-        """Dependent columns follow the others."""
-        return dataclasses.replace(posterior, plug=family.adopt(posterior.plug))
-
-    def _wishart(self, family: Gaussian, dof: Array, log_det: Array, dim: int) -> tuple[Array, Array]:
-        """Log-normaliser of each component's precisions, summed over columns, and E log |precision|, for log |C|."""
-        if family.covariance in ("full", "tied"):
-            log_c, rank = log_det, family.rank(dim)
-            steps = jnp.arange(dim, dtype=dof.dtype)
-            half = 0.5 * (dof[..., None] - jnp.broadcast_to(steps, (*dof.shape, dim)))
-            counted = jnp.broadcast_to(steps < rank, half.shape)
-            half = jnp.where(counted, half, 1)
-            psi = jnp.sum(jnp.where(counted, digamma(half), 0), -1)
-            log_gamma = jnp.sum(jnp.where(counted, gammaln(half), 0), -1) + 0.25 * rank * (rank - 1) * LOG_PI
-            return 0.5 * dof * (rank * LOG_2 - log_c) + log_gamma, psi + rank * LOG_2 - log_c
-        if family.covariance == "diag":
-            normaliser = 0.5 * dof * (dim * LOG_2 - log_det) + dim * gammaln(0.5 * dof)
-            return normaliser, dim * (digamma(0.5 * dof) + LOG_2) - log_det
-        n = dim * dof
-        log_c = log_det / dim + jnp.log(jnp.asarray(dim, dof.dtype))
-        return 0.5 * n * (LOG_2 - log_c) + gammaln(0.5 * n), dim * (digamma(0.5 * n) + LOG_2 - log_c)
-
-    def _log_det(self, family: Gaussian, scale: Array, dof: Array, dim: int) -> Array:
-        """Log |C| = log |C / dof| + D log dof, of each component."""
-        return 2 * family._shape.log_det(scale, dim) + family.rank(dim) * jnp.log(dof)
-
-    def plug_in(self, family: Gaussian, posterior: GaussianPosterior) -> tuple[GaussianParams, Array]:
-        """The plug-in Gaussians, and (E log |precision| - log |E precision| - D / strength) / 2."""
-        dim, dof = posterior.plug.mean.shape[1], posterior.dof
-        _, expected = self._wishart(family, dof, jnp.zeros_like(dof), dim)
+    def at(self, family: Gaussian, posterior: GaussianPosterior | None = None) -> "GaussianPosteriorAt":
+        """With the plug-in Gaussians, and (E log |precision| - log |E precision| - D / strength) / 2."""
+        q = self._copies(family, 1) if posterior is None else posterior
+        dim = q.plug.mean.shape[1]
+        _, expected = _wishart(family, q.dof, jnp.zeros_like(q.dof), dim)
         rank = family.rank(dim)
-        gap = expected - rank * jnp.log(dof)  # log |C| cancels
-        return posterior.plug, 0.5 * (jnp.broadcast_to(gap, posterior.strength.shape) - rank / posterior.strength)
+        gap = expected - rank * jnp.log(q.dof)  # log |C| cancels
+        offset = 0.5 * (jnp.broadcast_to(gap, q.strength.shape) - rank / q.strength)
+        return GaussianPosteriorAt(self, q, family.at(q.plug), offset)
 
-    def kl(self, family: Gaussian, posterior: GaussianPosterior) -> Array:
-        """That of the precisions, one if tied, and the expected one of the means given them."""
-        plug, strength, dof = posterior.plug, posterior.strength, posterior.dof
-        dim, inverse = plug.mean.shape[1], family._inverse(plug)
-        start = self.posterior(family, 1)
-        prior_det = self._log_det(family, start.plug.scale, self.dof, dim).reshape(())
-        own, expected = self._wishart(family, dof, self._log_det(family, plug.scale, dof, dim), dim)
-        prior, _ = self._wishart(family, self.dof, prior_det, dim)
-        whitened = self._whitened(family, inverse)
-        if family.covariance in ("full", "tied"):
-            trace = jnp.trace(whitened, axis1=-2, axis2=-1)
-        else:
-            trace = jnp.sum(whitened, -1) if family.covariance == "diag" else whitened
-        rank = family.rank(dim)
-        precision = 0.5 * (trace - dof * rank + (dof - self.dof) * expected) - own + prior
-        ratio = self.strength / strength
-        distance = jnp.sum(self._prior_mean(family, plug) ** 2, 1)
-        mean = 0.5 * (rank * (ratio - 1 - jnp.log(ratio)) + self.strength * distance)
-        return jnp.sum(precision) + jnp.sum(mean)
-
-    def log_predictive(self, family: Gaussian, posterior: GaussianPosterior, x: Array) -> Array:
-        """Student-t densities."""
-        plug, strength = posterior.plug, posterior.strength
-        dim, dof = plug.mean.shape[1], jnp.broadcast_to(posterior.dof, strength.shape)
-        y = family._residuals(plug, x)  # (K, D, n)
-        log_det = jnp.broadcast_to(family._shape.log_det(plug.scale, dim), strength.shape)
-        widen = (strength + 1) / strength
-        if family.covariance == "diag":
-            terms = -0.5 * (dof + 1)[:, None] * jnp.sum(jnp.log1p(y**2 / (dof * widen)[:, None, None]), 1)
-            constant = dim * (gammaln(0.5 * (dof + 1)) - gammaln(0.5 * dof) - 0.5 * jnp.log(dof * widen * jnp.pi))
-        else:
-            dim = family.rank(dim)
-            free = dim * dof if family.covariance == "spherical" else dof + 1 - dim
-            widen = widen if family.covariance == "spherical" else widen * dof / free
-            terms = -0.5 * (free + dim)[:, None] * jnp.log1p(jnp.sum(y**2, 1) / (free * widen)[:, None])
-            constant = gammaln(0.5 * (free + dim)) - gammaln(0.5 * free) - 0.5 * dim * jnp.log(free * widen * jnp.pi)
-        return (terms + (constant - log_det)[:, None]).T
-
-    def draw(self, key: Array, family: Gaussian, posterior: GaussianPosterior) -> GaussianParams:
-        """Means and covariances."""
-        plug, strength = posterior.plug, posterior.strength
-        (num, dim), dtype = plug.mean.shape, plug.mean.dtype
-        dof = jnp.broadcast_to(posterior.dof, (num,))
-        gamma_key, mean_key = jax.random.split(key)
-        shared = 1 if family.covariance == "tied" else num
-        if family.covariance in ("full", "tied"):
-            # Precision = F^-T A A' F^-1 with C = F F', A as Bartlett's; so covariance = (F A^-T)(F A^-T)'.
-            dependent = family._dependent(dim)
-            free = (~dependent).astype(dtype)
-            lower, _ = bartlett(gamma_key, dof[:shared], dim, jnp.where(dependent, 0, jnp.cumsum(free) - free))
-            held = jnp.broadcast_to(dependent[:, None] | dependent[None], lower.shape)
-            eye = jnp.broadcast_to(jnp.eye(dim, dtype=dtype), lower.shape)
-            lower = jnp.where(held, eye, lower)
-            root = jnp.sqrt(dof[:shared])[:, None, None] * plug.scale.reshape(shared, dim, dim)
-            factor = jax.lax.linalg.triangular_solve(lower, root.swapaxes(1, 2), left_side=True, lower=True)
-            factor = factor.swapaxes(1, 2)
-            # In units of the standard deviations: squares of the data's may not be in the range of the dtype.
-            std = row_norms(factor)[:, :, None]
-            correlation = einsum("kde,kfe->kdf", factor / std, factor / std)
-            scale = std * jnp.linalg.cholesky(jnp.where(held, eye, correlation))
-            scale = scale if family.scale is None or family.scale.span is None else family._follow(scale)
-            noise = einsum("kde,ke->kd", jnp.broadcast_to(scale, (num, dim, dim)), self._noise(mean_key, plug))
-            scale = scale[0] if family.covariance == "tied" else scale
-        else:
-            spherical = family.covariance == "spherical"
-            half = 0.5 * (dim * dof if spherical else jnp.broadcast_to(dof[:, None], (num, dim)))
-            # precision / E precision ~ Gamma(half, half)
-            scale = plug.scale / jnp.sqrt(jax.random.gamma(gamma_key, half, dtype=dtype) / half)
-            noise = (scale[:, None] if spherical else scale) * self._noise(mean_key, plug)
-        mean = plug.mean + noise / jnp.sqrt(strength)[:, None]
-        return GaussianParams(mean, scale, family.covariance)
-
-    def _noise(self, key: Array, plug: GaussianParams) -> Array:
-        return jax.random.normal(key, plug.mean.shape, plug.mean.dtype)
-
-    def log_prob(self, family: Gaussian, posterior: GaussianPosterior, params: GaussianParams) -> Array:
-        """(K,) log density of means and precisions: matrices, or one number for each column (diag) or all (spherical).
-
-        A tied precision is one variable, of which each component has a K-th. In coordinates whitened by `params`.
-        """
-        plug, strength, dof = posterior.plug, posterior.strength, posterior.dof
-        num, dim = plug.mean.shape
-        shape, inverse = family._shape, family._inverse(params)
-        log_precision = -2 * shape.log_det(params.scale, dim)  # log |precision|
-        normaliser, _ = self._wishart(family, dof, self._log_det(family, plug.scale, dof, dim), dim)
-        rank = family.rank(dim)
-        if family.covariance in ("full", "tied"):
-            trace = jnp.sum(einsum("...de,...ef->...df", inverse, plug.scale) ** 2, (-2, -1))
-            power = 0.5 * (dof - rank - 1)
-        elif family.covariance == "diag":
-            trace, power = jnp.sum((inverse * plug.scale) ** 2, 1), 0.5 * dof - 1
-        else:
-            # One precision whose log determinant is D times its logarithm.
-            trace, power = dim * (inverse * plug.scale) ** 2, 0.5 * dof - 1 / dim
-        precision = power * log_precision - 0.5 * dof * trace - normaliser
-        if family.covariance == "tied":
-            precision = precision / num
-        distance = jnp.sum(shape.unwhiten(inverse, params.mean - plug.mean) ** 2, 1)
-        mean = rank * jnp.log(strength / (2 * jnp.pi)) + log_precision - strength * distance
-        return precision + 0.5 * mean
-
-    def order(self, family: Gaussian, posterior: GaussianPosterior, index: Array) -> GaussianPosterior:
-        """Components in another order; what is tied stays."""
-        dof = posterior.dof if family.covariance == "tied" else posterior.dof[index]
-        return GaussianPosterior(family.order(posterior.plug, index), posterior.strength[index], dof)
-
-    def hyperparameters(self, family: Gaussian) -> dict[str, Any]:
+    def hyperparameters(self, family: Gaussian) -> dict[str, tuple[Any, Any]]:
         """Strength and mean; of diag and spherical covariances dof and inverse_scale as well."""
-        found: dict[str, Any] = {"strength": constraints.Positive(), "mean": constraints.Real()}
+        positive = constraints.Positive()
+        found = {"strength": (positive, self.strength), "mean": (constraints.Real(), self.mean)}
         if family.covariance in ("diag", "spherical"):
-            found |= {"dof": constraints.Positive(), "inverse_scale": constraints.Positive()}
+            own = self.inverse_scale is None and family.scale is not None
+            scale = self._factor(family) ** 2 if own else self.inverse_scale
+            found |= {"dof": (positive, self.dof), "inverse_scale": (positive, scale)}
         return found
 
     def constraints(self, family: Gaussian) -> GaussianPosterior:
