@@ -77,6 +77,9 @@ class ChainLaw:
     law: Any
     num: int = static()
 
+    def check(self, num):
+        self.law.check(num)
+
     def update(self, count):
         return self.law.update(count[0]), jax.vmap(self.law.update)(count[1])
 
