@@ -93,3 +93,30 @@ def test_vae_at_toy_size(benchmark_main, tmp_path, capsys):
     assert np.isfinite(training["contenders"]["jaxem"]["rows_per_s"])
     assert training["contenders"]["jaxem"]["elbo"] < 0
     assert seeds["contenders"]["one after the other"]["ratio"] > 0
+
+
+def test_guard_at_toy_size(benchmark_main, tmp_path, capsys):
+    """What is recorded is what is found again; the programs' counts are there."""
+    before, path = settings(), str(tmp_path / "report.json")
+    benchmark_main("guard")(["--record", path, "--only", "traces", "--match", "KMeans"])
+    report = benchmark_main("guard")(["--against", path, "--only", "traces", "--match", "KMeans"])
+    assert settings() == before
+    assert report["agree"]
+    assert set(report["traces"]) == {"KMeans", "KMeans online", "KMeans float32"}
+    assert capsys.readouterr().out.count("bit-identical") == 3
+    report = benchmark_main("guard")(["--only", "programs", "--match", "KMeans"])
+    parts = report["programs"]["KMeans"]
+    assert 0 < parts["loop"]["fusions"] <= parts["loop"]["kernels"]
+    assert parts["step"]["bytes"] > 0
+    assert parts["first"]["programs"] >= 1
+
+
+def test_guard_races_two_trees(benchmark_main, capsys):
+    flags = ["--only", "times", "--times-against", str(FOLDER.parents[1]), "--match", "KMeans 64"]
+    report = benchmark_main("guard")([*flags, "--rounds", "1", "--repeats", "1"])
+    found = report["times"]["KMeans 64 restarts"]
+    assert found["programs"]["minima"] == 1
+    assert found["seconds"]["before"][0] > 0
+    with pytest.raises(SystemExit):
+        benchmark_main("guard")(["--only", "times"])
+    assert "--times-against FOLDER" in capsys.readouterr().err

@@ -114,7 +114,7 @@ class Structured(DiscreteLatent):
     @property
     def climbed_by(self) -> str:  # type: ignore[override]
         """The family's."""
-        return "m_step" if self.components.closed_form else "gradient"
+        return "m_step" if self.family.closed_form else "gradient"
 
     @property
     def row_keys(self) -> tuple[str, ...] | None:  # type: ignore[override]
