@@ -17,7 +17,7 @@ from jaxem.model import At, EStep, LatentModel
 from jaxem.models.continuous import ContinuousLatent, MonteCarlo
 from jaxem.rules import Rule
 from jaxem.stopping import Status
-from jaxem.wrappers import Wrapper
+from jaxem.wrappers import unwrapped
 
 # Data and their weights (N,).
 Rows = tuple[PyTree, Array]
@@ -172,8 +172,7 @@ def check_rule(rule: Any, model: Any) -> None:
     """Raises TypeError unless this is a rule, or None where the model has one of its own, that suits the model."""
     rule = rule_of(rule, model)  # raises where there is none
     expect("rule", rule, Rule, "a rule, as jaxem.Hard() or jaxem.Tempered(2.0), or None")
-    while isinstance(model, Wrapper):
-        model = model.model
+    model = unwrapped(model)
     if isinstance(rule, MonteCarlo) and not isinstance(model, ContinuousLatent):
         raise TypeError(
             f"rule: MonteCarlo draws a continuous latent, of a ContinuousLatent model; found {shown(model)}; use "

@@ -14,6 +14,7 @@ from jaxem.core.ascent import ascend, check_optimizer
 from jaxem.core.numerics import weigh
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.tree import PyTree
+from jaxem.model import At
 from jaxem.rules import Rule
 
 
@@ -95,22 +96,22 @@ class GeneralizedEM(Algorithm):
         """Accepts the candidate or ends the restart, and climbs to the next, for which it needs the rows."""
         assert rows is not None
         rule, here = rule_of(self.rule, model), at_candidate(model, state)
-        objective = _expected(model, state.candidate, *rows, rule.at(state.step))
+        objective = _expected(model, here, *rows, rule.at(state.step))
         spec = model.constraints()
         following = ascend(objective, state.candidate, spec, self.optimizer, self.num_steps, found.weight)
         promised = rule.monotone(jnp.maximum(state.step - 1, 0))
         return accept(model, state, found, here.elbo_params(), following, promised=promised)
 
 
-def _expected(model: Any, old: PyTree, data: PyTree, weights: Array, rule: Rule) -> Any:
+def _expected(model: Any, old: At, data: PyTree, weights: Array, rule: Rule) -> Any:
     """Q(theta, old) + G(theta) as a function of theta; responsibilities at `old` are recomputed a block at a time."""
-    size, here = model.rows_at_once(data), model.at(old)
+    size = model.rows_at_once(data)
 
     def objective(params: PyTree) -> Array:
         new = model.at(params)
 
         def block(x: PyTree, w: Array) -> Array:
-            resp = weigh(w, rule(here.log_joint(x))[1])
+            resp = weigh(w, rule(old.log_joint(x))[1])
             used = resp > 0  # elsewhere a log-joint may be -inf, and 0 times it is 0
             return jnp.sum(jnp.where(used, resp * jnp.where(used, new.log_joint(x), 0), 0))
 
