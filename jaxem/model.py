@@ -16,7 +16,7 @@ from jaxem.core.arguments import check_decorated, shown
 from jaxem.core.numerics import slack, weigh
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.rows import Rows, takes_rows
-from jaxem.core.tree import PyTree, float_dtype, map_rows, num_rows, ones_for, sum_rows
+from jaxem.core.tree import PyTree, float_dtype, map_rows, num_rows, ones_for, sum_blocks, sum_rows
 from jaxem.elbo import Decomposition, decompose
 from jaxem.rules import Exact, Rule
 from jaxem.stopping import Stop, StopRule
@@ -313,13 +313,13 @@ class DiscreteAt(At):
     def e_step(self, data: PyTree, weights: Array, rule: Rule) -> EStep:
         """Responsibilities by the rule, then statistics; O(N K) time."""
 
-        def block(x: PyTree, w: Array) -> EStep:
+        def block(x: PyTree, w: Array, number: Any) -> EStep:
             log_joint, collect = self.explain(x)
-            value, resp = self.infer(log_joint, rule)
+            value, resp = self.infer(log_joint, rule.fold(number))
             weighed = jax.tree.map(lambda leaf: weigh(w, leaf), resp)
             return EStep(collect(weighed), jnp.sum(weigh(w, value)))
 
-        return sum_rows(block, data, weights, self.model.rows_at_once(data))
+        return sum_blocks(block, data, weights, self.model.rows_at_once(data))
 
 
 class _OwnStep(DiscreteAt):

@@ -128,6 +128,7 @@ class BayesianMixture(Structured):
     total_weight: Array | None = dataclasses.field(default=None, repr=False)
 
     params_type: ClassVar[type] = BayesianMixtureParams
+    climbed_by: ClassVar[str] = "m_step"  # bound or not: a conjugate posterior has an update in closed form
 
     def __repr__(self) -> str:
         return f"BayesianMixture({self.family!r}, {self.num_components}, mixing={self.mixing!r})"
