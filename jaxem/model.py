@@ -2,8 +2,10 @@
 
 import functools
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
@@ -14,7 +16,7 @@ from jaxem.core.arguments import check_decorated, shown
 from jaxem.core.numerics import slack, weigh
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.rows import Rows, takes_rows
-from jaxem.core.tree import PyTree, float_dtype, map_rows, num_rows, sum_rows
+from jaxem.core.tree import PyTree, float_dtype, map_rows, num_rows, ones_for, sum_rows
 from jaxem.elbo import Decomposition, decompose
 from jaxem.rules import Exact, Rule
 from jaxem.stopping import Stop, StopRule
@@ -42,11 +44,14 @@ class Health:
         a component collapsed to a spike, 0 where it cannot happen. Above 0.1 a restart is DEGENERATE.
       min_count: expected number of observations of the smallest component (inf where there are no components).
       relocated: clusters that were empty and moved, summed over steps.
+      least_elbo: ELBO.data that the bound model reaches with its latents switched off, nats, -inf where nothing is
+        known; a restart that ends below it is UNDERFIT, whether it converged or ran out of steps.
     """
 
     influence: Array
     min_count: Array
     relocated: Array
+    least_elbo: Array | float = -math.inf
 
     @staticmethod
     def unknown(dtype: Any) -> "Health":
@@ -67,6 +72,14 @@ class ELBOModel(ABC):
 
     # The class that params have, where it is known: other arguments in their place are then named.
     params_type: ClassVar[type | None] = None
+    # What `fit` climbs it by unless told: "m_step", "coordinates" (an m_step for each part in turn) or "gradient".
+    climbed_by: ClassVar[str] = "gradient"
+    # Whether the objective scales with the data, as a distortion does; else it is nats, and rows add up in it.
+    scales: ClassVar[bool] = False
+    # States of its latent variable, where that is discrete and they are known before there are params.
+    num_states: ClassVar[int | None] = None
+    # Names of the columns that the model takes as a dict, for which a frame is taken apart.
+    row_keys: ClassVar[tuple[str, ...] | None] = None
 
     rows: Rows | None = static(default=None, kw_only=True, repr=False)
 
@@ -107,17 +120,12 @@ class ELBOModel(ABC):
         """
         return data
 
-    def validate(self, data: PyTree, params: PyTree | None) -> None:
-        """Raises ValueError or TypeError for settings or params that do not suit the model or the number of rows.
+    def check(self, data: PyTree, params: PyTree | None = None) -> None:
+        """Raises ValueError or TypeError for what does not suit the model; nothing by default.
 
-        Called on the host by `fit`, once `check_rows` has let the data pass.
-        """
-
-    def check_rows(self, data: PyTree, params: PyTree | None = None) -> None:
-        """Raises for rows that the model cannot have made, or that are not as wide as `params`; nothing by default.
-
-        Called on the host for data that are read and finite: by `fit`, and by every method that takes rows. Values are
-        looked at only where they are no tracers.
+        Called on the host for data that are read and finite. Without params, by `fit`: for settings that are wrong or
+        do not suit the data, and rows that the model cannot have made. With params, by every method that takes rows:
+        for such rows, and rows that are not as wide as the params. Values are looked at only where they are no tracers.
         """
 
     def check_params(self, params: PyTree) -> None:
@@ -129,10 +137,6 @@ class ELBOModel(ABC):
             raise TypeError(
                 f"params: expected {expected.__name__}, as in fit.params; found a {type(params).__name__}{hint}"
             )
-
-    def row_keys(self) -> tuple[str, ...] | None:
-        """Names of the columns that the model takes as a dict, for which a frame is taken apart; None by default."""
-        return None
 
     def __dir__(self) -> list[str]:
         # What a person calls; what the engine calls is out of the way.
@@ -158,59 +162,45 @@ class ELBOModel(ABC):
             "a jaxem.constraints object at each leaf of the params"
         )
 
-    def canonical(self, params: PyTree) -> PyTree:
-        """The same parameters with interchangeable parts in a fixed order; as they are by default."""
+    def canonical(self, params: PyTree, reorder: bool = True) -> PyTree:
+        """The same parameters as they are shown, and as the bound model can use given ones; as they are by default.
+
+        What follows from other parts is made to, and interchangeable parts come in a fixed order if `reorder`.
+        """
         return params
 
     def health(self, params: PyTree) -> Health:
         """How near params are to a degenerate optimum; nothing to report by default."""
         return Health.unknown(float_dtype(params))
 
-    def least_elbo(self) -> Array | None:
-        """ELBO.data that the bound model reaches with its latents switched off, nats; None where nothing is known.
-
-        A restart that ends below it is UNDERFIT, whether it converged or ran out of steps.
-        """
-        return None
-
-    def notes(self) -> list[str]:
-        """Sentences about what the bound model did with the data (constant columns); shown by a `Fit`."""
-        return []
-
-    def diagnose(self, params: PyTree) -> list[str]:
-        """Why params of a DEGENERATE fit are degenerate, each reason with a remedy; none where the model cannot tell.
-
-        Called on the host with concrete params, by a `Fit` whose winner is DEGENERATE; the model is bound.
-        """
-        return []
-
-    def adopt(self, params: PyTree) -> PyTree:
-        """Params that a fit was given, as the model bound to its data can use them; as they are by default."""
-        return params
-
     def coincident(self, params: PyTree) -> Array:
         """Whether two parts of the params are the same, which is a saddle of the likelihood; False by default."""
         return jnp.asarray(False)
+
+    def notes(self, params: PyTree | None = None) -> list[str]:
+        """Sentences about the bound model, on the host; none by default.
+
+        Without params: what `bind` did with the data (constant columns). With those of a fit that ended DEGENERATE: why
+        it did, each reason with a remedy.
+        """
+        return []
 
     def same_optimum(self, elbo: Array, best: Array, total_weight: Array) -> Array:
         """Whether two restarts' objectives count as one optimum: within 0.01 nats + 1e-6 for each unit of weight.
 
         A stop rule per unit of weight leaves a distance that grows with the weight: the default one, 1e-8 a step, about
-        1e-6 at a rate of 0.99. `fit` counts, besides, what `slack` cannot tell apart.
+        1e-6 at a rate of 0.99. Of an objective that scales with the data: within a relative 1e-4. `fit` counts,
+        besides, what `slack` cannot tell apart.
         """
-        return abs(elbo - best) <= 0.01 + 1e-6 * total_weight
+        return abs(elbo - best) <= (1e-4 * abs(best) if self.scales else 0.01 + 1e-6 * total_weight)
 
     def slack(self, elbo: Array, total_weight: Array) -> Array:
         """How far the objective may fall by rounding alone; a fall beyond it ends a restart as DECREASED."""
-        return slack(elbo, total_weight)
-
-    def step_cost(self, data: PyTree) -> int:
-        """Rough number of multiply-adds of one step, from shapes alone; `fit` chooses its lane width by it."""
-        return sum(leaf.size for leaf in jax.tree.leaves(data))
+        return 64 * jnp.finfo(elbo.dtype).eps * jnp.abs(elbo) if self.scales else slack(elbo, total_weight)
 
     def default_stop(self) -> StopRule:
-        """The stop rule used when `fit` is given none."""
-        return Stop()
+        """The stop rule used when `fit` is given none: per unit of weight, or relative where the objective scales."""
+        return Stop(atol=0.0, rtol=1e-7) if self.scales else Stop()
 
 
 # Methods of the protocols that are for people; all others are for the engine.
@@ -252,8 +242,95 @@ def check_model(model: Any, data: Any = None) -> None:
         check_model(inner)
 
 
+@dataclass
+class At:
+    """A model at params, made by `model.at(params)`: what is derived from the params (an inverse) is derived once.
+
+    An algorithm's step reads
+
+        here = model.at(params)
+        found = here.e_step(data, weights, rule)
+        better = here.m_step(found.stats)
+
+    This one asks the model's own methods; a model that derives something has a subclass with that inside.
+
+    Attributes:
+      model: the model.
+      params: its params.
+    """
+
+    model: Any
+    params: PyTree
+
+    def explain(self, data: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
+        """log_joint (N, K), and the function resp -> statistics; overridden to share work between the two."""
+        model = self.model
+        collect = lambda resp: model.statistics(self.params, data, resp) if model.climbed_by == "m_step" else ()
+        return model.log_joint(self.params, data), collect
+
+    def log_joint(self, data: PyTree) -> Array:
+        """(N, K) log p(x_n, z_n = k | theta), nats."""
+        return self.explain(data)[0]
+
+    def statistics(self, data: PyTree, resp: Array) -> PyTree:
+        """Sufficient statistics weighted by resp (N, K), summed over n."""
+        return self.explain(data)[1](resp)
+
+    def e_step(self, data: PyTree, weights: Array, rule: Rule) -> EStep:
+        """Expected statistics and ELBO.data, additive over data."""
+        return self.model.e_step(self.params, data, weights, rule)
+
+    def m_step(self, stats: PyTree) -> PyTree:
+        """Params that maximise the expected log-joint plus elbo_params, of statistics taken here."""
+        return self.model.m_step(self.params, stats)
+
+    def rebase(self, stats: PyTree, new: "At") -> PyTree:
+        """Statistics taken here as if taken at `new`."""
+        return self.model.rebase(stats, self.params, new.params)
+
+    def elbo_params(self) -> Array:
+        """ELBO.params, nats."""
+        return self.model.elbo_params(self.params)
+
+
+@dataclass
+class DiscreteAt(At):
+    """A `DiscreteLatent` at params: its states are summed over, in blocks of rows."""
+
+    def infer(self, log_joint: PyTree, rule: Rule) -> tuple[Array, PyTree]:
+        """(N,) the value of the rule's E-step, nats, and its responsibilities, of the tree of the log-joint."""
+        return rule(log_joint)
+
+    def posterior(self, data: PyTree, rule: Rule) -> Array:
+        """(N, K) responsibilities by the rule."""
+        return self.infer(self.log_joint(data), rule)[1]
+
+    def predict(self, data: PyTree) -> Array:
+        """(N,) most probable states."""
+        return jnp.argmax(self.log_joint(data), -1)
+
+    def e_step(self, data: PyTree, weights: Array, rule: Rule) -> EStep:
+        """Responsibilities by the rule, then statistics; O(N K) time."""
+
+        def block(x: PyTree, w: Array) -> EStep:
+            log_joint, collect = self.explain(x)
+            value, resp = self.infer(log_joint, rule)
+            weighed = jax.tree.map(lambda leaf: weigh(w, leaf), resp)
+            return EStep(collect(weighed), jnp.sum(weigh(w, value)))
+
+        return sum_rows(block, data, weights, self.model.rows_at_once(data))
+
+
+class _OwnStep(DiscreteAt):
+    """A `DiscreteLatent` at params whose class has an e_step of its own."""
+
+    e_step = At.e_step
+
+
 class LatentModel(ELBOModel):
     """A model whose E-step has a closed form: expected statistics in, params out."""
+
+    climbed_by: ClassVar[str] = "m_step"
 
     @abstractmethod
     def e_step(self, params: PyTree, data: PyTree, weights: Array | None = None, rule: Rule | None = None) -> EStep:
@@ -263,12 +340,9 @@ class LatentModel(ELBOModel):
     def m_step(self, params: PyTree, stats: PyTree) -> PyTree:
         """Params that maximise the expected log-joint plus elbo_params; `params` are those the stats were taken at."""
 
-    def prepare(self, params: PyTree) -> PyTree:
-        """The same params with what the E-step, the M-step and elbo_params derive from them (an inverse) filled in.
-
-        Algorithms call it once per step; params without it give the same results. The params themselves by default.
-        """
-        return params
+    def at(self, params: PyTree) -> At:
+        """The model at params, with what its steps derive from them."""
+        return At(self, params)
 
     def rebase(self, stats: PyTree, old: PyTree, new: PyTree) -> PyTree:
         """Statistics taken at params `old` as if taken at `new`, for averages over steps; the same by default.
@@ -276,16 +350,6 @@ class LatentModel(ELBOModel):
         To be overridden where statistics are relative to the params of their E-step.
         """
         return stats
-
-    @property
-    def sequential(self) -> bool:
-        """Whether m_step gives the update of each part given the others, to be made in turn: `CoordinateAscent`."""
-        return False
-
-    @property
-    def closed_form(self) -> bool:
-        """Whether there are statistics and an m_step; where not, `fit` takes `GeneralizedEM` and refuses EM."""
-        return True
 
     def default_rule(self) -> Rule:
         """The E-step rule used when an algorithm names none."""
@@ -340,28 +404,21 @@ class DiscreteLatent(LatentModel):
     def statistics(self, params: PyTree, data: PyTree, resp: Array) -> PyTree:
         """Sufficient statistics weighted by resp (N, K) (weights included), summed over n; linear in resp."""
 
-    def explain(self, params: PyTree, data: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
-        """log_joint (N, K), and the function resp -> statistics; overridden to share work between the two."""
-        collect = lambda resp: self.statistics(params, data, resp) if self.closed_form else ()
-        return self.log_joint(params, data), collect
+    def at(self, params: PyTree) -> DiscreteAt:
+        """The model at params; one that has an e_step of its own is asked for it."""
+        own = type(self).e_step is not DiscreteLatent.e_step
+        return _OwnStep(self, params) if own else DiscreteAt(self, params)
 
-    def _rows(self, data: PyTree) -> int:
+    def rows_at_once(self, data: PyTree) -> int:
+        """Rows of a block; `block_rows`, or all of them."""
         return self.block_rows or max(1, num_rows(data))
 
     @takes_rows
     def e_step(self, params: PyTree, data: PyTree, weights: Array | None = None, rule: Rule | None = None) -> EStep:
         """Responsibilities by the rule, then statistics; O(N K) time, in blocks of rows where the model sets them."""
-        rule = self.default_rule() if rule is None else rule
-        params = self.prepare(params)
-
-        def block(x: PyTree, w: Array) -> EStep:
-            log_joint, collect = self.explain(params, x)
-            value, resp = rule(log_joint)
-            return EStep(collect(weigh(w, resp)), jnp.sum(weigh(w, value)))
-
-        if weights is None:
-            weights = jnp.ones(num_rows(data), float_dtype(data))
-        return sum_rows(block, data, weights, self._rows(data))
+        here = self.at(params)
+        step = partial(DiscreteAt.e_step, here) if isinstance(here, _OwnStep) else here.e_step
+        return step(data, ones_for(data) if weights is None else weights, self.default_rule() if rule is None else rule)
 
     @takes_rows
     def decompose(
@@ -391,18 +448,20 @@ class DiscreteLatent(LatentModel):
         if self.params_type is not None and not isinstance(old, self.params_type):
             raise TypeError(f"old: expected {self.params_type.__name__}, as in fit.params; found {shown(old)}")
         rule = Exact() if rule is None else rule
-        params, old = self.prepare(params), self.prepare(old)
-        weights = jnp.ones(num_rows(data), float_dtype(data)) if weights is None else weights
+        here, there = self.at(params), self.at(old)
 
         def block(x: PyTree, w: Array) -> Decomposition:
-            terms = decompose(self.log_joint(params, x), rule(self.log_joint(old, x))[1])
+            terms = decompose(here.log_joint(x), rule(there.log_joint(x))[1])
             return jax.tree.map(lambda term: jnp.sum(weigh(w, term)), terms)
 
-        return sum_rows(block, data, weights, self._rows(data))
+        return sum_rows(block, data, ones_for(data) if weights is None else weights, self.rows_at_once(data))
 
     @takes_rows
     def posterior(self, params: PyTree, data: PyTree) -> Array:
-        """(N, K) responsibilities p(z_n = k | x_n), whatever rule the fit used; compiled once per shape."""
+        """(N, K) responsibilities p(z_n = k | x_n), whatever rule the fit used; compiled once per shape.
+
+        Of an objective without a density, those of the model's own rule.
+        """
         return _posterior(self, params, data)
 
     @takes_rows
@@ -412,23 +471,28 @@ class DiscreteLatent(LatentModel):
 
     @takes_rows
     def log_prob(self, params: PyTree, data: PyTree) -> Array:
-        """(N,) log p(x_n | theta), nats."""
+        """(N,) log p(x_n | theta), nats; TypeError for an objective without a density, as that of K-means."""
+        if self.scales:
+            raise TypeError(
+                f"{type(self).__name__} has no density: log_prob, bic, aic and icl do not apply; "
+                "see GMM(K, 'spherical')"
+            )
         return _log_prob(self, params, data)
 
 
 @jax.jit
 def _posterior(model: DiscreteLatent, params: PyTree, data: PyTree) -> Array:
-    params = model.prepare(params)
-    return map_rows(lambda x: Exact()(model.log_joint(params, x))[1], data, model._rows(data))
+    here, rule = model.at(params), model.default_rule() if model.scales else Exact()
+    return map_rows(lambda x: here.posterior(x, rule), data, model.rows_at_once(data))
 
 
 @jax.jit
 def _predict(model: DiscreteLatent, params: PyTree, data: PyTree) -> Array:
-    params = model.prepare(params)
-    return map_rows(lambda x: jnp.argmax(model.log_joint(params, x), -1), data, model._rows(data))
+    here = model.at(params)
+    return map_rows(here.predict, data, model.rows_at_once(data))
 
 
 @jax.jit
 def _log_prob(model: DiscreteLatent, params: PyTree, data: PyTree) -> Array:
-    params = model.prepare(params)
-    return map_rows(lambda x: Exact()(model.log_joint(params, x))[0], data, model._rows(data))
+    here = model.at(params)
+    return map_rows(lambda x: here.infer(here.log_joint(x), Exact())[0], data, model.rows_at_once(data))

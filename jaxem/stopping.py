@@ -55,7 +55,7 @@ class Step:
 
     Attributes:
       previous: ELBO.total of `old_params`, nats; -inf at the first scoring.
-      current: ELBO.total of `params`.
+      current: ELBO.total of `params`; NaN where the step was not accepted and `params` are still the old ones.
       old_params: params before the step.
       params: params after it.
       total_weight: sum of the weights.

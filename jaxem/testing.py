@@ -38,17 +38,15 @@ class _Case:
     def __init__(self, model: Any, data: PyTree, key: Array, num_starts: int, algorithm: Any = None):
         self.key, self.num_starts = key, num_starts
         self.free = model
-        self.data = cast_floats(_rows.as_data(data, keys=model.row_keys()), jnp.float64)
-        model.check_rows(self.data)
+        self.data = cast_floats(_rows.as_data(data, keys=model.row_keys), jnp.float64)
         self.num = num_rows(self.data)
         self.weights = jnp.asarray(np.random.default_rng(0).uniform(0.5, 2.0, self.num))
         model = cast_floats(model, jnp.float64)
-        model.validate(self.data, None)
+        model.check(self.data)
         _shapes.check(model, self.data, self.weights, key)
-        self.algorithm: Any = choose_algorithm(model, algorithm, self.num).tabulate(STEPS)
-        self.algorithm = self.algorithm.bind(model, self.data, key, STEPS)
+        self.algorithm: Any = choose_algorithm(model, algorithm).prepare(model, self.data, key, STEPS)
         # Laws of statistics and of the exact M-step bind those who use them.
-        self.closed = self.algorithm.needs_m_step
+        self.closed = self.algorithm.climbs_by == "m_step"
         self.model: Any = jax.jit(model.bind)(self.data, self.weights)
         self.init = jax.jit(lambda k: self.model.init(k, self.data, self.weights))
         self.e_step = jax.jit(lambda p, x, w: self.model.e_step(p, x, w))

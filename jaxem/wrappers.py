@@ -1,115 +1,116 @@
 """Wrappers: the same model with its E-step computed in another way."""
 
+import abc
 import dataclasses
+import functools
 from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from jaxem.core.arguments import check_integer, expect, shown
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.rows import takes_rows
-from jaxem.core.tree import PyTree, float_dtype, map_rows, num_rows, sum_rows
-from jaxem.model import ELBOModel, EStep, Health, LatentModel
+from jaxem.core.tree import PyTree, map_rows, ones_for, sum_rows
+from jaxem.model import At, ELBOModel, EStep, LatentModel
 from jaxem.rules import Rule
-from jaxem.stopping import StopRule
 
 
 @dataclass
 class Wrapper(LatentModel):
-    """A model around another, `self.model`, which answers all that the wrapper does not."""
+    """A model around another, `self.model`, which answers all that the wrapper does not.
+
+    What the protocols name is forwarded by rule, below; what they do not (sample, num_parameters) by `__getattr__`.
+    """
 
     model: Any
 
     def __getattr__(self, name: str) -> Any:
-        # What the protocol does not name (sample, distribution, num_parameters, ...) is the model's own.
         if name.startswith("_") or name == "model":
             raise AttributeError(name)
         return getattr(self.model, name)
 
-    def init(self, key: Array, data: PyTree, weights: Array) -> PyTree:
-        return self.model.init(key, data, weights)
-
-    def check_rows(self, data: PyTree, params: PyTree | None = None) -> None:
-        self.model.check_rows(data, params)
-
-    def check_params(self, params: PyTree) -> None:
-        self.model.check_params(params)
+    def bind(self, data: PyTree, weights: Array) -> Any:
+        """The wrapper of the bound model."""
+        return dataclasses.replace(self, model=self.model.bind(data, weights))
 
     def inside(self, params: PyTree) -> tuple[Any, PyTree]:
+        """The wrapper of the model that the model inside has inside."""
         model, inner = dataclasses.replace(self.model, rows=self.rows).inside(params)
         return dataclasses.replace(self, model=model, rows=model.rows), inner
 
-    def row_keys(self) -> tuple[str, ...] | None:
-        return self.model.row_keys()
+    def at(self, params: PyTree) -> At:
+        """The wrapper at params; one with an E-step of its own is asked for it."""
+        return At(self, params)
 
-    def bind(self, data: PyTree, weights: Array) -> Any:
-        return dataclasses.replace(self, model=self.model.bind(data, weights))
+    def check_params(self, params: PyTree) -> None:
+        """That of the model inside."""
+        self.model.check_params(params)
 
-    def m_step(self, params: PyTree, stats: PyTree) -> PyTree:
-        return self.model.m_step(params, stats)
 
-    def prepare(self, params: PyTree) -> PyTree:
-        return self.model.prepare(params)
+def protocol() -> dict[str, Any]:
+    """What the protocols of a latent model name: hooks, questions and settings, by name."""
+    named = {**vars(ELBOModel), **vars(LatentModel)}
+    fields = {field.name for field in dataclasses.fields(ELBOModel)}
+    return {name: what for name, what in named.items() if not name.startswith("_") and name not in fields}
 
-    def rebase(self, stats: PyTree, old: PyTree, new: PyTree) -> PyTree:
-        return self.model.rebase(stats, old, new)
 
-    def arrange(self, data: PyTree) -> PyTree:
-        return self.model.arrange(data)
+def _forward(name: str, what: Any) -> Any:
+    if not callable(what) or isinstance(what, type):
+        return property(lambda self: getattr(self.model, name), doc=f"`{name}` of the model inside.")
 
-    @property
-    def least_rows(self) -> tuple[str, int]:
-        return self.model.least_rows
+    @functools.wraps(what)
+    def method(self: Wrapper, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.model, name)(*args, **kwargs)
 
-    @property
-    def sequential(self) -> bool:
-        return self.model.sequential
+    method.__isabstractmethod__ = False  # type: ignore[attr-defined]
+    return method
 
-    @property
-    def closed_form(self) -> bool:
-        return self.model.closed_form
 
-    def default_rule(self) -> Rule:
-        return self.model.default_rule()
+# Inherited defaults would hide `__getattr__`: each name of the protocols has a method or a property of its own.
+for _name, _what in protocol().items():
+    if _name not in vars(Wrapper):
+        setattr(Wrapper, _name, _forward(_name, _what))
+abc.update_abstractmethods(Wrapper)  # type: ignore[type-abstract]
 
-    def default_stop(self) -> StopRule:
-        return self.model.default_stop()
 
-    def elbo_params(self, params: PyTree) -> Array:
-        return self.model.elbo_params(params)
+def unwrapped(model: Any) -> Any:
+    """The model inside all wrappers, or the model."""
+    while isinstance(model, Wrapper):
+        model = model.model
+    return model
 
-    def constraints(self) -> PyTree:
-        return self.model.constraints()
 
-    def canonical(self, params: PyTree) -> PyTree:
-        return self.model.canonical(params)
+@dataclass
+class InnerAt(At):
+    """A wrapper at params: `inner`, the model inside at its params, answers what the wrapper does not."""
 
-    def health(self, params: PyTree) -> Health:
-        return self.model.health(params)
+    inner: At
 
-    def notes(self) -> list[str]:
-        return self.model.notes()
+    def explain(self, data: PyTree) -> tuple[Array, Any]:
+        return self.inner.explain(data)
 
-    def diagnose(self, params: PyTree) -> list[str]:
-        return self.model.diagnose(params)
+    def e_step(self, data: PyTree, weights: Array, rule: Rule) -> EStep:
+        return self.inner.e_step(data, weights, rule)
 
-    def adopt(self, params: PyTree) -> PyTree:
-        return self.model.adopt(params)
+    def m_step(self, stats: PyTree) -> PyTree:
+        return self.inner.m_step(stats)
 
-    def coincident(self, params: PyTree) -> Array:
-        return self.model.coincident(params)
+    def rebase(self, stats: PyTree, new: Any) -> PyTree:
+        return self.inner.rebase(stats, new.inner)
 
-    def same_optimum(self, elbo: Array, best: Array, total_weight: Array) -> Array:
-        return self.model.same_optimum(elbo, best, total_weight)
+    def elbo_params(self) -> Array:
+        return self.inner.elbo_params()
 
-    def slack(self, elbo: Array, total_weight: Array) -> Array:
-        return self.model.slack(elbo, total_weight)
 
-    def step_cost(self, data: PyTree) -> int:
-        return self.model.step_cost(data)
+@dataclass
+class ChunkedAt(InnerAt):
+    """A chunked model at params."""
+
+    def e_step(self, data: PyTree, weights: Array, rule: Rule) -> EStep:
+        """The model's E-step, summed over chunks."""
+        return sum_rows(lambda x, w: self.inner.e_step(x, w, rule), data, weights, self.model.size)
 
 
 @dataclass
@@ -118,15 +119,30 @@ class Chunked(Wrapper):
 
     size: int = static()
 
-    def _rows(self, data: PyTree) -> int:
+    def rows_at_once(self, data: PyTree) -> int:
+        """Rows of a chunk."""
         return self.size
+
+    def at(self, params: PyTree) -> ChunkedAt:
+        """The model at params."""
+        return ChunkedAt(self, params, self.model.at(params))
 
     @takes_rows
     def e_step(self, params: PyTree, data: PyTree, weights: Array | None = None, rule: Rule | None = None) -> EStep:
         """The model's E-step, summed over chunks."""
-        weights = jnp.ones(num_rows(data), float_dtype(data)) if weights is None else weights
-        params = self.model.prepare(params)
-        return sum_rows(lambda x, w: self.model.e_step(params, x, w, rule), data, weights, self.size)
+        weights = ones_for(data) if weights is None else weights
+        return self.at(params).e_step(data, weights, self.default_rule() if rule is None else rule)
+
+    @takes_rows
+    def elbo_data(self, params: PyTree, data: PyTree, weights: Array | None = None, key: Array | None = None) -> Array:
+        """The model's ELBO.data, summed over chunks; a key serves all chunks, whose rows differ."""
+        weights = ones_for(data) if weights is None else weights
+        return sum_rows(lambda x, w: self.model.elbo_data(params, x, w, key), data, weights, self.size)
+
+    def training_elbo(self, params: PyTree, data: PyTree, weights: Array, key: Array, step: Array) -> Array:
+        """The model's, summed over chunks."""
+        one = lambda x, w: self.model.training_elbo(params, x, w, key, step)
+        return sum_rows(one, data, weights, self.size)
 
     @takes_rows
     def posterior(self, params: PyTree, data: PyTree) -> Array:
@@ -143,12 +159,13 @@ class Chunked(Wrapper):
         """(N,) log p(x_n), nats; no (N, K) array."""
         return _map(self, "log_prob", params, data)
 
-    def validate(self, data: PyTree, params: PyTree | None) -> None:
+    def check(self, data: PyTree, params: PyTree | None = None) -> None:
         """Checks the size, and what the model checks."""
-        if not isinstance(self.model, LatentModel):
-            raise TypeError(f"chunked: expected a model with an e_step; found {shown(self.model)}")
-        check_integer("size", self.size, 1)
-        self.model.validate(data, params)
+        if params is None:
+            if not isinstance(self.model, LatentModel):
+                raise TypeError(f"chunked: expected a model with an e_step; found {shown(self.model)}")
+            check_integer("size", self.size, 1)
+        self.model.check(data, params)
 
 
 @partial(jax.jit, static_argnums=1)
@@ -182,4 +199,4 @@ def chunked(model: ELBOModel, size: int) -> Chunked:
     """
     expect("model", model, LatentModel, "a model with an e_step, as jaxem.GMM(3)")
     check_integer("size", size, 1)
-    return Chunked(model, int(size))
+    return Chunked(model, int(size))  # type: ignore[abstract]

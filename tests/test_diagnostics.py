@@ -27,7 +27,7 @@ from jaxem import expfam, families, priors
 from jaxem.after import importance as diagnostics
 from jaxem.expfam import Delta
 from jaxem.models.mean_field import Factor, MeanField
-from jaxem.structures.mixing import DirichletMixing, StickMixing
+from jaxem.structures.mixing import Dirichlet, Sticks
 
 KEY = jax.random.key(0)
 
@@ -191,41 +191,40 @@ def prior_case(name):
 def test_densities_of_drawn_components(name):
     """Against scipy, and the average of log q - log p is the divergence."""
     prior, family, post, peer = prior_case(name)
-    start = prior.posterior(family, 2)
-    draws = jax.jit(jax.vmap(lambda key: prior.draw(key, family, post)))(jax.random.split(KEY, 2000))
-    log_q, log_p = (jax.jit(jax.vmap(lambda d, q=q: prior.log_prob(family, q, d)))(draws) for q in (post, start))
+    here = prior.at(family, post)
+    draws, log_q, log_p = jax.jit(jax.vmap(here.draw))(jax.random.split(KEY, 2000))
     for s in range(3):
         one = jax.tree.map(lambda leaf: leaf[s], draws)
         np.testing.assert_allclose(log_q[s], [peer(one, k) for k in (0, 1)], rtol=1e-8)
     ratio = np.asarray(jnp.sum(log_q - log_p, 1))
-    assert ratio.mean() == pytest.approx(float(prior.kl(family, post)), abs=5 * ratio.std() / math.sqrt(2000))
+    assert ratio.mean() == pytest.approx(float(here.kl()), abs=5 * ratio.std() / math.sqrt(2000))
 
 
 def test_probabilities_that_underflow_have_a_density():
     family = families.Bernoulli()
     prior = priors.DirichletPrior(jnp.full(4, 1e-3))
     post = priors.DirichletPosterior(jnp.array([[1e-3, 1e-3, 1e-3, 7.001]]))
-    draws = jax.vmap(lambda key: prior.draw(key, family, post))(jax.random.split(KEY, 50))
-    ratio = jax.vmap(lambda d: prior.log_prob(family, prior.posterior(family, 1), d) - prior.log_prob(family, post, d))
-    assert np.all(np.isfinite(ratio(draws)))
+    draws, *logs = jax.vmap(prior.at(family, post).draw)(jax.random.split(KEY, 50))
+    assert draws.prob.min() == 0
+    assert np.all(np.isfinite(logs))
     gamma = priors.GammaPrior(jnp.full(2, 1e-3), jnp.ones(2))
-    rates = families.PoissonParams(jnp.array([[0.0, 1.0]]))
-    assert np.all(np.isfinite(gamma.log_prob(families.Poisson(), gamma.posterior(families.Poisson(), 1), rates)))
+    rates, *logs = jax.vmap(gamma.at(families.Poisson()).draw)(jax.random.split(KEY, 50))
+    assert rates.rate.min() == 0
+    assert np.all(np.isfinite(logs))
 
 
-def update(mixing, count, alpha, fixed):
-    return DirichletMixing.update(count, alpha) if mixing == "dirichlet" else StickMixing.update(count, alpha, fixed)
+def law_of(mixing, alpha, fixed):
+    return Dirichlet(alpha) if mixing == "dirichlet" else Sticks(alpha, "fixed" if fixed else "free")
 
 
 @pytest.mark.parametrize("mixing", ["dirichlet", "dirichlet_process"])
 def test_densities_of_drawn_proportions(mixing):
     count, alpha = jnp.array([3.0, 0.0, 10.0, 5.0]), jnp.asarray(0.7)
     for fixed in (False, True):
-        post = update(mixing, count, alpha, fixed)
-        logs = jax.vmap(post.draw_logs)(jax.random.split(KEY, 4000))
-        log_q, log_p = (jax.vmap(q.log_prob)(logs) for q in (post, post.prior(alpha)))
-        shares = np.exp(jax.vmap(post.log_mixing)(logs))
-        np.testing.assert_allclose(shares[0], post.draw(jax.random.split(KEY, 4000)[0]), rtol=1e-12)
+        law = law_of(mixing, alpha, fixed)
+        post = law.update(count)
+        logs, log_q, log_p = jax.vmap(lambda key: law.draw(key, post))(jax.random.split(KEY, 4000))
+        shares = np.exp(logs)
         if mixing == "dirichlet":
             expected = dirichlet_log_prob(shares[0], np.asarray(count + alpha))
         else:
@@ -236,11 +235,11 @@ def test_densities_of_drawn_proportions(mixing):
             expected = scipy.stats.beta.logpdf(v, a[: len(v)], b[: len(v)]).sum()
         assert float(log_q[0]) == pytest.approx(expected, rel=1e-5)  # by differences of proportions
         ratio = np.asarray(log_q - log_p)
-        kl = float(post.kl(alpha))
+        kl = -float(law.elbo(post))
         assert ratio.mean() == pytest.approx(kl, abs=5 * ratio.std() / math.sqrt(4000))
-    tiny = update(mixing, jnp.zeros(6), jnp.asarray(1e-4), False)
-    logs = jax.vmap(tiny.draw_logs)(jax.random.split(KEY, 20))
-    assert np.all(np.isfinite(jax.vmap(tiny.log_prob)(logs)))
+    law = law_of(mixing, jnp.asarray(1e-4), False)
+    draws = jax.vmap(lambda key: law.draw(key, law.update(jnp.zeros(6))))(jax.random.split(KEY, 20))
+    assert all(np.all(np.isfinite(part)) for part in draws)
 
 
 # --- mixtures

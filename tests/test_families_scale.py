@@ -9,8 +9,8 @@ from scipy.special import digamma, gammaln, logsumexp
 
 import jaxem
 from jaxem import Status
+from jaxem.core import special as _special
 from jaxem.families import Gamma, LinearRegression, StudentT
-from jaxem.families import special as _special
 from jaxem.testing import CHECKS, _Case, check_model
 
 KEY = jax.random.key(0)

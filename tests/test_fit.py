@@ -189,7 +189,7 @@ def test_a_fit_error_says_what_is_known_and_can_be_pickled():
         def init(self, key, data, weights):
             return {"t": jnp.where(jax.random.uniform(key) < 2, jnp.nan, 0)}
 
-        def notes(self):
+        def notes(self, params=None):
             return ["the model's own note"]
 
     told = r"init gives NaN or infinities in params\['t'\] of 2 starts; the model's own"
@@ -222,8 +222,8 @@ def test_honest_unfinished_restarts_win_over_failed_ones_with_a_higher_objective
 def test_a_warning_names_the_end_the_reason_and_the_remedy_at_the_callers_line():
     @jaxem.dataclass
     class Explained(Scripted):
-        def diagnose(self, params):
-            return [f"rows after {float(params['t']):g} steps are one value; leave them out"]
+        def notes(self, params=None):
+            return [] if params is None else [f"rows after {float(params['t']):g} steps are one value; leave them out"]
 
     up, data = jnp.array([-5.0, -4.0, -3.0, -2.0]), np.zeros(3)
     with pytest.warns(jaxem.FitWarning, match="fit ended as MAX_STEPS: .* raise max_steps") as seen:

@@ -310,7 +310,7 @@ def test_rates_from_schedules(blobs):
     leaves_close(ends[0], ends[1], 1e-6)
     leaves_close(ends[2], ends[1])
     for rate in (schedule, lambda t: 0.9 * 0.5 ** (t / 2), lambda t: 0.5 if t < 3 else 0.1):
-        found = OnlineEM(30, rate, key=KEY).tabulate(5).rate
+        found = OnlineEM(30, rate, key=KEY).prepare(model, blobs, KEY, 5).rate
         np.testing.assert_allclose(found[:6], [rate(t) for t in range(6)], rtol=1e-6)
     default = OnlineEM(30, kappa=0.7)._rate(jnp.int32(3), jnp.float64)
     assert float(default) == pytest.approx(5**-0.7)
@@ -369,7 +369,8 @@ def test_a_batch_that_overflows_is_skipped(blobs):
 
 
 def test_no_stop_before_the_rule_has_settled():
-    algorithm = OnlineEM(10, rule=jaxem.Tempered(np.array([2.0, 1.5, 1.0])), key=KEY).tabulate(5)
+    algorithm = OnlineEM(10, rule=jaxem.Tempered(np.array([2.0, 1.5, 1.0])), key=KEY)
+    algorithm = algorithm.prepare(jaxem.GMM(2), np.zeros((20, 1)), KEY, 5)
     assert [bool(algorithm.settled(jaxem.GMM(2), jnp.int32(t))) for t in range(4)] == [False, False, True, True]
 
 

@@ -91,3 +91,15 @@ def test_blocks_cover_all_rows_and_are_no_longer_than_asked():
             assert length <= min(size, num)
             assert (blocks - 1) * length < num <= blocks * length
     assert _tree._block(100_003, 2000) == (51, 1968)
+
+
+@pytest.mark.parametrize("constraint", [constraints.Cholesky(), constraints.PositiveDefinite()])
+def test_every_coordinate_of_a_triangle_moves_it(constraint):
+    """D (D + 1) / 2 of them, none dead: the derivative has full rank."""
+    value = jnp.linalg.cholesky(jnp.array([[2.0, 0.3, 0.1], [0.3, 0.5, -0.2], [0.1, -0.2, 1.0]]))
+    free = constraint.unconstrain(value if isinstance(constraint, constraints.Cholesky) else value @ value.T)
+    assert free.shape == (6,)
+    jacobian = jax.jacobian(lambda free: constraint.constrain(free, value).reshape(-1))(free)
+    assert np.linalg.matrix_rank(jacobian) == 6
+    grid = jnp.broadcast_to(free[None, None], (2, 3, 6))
+    assert constraint.constrain(grid, jnp.zeros((2, 3, 3, 3))).shape == (2, 3, 3, 3)

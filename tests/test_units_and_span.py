@@ -168,17 +168,17 @@ def test_dependent_covariates_are_left_out():
 def test_reasons_for_a_collapse_are_told_apart():
     fit = jaxem.fit(jaxem.GMM(2), np.r_[RNG.normal(0, 1, 100), np.full(10, 10.0)][:, None], key=KEY)
     assert fit.status == Status.DEGENERATE
-    assert "components [1] collapsed: columns [0] have one value there" in fit.model.diagnose(fit.params)[0]
+    assert "components [1] collapsed: columns [0] have one value there" in fit.model.notes(fit.params)[0]
     far = np.r_[RNG.normal(0, 1, (60, 3)), RNG.normal(0, 1, (3, 3)) + 30]
     fit = jaxem.fit(jaxem.GMM(2), far, key=KEY)
     assert fit.status == Status.DEGENERATE
-    assert "3 observations for 3 columns are too few" in fit.model.diagnose(fit.params)[0]
+    assert "3 observations for 3 columns are too few" in fit.model.notes(fit.params)[0]
     line = np.outer(RNG.normal(size=60), [1.0, 2.0]) + 30
     fit = jaxem.fit(jaxem.GMM(2), np.r_[RNG.normal(0, 1, (60, 2)), line], key=KEY)
     assert fit.status == Status.DEGENERATE
-    assert "columns depend on each other there" in fit.model.diagnose(fit.params)[0]
+    assert "columns depend on each other there" in fit.model.notes(fit.params)[0]
     honest = jaxem.fit(jaxem.GMM(2), ROWS, key=KEY)
-    assert honest.model.diagnose(honest.params) == []
+    assert honest.model.notes(honest.params) == []
 
 
 def test_a_spike_is_one_without_a_penalty_too(iris):

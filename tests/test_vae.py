@@ -62,7 +62,7 @@ def rotation():
 def test_elbo_is_the_ppca_likelihood_where_loadings_are_orthogonal(wine, ppca, reference):
     published = reference["linear_vae"]["ppca_log_likelihood"]
     model, params = linear_vae(13), linear_params(*ppca)
-    model.validate(wine, None)
+    model.check(wine)
     for seed in range(3):  # q is the posterior, so that every draw of z gives log p(x)
         found = model.elbo_data(params, wine, None, jax.random.key(seed))
         np.testing.assert_allclose(found, published, atol=1e-8)
@@ -187,7 +187,7 @@ def test_mixture_prior(binary):
     _, _, x = binary
     model = jaxem.VAE(mlp(8, 4), mlp(8, 6), jaxem.GMM(3, "diag"), latent_dim=2)
     assert isinstance(model.estimator, jaxem.SGVBA)
-    model.validate(x, None)
+    model.check(x)
     ones = jnp.ones(40)
     start = jax.jit(lambda model: (model.bind(x, ones), model.bind(x, ones).init(KEY, x, ones)))
     model, params = start(model)
@@ -243,7 +243,7 @@ def test_uses_have_their_shapes_and_dtypes(binary):
 def test_refinement_raises_the_elbo_and_is_differentiated_through(binary):
     model, params, x = binary
     semi = dataclasses.replace(model, num_refinements=5, refinement_rate=0.2)
-    semi.validate(x, None)
+    semi.check(x)
     before, after = (m.elbo(params, x, key=KEY, num_samples=500).mean() for m in (model, semi))
     assert after > before + 0.02
     gradient = jax.jit(jax.grad(lambda p: semi.training_elbo(p, x, jnp.ones(40), KEY, jnp.int32(0))))(params)
@@ -285,7 +285,7 @@ def test_encoders_and_decoders_of_every_form_are_one_model(binary, form):
 
         more = {"estimator": jaxem.SGVBA()}
         model = jaxem.VAE((init, encode), mlp(6), latent_dim=2, **more)
-    model.validate(x, None)
+    model.check(x)
     found = model.elbo(params, x, key=KEY, num_samples=400)
     np.testing.assert_allclose(found.mean(), expected.mean(), atol=0.05)
     assert jnp.isfinite(model.log_prob(params, x, key=KEY, num_samples=10)).all()
@@ -328,7 +328,7 @@ GOOD = {"encoder": mlp(4), "decoder": mlp(6), "latent_dim": 2}
 )
 def test_settings_are_refused_by_name(binary, change, error, message):
     with pytest.raises(error, match=message):
-        jaxem.VAE(**(GOOD | change)).validate(binary[2], None)
+        jaxem.VAE(**(GOOD | change)).check(binary[2])
 
 
 def test_data_outside_the_support_are_refused_before_anything_is_compiled(binary):
@@ -346,9 +346,9 @@ def test_per_datum_posteriors_need_row_numbers(binary):
     x = binary[2]
     model = jaxem.VAE(PerDatum(40, 4), mlp(6), latent_dim=2)
     with pytest.raises(ValueError, match="data: PerDatum expects a pair"):
-        model.validate(x, None)
+        model.check(x)
     data = (x, jnp.arange(40.0))
-    model.validate(data, None)
+    model.check(data)
     params = model.init(KEY, data, jnp.ones(40))
     assert params["encoder"].shape == (40, 4)
     assert model.encode(params, data).mean().shape == (40, 2)

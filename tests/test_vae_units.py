@@ -153,7 +153,7 @@ def test_the_choice_of_coordinates():
     np.testing.assert_array_equal(plain.decode(params, np.ones((3, 2))), outputs)
     np.testing.assert_allclose(plain.bind(x, ones).least_elbo() / 400 + 0.06, independent_normals(x), rtol=1e-5)
     with pytest.raises(ValueError, match="standardise: expected 'columns', 'table' or None; found 'rows'"):
-        vae(likelihoods.Gaussian(), standardise="rows").validate(x, None)
+        vae(likelihoods.Gaussian(), standardise="rows").check(x)
 
 
 def test_a_log_variance_of_tens_does_not_rule_the_first_passes():

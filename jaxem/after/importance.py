@@ -19,7 +19,7 @@ from jaxem.engine.result import Fit, check_fit
 from jaxem.expfam import Delta
 from jaxem.models.bayesian_mixture import BayesianMixture
 from jaxem.models.mean_field import MeanField
-from jaxem.wrappers import Chunked
+from jaxem.wrappers import unwrapped
 
 MIN_DRAWS = 25  # a tail of five
 
@@ -236,7 +236,6 @@ def importance(
     given, data = data, _rows.rows(fit.model, fit.params, data)
     weights = _rows.as_weights(weights, num_rows(data), dtype, like=given)
     _check_model(fit.model, weights)
-    fit.model.validate(data, fit.params)
     together = max(1, min(num_draws, BLOCK_ROWS // num_rows(data)))
     rounds = -(-num_draws // together)
     keys = jax.random.split(as_key(key), rounds * together).reshape(rounds, together)
@@ -246,13 +245,9 @@ def importance(
     return _summary(elbo, gaps, jnp.sum(weights))
 
 
-def _unwrap(model: Any) -> Any:
-    return _unwrap(model.model) if isinstance(model, Chunked) else model
-
-
 def _check_model(model: Any, weights: Array) -> None:
     """Raises unless the model's posterior has a density that can be drawn from."""
-    model = _unwrap(model)
+    model = unwrapped(model)
     if isinstance(model, BayesianMixture):
         return
     if not isinstance(model, MeanField):
@@ -281,7 +276,7 @@ def _gaps(model: Any, params: PyTree, data: PyTree, weights: Array, keys: Array)
     summed, so that float32 keeps the ratios' digits.
     """
     elbo = model.e_step(params, data, weights).elbo_data + model.elbo_params(params)
-    inner = _unwrap(model)
+    inner = unwrapped(model)
     prepare = _mixture_gap if isinstance(inner, BayesianMixture) else _mean_field_gap
     return elbo, jax.lax.map(jax.vmap(prepare(inner, params, data, weights)), keys)
 
@@ -314,24 +309,20 @@ def _mean_field_gap(model: MeanField, params: PyTree, data: PyTree, weights: Arr
 
 def _mixture_gap(model: BayesianMixture, params: Any, data: PyTree, weights: Array) -> Callable[[Array], Array]:
     """Log p - log q of a draw of proportions and components, labels summed out, less the ELBO."""
-    family, prior = model.family, model._prior
-    params = model.prepare(params)
-    mixing, components, size = params.mixing, params.components, model._rows(data)
-    start, mixing_start = prior.posterior(family, model.num_components), mixing.prior(model.concentration)
-    base = map_rows(lambda x: jax.nn.logsumexp(model.log_joint(params, x), 1), data, size)
-    divergence = model.elbo_params(params)
+    at, law, size = model.at(params), model.law, model.rows_at_once(data)
+    here, divergence = at.components.q, at.elbo_params()
+    base = map_rows(lambda x: jax.nn.logsumexp(at.log_joint(x), 1), data, size)
 
     def gap(key: Array) -> Array:
         mixing_key, key = jax.random.split(key)
-        logs = mixing.draw_logs(mixing_key)
-        draw = prior.draw(key, family, components)
-        total = mixing_start.log_prob(logs) - mixing.log_prob(logs) - divergence
-        total = total + jnp.sum(prior.log_prob(family, start, draw) - prior.log_prob(family, components, draw))
-        log_mixing, here = mixing.log_mixing(logs), family.at(draw)
+        log_mixing, log_q, log_p = law.draw(mixing_key, params.mixing)
+        draw, each_q, each_p = here.draw(key)
+        total = log_p - log_q - divergence + jnp.sum(each_p - each_q)
+        drawn = model.family.at(draw)
 
         def block(rows: tuple[PyTree, Array], w: Array) -> Array:
             x, expected = rows
-            log_joint = log_mixing[None] + here.log_prob(x)
+            log_joint = log_mixing[None] + drawn.log_prob(x)
             return jnp.sum(weigh(w, jax.nn.logsumexp(log_joint, 1) - expected))
 
         return total + sum_rows(block, (data, base), weights, size)

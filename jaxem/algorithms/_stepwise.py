@@ -115,8 +115,8 @@ def absorb(
     Statistics are scaled by weights, not by numbers of rows: a batch padded with rows of weight 0, or with one row of
     weight 2 in place of two, is the same batch. One without any weight tells nothing and changes no statistics.
     """
-    params = model.prepare(state.params)
-    found = model.e_step(params, batch, weights, rule).stats
+    here = model.at(state.params)
+    found = here.e_step(batch, weights, rule).stats
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(found)]))
     weight = jnp.sum(weights)
     scale = safe_divide(state.num_rows, weight)
@@ -125,12 +125,12 @@ def absorb(
     if average is not None:
         share = (ETA + 1) / (state.step.astype(scale.dtype) + (ETA + 1))
         average = _mix(average, stats, share, jnp.ones_like(scale))
-    new = unless_nan(model.m_step(params, stats), state.params)
-    prepared = model.prepare(new)
+    new = unless_nan(here.m_step(stats), state.params)
+    there = model.at(new)
     return OnlineState(
         params=new,
-        stats=model.rebase(stats, params, prepared),
-        average=None if average is None else model.rebase(average, params, prepared),
+        stats=here.rebase(stats, there),
+        average=None if average is None else here.rebase(average, there),
         step=state.step + 1,
         skipped=state.skipped + jnp.where(finite, 0, 1).astype(jnp.int32),
         num_rows=state.num_rows,

@@ -1,7 +1,8 @@
 """What an algorithm is to `fit`: a state, a step, and the rule by which a step is accepted."""
 
+import dataclasses
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jax import Array
@@ -12,11 +13,14 @@ from jaxem.core.numerics import namespace
 from jaxem.core.pytree import dataclass
 from jaxem.core.tree import PyTree
 from jaxem.elbo import ELBO
-from jaxem.model import LatentModel
+from jaxem.model import EStep, LatentModel
 from jaxem.models.continuous import ContinuousLatent, MonteCarlo
 from jaxem.rules import Rule
 from jaxem.stopping import Status
-from jaxem.wrappers import Wrapper
+from jaxem.wrappers import unwrapped
+
+# Data and their weights (N,).
+Rows = tuple[PyTree, Array]
 
 
 @dataclass
@@ -29,6 +33,7 @@ class EMState:
       elbo: their ELBO; -inf before the first step.
       step: number of M-steps behind `candidate`.
       status: a `Status` code.
+      ready: the model at the candidate, while a step lasts, whose halves share it; else None.
     """
 
     candidate: PyTree
@@ -36,6 +41,7 @@ class EMState:
     elbo: ELBO
     step: Array
     status: Array
+    ready: PyTree = dataclasses.field(default=None, kw_only=True)
 
     @property
     def num_steps(self) -> Array:
@@ -56,48 +62,45 @@ class EMState:
         return namespace(self.step).zeros_like(self.step)
 
 
+@dataclass
+class Found(EStep):
+    """What an evaluation found, additive over data: found(A ++ B) = found(A) + found(B).
+
+    Attributes:
+      stats: expected sufficient statistics; empty where the algorithm uses none.
+      elbo_data: ELBO.data of the candidate, nats.
+      weight: sum of the weights.
+    """
+
+    weight: Array
+
+
 class Algorithm(ABC):
     """A way of climbing the ELBO, a frozen `jaxem.dataclass`; `fit` owns the loop.
 
-    A state is an `EMState`; an algorithm may add fields of its own.
+    A step is two: `evaluate` looks at the data and adds up over them, `update` accepts or rejects and proposes. So the
+    first may be summed over blocks, devices or batches, and an algorithm may hold another one, whose two halves it
+    calls as it likes: what it does with a candidate that the inner one rejects is its own affair.
+
+    A state is an `EMState`; an algorithm may add fields of its own, which `accept` leaves as they are.
     """
 
-    @property
-    def needs_m_step(self) -> bool:
-        """Whether it uses the model's statistics and m_step."""
-        return True
+    # What it needs of a model: "m_step", "gradient" (constraints, and an ELBO or log-joint) or "coordinates" (factors).
+    climbs_by: ClassVar[str] = "m_step"
+    # Whether `max_steps` is its normal end, as noisy steps seldom meet a stop rule; `fit` is silent about it.
+    open_ended: ClassVar[bool] = False
 
-    def validate(self, model: Any, num_rows: int) -> None:
-        """Raises TypeError or ValueError for a model or data that it cannot climb; called on the host by `fit`."""
-        name = type(self).__name__
-        if not isinstance(model, LatentModel):
-            raise TypeError(f"algorithm: {name} needs a model with an e_step; found {shown(model)}")
-        if model.sequential:
-            raise TypeError(
-                f"algorithm: {name} does not suit {type(model).__name__}, whose factors are updated in turn; use "
-                "CoordinateAscent()"
-            )
-        if self.needs_m_step and not model.closed_form:
-            raise TypeError(
-                f"algorithm: {name} needs statistics and m_step, which {type(model).__name__} does not have; use "
-                "GeneralizedEM()"
-            )
+    def prepare(self, model: Any, data: PyTree, key: Array, num_steps: int) -> "Algorithm":
+        """The algorithm ready for one fit: its settings checked, callables of the step as arrays, its key taken.
 
-    def tabulate(self, num_steps: int) -> "Algorithm":
-        """The algorithm with callables of the step replaced by arrays, its settings checked; called on the host."""
-        return self
+        Called once, on the host, with the model that the user gave, data already cast, the key and `max_steps` of the
+        fit. An algorithm that holds another prepares that one.
 
-    def bind(self, model: Any, data: PyTree, key: Array, num_steps: int) -> "Algorithm":
-        """The algorithm with what it takes from a fit (its key, the number of rows); itself by default.
-
-        Called on the host with the model that the user gave, data already cast, the key and `max_steps` of the fit.
+        Raises:
+          TypeError, ValueError: settings out of range, or a model or data that it cannot climb.
         """
+        check_climbs(self, model)
         return self
-
-    @property
-    def open_ended(self) -> bool:
-        """Whether `max_steps` is its normal end, as noisy steps seldom meet a stop rule; `fit` is silent about it."""
-        return False
 
     def settled(self, model: Any, step: Array) -> Array:
         """Whether a stop rule may be trusted from `step` on; always by default."""
@@ -111,17 +114,65 @@ class Algorithm(ABC):
         return EMState(params, params, ELBO(low, low), zero, zero + xp.int32(Status.RUNNING))
 
     @abstractmethod
+    def evaluate(self, model: Any, state: Any, data: PyTree, weights: Array) -> Found:
+        """What the data say of the state's candidate; additive over data."""
+
+    @abstractmethod
+    def update(self, model: Any, state: Any, found: Found, rows: Rows | None = None) -> Any:
+        """The state after a step: the candidate accepted, or the restart ended, and the next one proposed.
+
+        Args:
+          model: the bound model.
+          state: the state that was evaluated.
+          found: what `evaluate` gave, summed over all data.
+          rows: all data and their weights, for algorithms that look at them again; see each.
+        """
+
     def step(self, model: Any, state: Any, data: PyTree, weights: Array) -> Any:
-        """Scores the candidate, accepts it or ends the restart, and proposes the next."""
+        """`update` of what `evaluate` finds on all data."""
+        if isinstance(model, LatentModel):  # XLA would not see that both halves derive the same
+            state = dataclasses.replace(state, ready=model.at(state.candidate))
+        return self.update(model, state, self.evaluate(model, state, data, weights), (data, weights))
+
+
+def check_climbs(algorithm: Algorithm, model: Any) -> None:
+    """Raises TypeError for a model without what the algorithm climbs by."""
+    name, other = type(algorithm).__name__, type(model).__name__
+    if algorithm.climbs_by == "coordinates" and model.climbed_by != "coordinates":
+        raise TypeError(f"algorithm: {name} does not suit {other}; it is for mean-field models")
+    if not isinstance(model, LatentModel):
+        raise TypeError(f"algorithm: {name} needs a model with an e_step; found {shown(model)}")
+    if model.climbed_by == "coordinates" and algorithm.climbs_by != "coordinates":
+        raise TypeError(
+            f"algorithm: {name} does not suit {other}, whose factors are updated in turn; use CoordinateAscent()"
+        )
+    if algorithm.climbs_by == "m_step" and model.climbed_by != "m_step":
+        raise TypeError(
+            f"algorithm: {name} needs statistics and m_step, which {other} does not have; use GeneralizedEM()"
+        )
+
+
+def ready(model: Any, state: Any) -> Any:
+    """The model at the candidate."""
+    return model.at(state.candidate) if state.ready is None else state.ready
+
+
+def rule_of(rule: Rule | None, model: Any) -> Rule:
+    """The rule, or the model's own."""
+    return model.default_rule() if rule is None else rule
+
+
+def prepared(rule: Rule | None, model: Any, num_steps: int) -> Rule | None:
+    """The rule with its schedule as an array; raises TypeError for none that suits the model."""
+    check_rule(rule, model)
+    return None if rule is None else rule.tabulate(num_steps)
 
 
 def check_rule(rule: Any, model: Any) -> None:
     """Raises TypeError unless this is a rule, or None where the model has one of its own, that suits the model."""
-    if rule is None:
-        rule = model.default_rule()  # raises where there is none
+    rule = rule_of(rule, model)  # raises where there is none
     expect("rule", rule, Rule, "a rule, as jaxem.Hard() or jaxem.Tempered(2.0), or None")
-    while isinstance(model, Wrapper):
-        model = model.model
+    model = unwrapped(model)
     if isinstance(rule, MonteCarlo) and not isinstance(model, ContinuousLatent):
         raise TypeError(
             f"rule: MonteCarlo draws a continuous latent, of a ContinuousLatent model; found {shown(model)}; use "
@@ -133,29 +184,43 @@ def check_rule(rule: Any, model: Any) -> None:
 
 
 def accept(
-    model: Any, state: EMState, elbo: ELBO, candidate: PyTree, weights: Array, promised: Array | bool = True
-) -> EMState:
+    model: Any,
+    state: Any,
+    found: Found,
+    log_prior: Array,
+    candidate: PyTree,
+    *,
+    promised: Array | bool = True,
+    sound: Array | bool = True,
+    better: Array | bool = True,
+) -> Any:
     """The state after a step: the candidate scored becomes the params, or the restart ends.
 
     Args:
       model: the model, for its slack.
-      state: the state before.
-      elbo: ELBO of `state.candidate`, nats.
+      state: the state before, an `EMState` or of a subclass, whose further fields stay.
+      found: what the data say of `state.candidate`.
+      log_prior: its ELBO.params, nats.
       candidate: params to score next.
-      weights: (N,).
       promised: whether the objective cannot fall; where it can, a lower value ends nothing.
+      sound: False ends the restart as a non-finite value does.
+      better: whether the params are to be replaced at all; where not, the restart goes on with those it has.
 
     Returns:
       The state; NONFINITE or DECREASED, with the params before, where the candidate is not accepted.
     """
-    finite = jnp.isfinite(elbo.total)
-    fell = promised & (elbo.total < state.elbo.total - model.slack(elbo.total, jnp.sum(weights)))
+    elbo = ELBO(found.elbo_data, log_prior.astype(found.elbo_data.dtype))
+    finite = jnp.isfinite(elbo.total) & sound
+    fell = promised & (elbo.total < state.elbo.total - model.slack(elbo.total, found.weight))
     accepted = finite & ~fell
     ended = jnp.where(finite, Status.DECREASED, Status.NONFINITE)
-    return EMState(
+    kept = accepted & better
+    return dataclasses.replace(
+        state,
         candidate=candidate,
-        params=_tree.where(accepted, state.candidate, state.params),
-        elbo=_tree.where(accepted, elbo, state.elbo),
+        params=_tree.where(kept, state.candidate, state.params),
+        elbo=_tree.where(kept, elbo, state.elbo),
         step=state.step + 1,
         status=jnp.where(accepted, state.status, ended).astype(jnp.int32),
+        ready=None,
     )

@@ -1,19 +1,17 @@
 """Coordinate ascent variational inference for mean-field models."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem.algorithms.algorithm import Algorithm, EMState, accept
+from jaxem.algorithms.algorithm import Algorithm, EMState, Found, Rows, accept
 from jaxem.core import tree as _tree
 from jaxem.core.arguments import check_number
 from jaxem.core.ascent import ascend, check_optimizer
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.tree import PyTree
-from jaxem.elbo import ELBO
-from jaxem.model import LatentModel
 
 
 @dataclass
@@ -46,58 +44,88 @@ class CoordinateAscent(Algorithm):
     optimizer: Any = static(default=None)
     num_steps: int = static(default=5)
 
-    def validate(self, model: Any, num_rows: int) -> None:
-        """Raises TypeError for a model that is no mean-field one, and for settings out of range."""
-        if not (isinstance(model, LatentModel) and model.sequential):
-            raise TypeError(
-                f"algorithm: CoordinateAscent does not suit {type(model).__name__}; it is for mean-field models"
-            )
+    climbs_by: ClassVar[str] = "coordinates"
+
+    def prepare(self, model: Any, data: PyTree, key: Array, num_steps: int) -> "CoordinateAscent":
+        """The algorithm itself; raises TypeError for a model without factors, ValueError for settings out of range."""
+        super().prepare(model, data, key, num_steps)
         check_number("damping", self.damping, 0, 1, above=True)
         check_optimizer(self.optimizer, self.num_steps)
+        return self
+
+    def evaluate(self, model: Any, state: EMState, data: PyTree, weights: Array) -> Found:
+        """The E-step at the candidate, from which the first factor is updated."""
+        found = model.e_step(state.candidate, data, weights)
+        return Found(found.stats, found.elbo_data, jnp.sum(weights))
+
+    def update(self, model: Any, state: EMState, found: Found, rows: Rows | None = None) -> EMState:
+        """Accepts the candidate or ends the restart, and sweeps on; needs rows unless there is only one factor."""
+        params, num = state.candidate, len(_names(model, conjugate=True))
+        if num > 0:
+            params = self._improve(model, params, 0, found.stats)
+        if num > 1:
+            params, _ = self._sweep(model, params, jnp.arange(1, num, dtype=jnp.int32), rows)
+        return self._close(model, state, found, model.elbo_params(state.candidate), params, rows)
 
     def step(self, model: Any, state: EMState, data: PyTree, weights: Array) -> EMState:
-        """Scores the candidate, accepts it or ends the restart, and sweeps on."""
-        factors = model.factors()
-        # In the model's order: that of the params is alphabetical under jit.
-        order = [name for name in factors if not factors[name].local]
-        names = [name for name in order if factors[name].conjugate]
+        """`update` of what `evaluate` finds, the first E-step being one of those in the loop: compiled once."""
+        num = len(_names(model, conjugate=True))
+        if num == 0:
+            return super().step(model, state, data, weights)
+        index = jnp.arange(num, dtype=jnp.int32)
+        params, scores = self._sweep(model, state.candidate, index, (data, weights))
+        value, log_prior = (score[0] for score in scores)
+        return self._close(model, state, Found((), value, jnp.sum(weights)), log_prior, params, (data, weights))
 
-        def score(params: PyTree) -> ELBO:
-            found = model.elbo_data(params, data, weights)
-            return ELBO(found, model.elbo_params(params).astype(found.dtype))
+    def _sweep(self, model: Any, params: PyTree, index: Array, rows: Rows | None) -> Any:
+        """Params after the updates of some factors in turn, and (ELBO.data, ELBO.params) before each."""
+        assert rows is not None
 
-        def update(carry: tuple[PyTree, ELBO], index: Array) -> tuple[tuple[PyTree, ELBO], None]:
-            params, scored = carry
-            found = model.e_step(params, data, weights)
-            total = ELBO(found.elbo_data, model.elbo_params(params).astype(found.elbo_data.dtype))
-            best = model.m_step(params, found.stats)
-            moved = {
-                name: _tree.where(index == names.index(name), self._damped(natural, best[name]), natural)
-                if name in names
-                else natural
-                for name, natural in params.items()
-            }
-            return (moved, _tree.where(index == 0, total, scored)), None
+        def body(params: PyTree, i: Array) -> tuple[PyTree, tuple[Array, Array]]:
+            found = model.e_step(params, *rows)
+            scores = found.elbo_data, model.elbo_params(params)  # here, as it shares the factors' means
+            return self._improve(model, params, i, found.stats), scores
 
-        if names:
-            zero = jnp.zeros((), state.elbo.data.dtype)
-            start = (state.candidate, ELBO(zero, zero))
-            (candidate, elbo), _ = jax.lax.scan(update, start, jnp.arange(len(names), dtype=jnp.int32))
-        else:
-            candidate, elbo = state.candidate, score(state.candidate)
-        for name in order:
-            if name not in names:
-                candidate = self._climb(name, factors[name], candidate, score, jnp.sum(weights))
-        return accept(model, state, elbo, candidate, weights)
+        return jax.lax.scan(body, params, index)
+
+    def _improve(self, model: Any, params: PyTree, index: Array | int, stats: PyTree) -> PyTree:
+        """Params with conjugate factor number `index` moved to its optimum."""
+        best = model.m_step(params, stats)
+        # All are computed and one is used: a program for each would take a third longer to compile, for three factors.
+        moved = {
+            name: _tree.where(jnp.equal(index, i), self._damped(params[name], best[name]), params[name])
+            for i, name in enumerate(_names(model, conjugate=True))
+        }
+        return {**params, **moved}
+
+    def _close(
+        self, model: Any, state: EMState, found: Found, log_prior: Array, params: PyTree, rows: Rows | None
+    ) -> EMState:
+        """The end of a step: factors that are not conjugate climb, the candidate is accepted, params are the next."""
+        for name in _names(model, conjugate=False):
+            assert rows is not None
+            params = self._climb(model, name, params, rows, found.weight)
+        return accept(model, state, found, log_prior, params)
 
     def _damped(self, old: PyTree, new: PyTree) -> PyTree:
         return jax.tree.map(lambda a, b: a + jnp.asarray(self.damping, a.dtype) * (b - a), old, new)
 
-    def _climb(self, name: str, factor: Any, params: PyTree, score: Any, total: Array) -> PyTree:
+    def _climb(self, model: Any, name: str, params: PyTree, rows: Rows, total: Array) -> PyTree:
         """Params with the parameters of one factor raised by the optimiser, or as they were."""
+        factor = model.factors()[name]
         family = factor.family
-        objective = lambda own: score({**params, name: family.natural(**own)}).total
+
+        def objective(own: PyTree) -> Array:
+            moved = {**params, name: family.natural(**own)}
+            value = model.elbo_data(moved, *rows)
+            return value + model.elbo_params(moved).astype(value.dtype)
+
         own = family.conventional(params[name])
         raised = ascend(objective, own, family.constraints(factor.dim), self.optimizer, self.num_steps, total)
         same = jnp.all(jnp.stack([jnp.all(a == b) for a, b in zip(raised.values(), own.values(), strict=True)]))
         return {**params, name: _tree.where(same, params[name], family.natural(**raised))}
+
+
+def _names(model: Any, conjugate: bool) -> list[str]:
+    """The global factors of one kind in the model's order: that of the params is alphabetical under jit."""
+    return [name for name, factor in model.factors().items() if not factor.local and factor.conjugate == conjugate]

@@ -6,10 +6,9 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem.algorithms.algorithm import Algorithm, EMState, accept, check_rule
+from jaxem.algorithms.algorithm import Algorithm, EMState, Found, Rows, accept, prepared, ready, rule_of
 from jaxem.core.pytree import dataclass
 from jaxem.core.tree import PyTree
-from jaxem.elbo import ELBO
 from jaxem.model import LatentModel
 from jaxem.rules import Rule
 
@@ -32,28 +31,24 @@ class EM(Algorithm):
 
     rule: Rule | None = None
 
-    def validate(self, model: Any, num_rows: int) -> None:
-        """Checks that the model has an e_step and an m_step, and that the rule is one that suits it."""
-        super().validate(model, num_rows)
-        check_rule(self.rule, model)
-
-    def tabulate(self, num_steps: int) -> "EM":
-        """The algorithm with callables of the step replaced by arrays."""
-        return self if self.rule is None else dataclasses.replace(self, rule=self.rule.tabulate(num_steps))
-
-    def _rule(self, model: LatentModel) -> Rule:
-        return model.default_rule() if self.rule is None else self.rule
+    def prepare(self, model: Any, data: PyTree, key: Array, num_steps: int) -> "EM":
+        """The algorithm with its rule's schedule as an array; checks that the model has an m_step, and the rule."""
+        super().prepare(model, data, key, num_steps)
+        return dataclasses.replace(self, rule=prepared(self.rule, model, num_steps))
 
     def settled(self, model: LatentModel, step: Array) -> Array:
         """Whether a stop rule may be trusted from `step` on."""
-        return self._rule(model).settled(step)
+        return rule_of(self.rule, model).settled(step)
 
-    def step(self, model: LatentModel, state: EMState, data: PyTree, weights: Array) -> EMState:
-        """Scores the candidate, accepts it or ends the restart, and proposes the next."""
-        rule = self._rule(model)
-        candidate = model.prepare(state.candidate)
-        found = model.e_step(candidate, data, weights, rule.at(state.step))
-        elbo = ELBO(found.elbo_data, model.elbo_params(candidate).astype(found.elbo_data.dtype))
+    def evaluate(self, model: LatentModel, state: EMState, data: PyTree, weights: Array) -> Found:
+        """The E-step at the candidate."""
+        rule = rule_of(self.rule, model).at(state.step)
+        found = ready(model, state).e_step(data, weights, rule)
+        return Found(found.stats, found.elbo_data, jnp.sum(weights))
+
+    def update(self, model: LatentModel, state: EMState, found: Found, rows: Rows | None = None) -> EMState:
+        """Accepts the candidate or ends the restart, and proposes the M-step's params; needs no rows."""
+        here = ready(model, state)
         # The value at `step` was reached by the q of the step before: both must be monotone to promise a rise.
-        promised = rule.monotone(jnp.maximum(state.step - 1, 0))
-        return accept(model, state, elbo, model.m_step(candidate, found.stats), weights, promised)
+        promised = rule_of(self.rule, model).monotone(jnp.maximum(state.step - 1, 0))
+        return accept(model, state, found, here.elbo_params(), here.m_step(found.stats), promised=promised)

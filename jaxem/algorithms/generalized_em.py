@@ -1,20 +1,19 @@
 """Generalised EM: the M-step by a few steps of a gradient optimiser."""
 
-from typing import Any
+import dataclasses
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem.algorithms.algorithm import Algorithm, EMState, accept, check_rule
-from jaxem.algorithms.em import EM
+from jaxem.algorithms.algorithm import Algorithm, EMState, Found, Rows, accept, prepared, ready, rule_of
 from jaxem.core import tree as _tree
 from jaxem.core.arguments import check_constraints
 from jaxem.core.ascent import ascend, check_optimizer
 from jaxem.core.numerics import weigh
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.tree import PyTree
-from jaxem.elbo import ELBO
 from jaxem.rules import Rule
 
 
@@ -68,57 +67,55 @@ class GeneralizedEM(Algorithm):
     num_steps: int = static(default=5)
     rule: Rule | None = None
 
-    @property
-    def needs_m_step(self) -> bool:
-        """False: models without statistics and m_step will do."""
-        return False
+    climbs_by: ClassVar[str] = "gradient"
 
-    def tabulate(self, num_steps: int) -> "GeneralizedEM":
-        """The algorithm with callables of the step replaced by arrays."""
-        return GeneralizedEM(self.optimizer, self.num_steps, EM(self.rule).tabulate(num_steps).rule)
-
-    def validate(self, model: Any, num_rows: int) -> None:
-        """Raises TypeError for a model without log-joint or constraints; checks the settings."""
-        super().validate(model, num_rows)
-        if not hasattr(model, "log_joint") or not hasattr(model, "_rows"):
+    def prepare(self, model: Any, data: PyTree, key: Array, num_steps: int) -> "GeneralizedEM":
+        """The algorithm with its rule's schedule as an array; raises for a model without log-joint or constraints."""
+        super().prepare(model, data, key, num_steps)
+        if not hasattr(model, "log_joint") or not hasattr(model, "rows_at_once"):
             raise TypeError(
                 "algorithm: GeneralizedEM needs a model with a log_joint of states that can be enumerated; found "
                 f"{type(model).__name__}"
             )
-        check_rule(self.rule, model)
+        rule = prepared(self.rule, model, num_steps)
         check_constraints(model.constraints())
         check_optimizer(self.optimizer, self.num_steps)
+        return dataclasses.replace(self, rule=rule)
 
     def settled(self, model: Any, step: Array) -> Array:
         """Whether a stop rule may be trusted from `step` on."""
-        return EM(self.rule).settled(model, step)
+        return rule_of(self.rule, model).settled(step)
 
-    def step(self, model: Any, state: EMState, data: PyTree, weights: Array) -> EMState:
-        """Scores the candidate, accepts it or ends the restart, and climbs to the next."""
-        rule = model.default_rule() if self.rule is None else self.rule
-        here, total = rule.at(state.step), jnp.sum(weights)
-        found = model.e_step(state.candidate, data, weights, here).elbo_data
-        elbo = ELBO(found, model.elbo_params(state.candidate).astype(found.dtype))
-        objective = _expected(model, state.candidate, data, weights, here)
-        candidate = ascend(objective, state.candidate, model.constraints(), self.optimizer, self.num_steps, total)
-        return accept(model, state, elbo, candidate, weights, rule.monotone(jnp.maximum(state.step - 1, 0)))
+    def evaluate(self, model: Any, state: EMState, data: PyTree, weights: Array) -> Found:
+        """The score of the candidate; no statistics."""
+        rule = rule_of(self.rule, model).at(state.step)
+        return Found((), ready(model, state).e_step(data, weights, rule).elbo_data, jnp.sum(weights))
+
+    def update(self, model: Any, state: EMState, found: Found, rows: Rows | None = None) -> EMState:
+        """Accepts the candidate or ends the restart, and climbs to the next, for which it needs the rows."""
+        assert rows is not None
+        rule = rule_of(self.rule, model)
+        objective = _expected(model, ready(model, state), *rows, rule.at(state.step))
+        spec = model.constraints()
+        following = ascend(objective, state.candidate, spec, self.optimizer, self.num_steps, found.weight)
+        promised = rule.monotone(jnp.maximum(state.step - 1, 0))
+        return accept(model, state, found, ready(model, state).elbo_params(), following, promised=promised)
 
 
-def _expected(model: Any, old: PyTree, data: PyTree, weights: Array, rule: Rule) -> Any:
-    """Q(theta, old) + G(theta) as a function of theta; responsibilities at `old` are recomputed a block at a time."""
-    size = model._rows(data)
-    old = model.prepare(old)
+def _expected(model: Any, old: Any, data: PyTree, weights: Array, rule: Rule) -> Any:
+    """Q(theta, old) + G(theta), `old` being the model at params; responsibilities are recomputed a block at a time."""
+    size = model.rows_at_once(data)
 
     def objective(params: PyTree) -> Array:
-        new = model.prepare(params)
+        new = model.at(params)
 
         def block(x: PyTree, w: Array) -> Array:
-            resp = weigh(w, rule(model.log_joint(old, x))[1])
+            resp = weigh(w, rule(old.log_joint(x))[1])
             used = resp > 0  # elsewhere a log-joint may be -inf, and 0 times it is 0
-            return jnp.sum(jnp.where(used, resp * jnp.where(used, model.log_joint(new, x), 0), 0))
+            return jnp.sum(jnp.where(used, resp * jnp.where(used, new.log_joint(x), 0), 0))
 
         # Kept for the backward pass are the rows of a block, not its (rows, K) arrays.
         blocks = block if size >= _tree.num_rows(data) else jax.checkpoint(block, prevent_cse=False)
-        return _tree.sum_rows(blocks, data, weights, size) + model.elbo_params(params)
+        return _tree.sum_rows(blocks, data, weights, size) + new.elbo_params()
 
     return objective

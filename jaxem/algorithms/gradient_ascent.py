@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jax import Array
 
 from jaxem.algorithms import _stepwise
 from jaxem.algorithms._updates import Climb, Updates, opt_states
-from jaxem.algorithms.algorithm import Algorithm, EMState
+from jaxem.algorithms.algorithm import Algorithm, EMState, Found, Rows, accept
 from jaxem.core import rows as _rows
 from jaxem.core import tree as _tree
 from jaxem.core.arguments import as_key, check_constraints, check_integer, check_key, check_number, check_optimizer
@@ -20,7 +20,6 @@ from jaxem.core.inputs import as_more
 from jaxem.core.numerics import namespace
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.tree import PyTree
-from jaxem.elbo import ELBO
 from jaxem.stopping import Status
 
 # `fit` draws the start of restart i from fold_in(key, i), i < 2^31; training and scoring take the other half.
@@ -152,39 +151,21 @@ class GradientAscent(Algorithm):
     # The step after which `fit` takes no more; known to a bound algorithm.
     last_step: Array | None = dataclasses.field(default=None, kw_only=True, repr=False)
 
-    @property
-    def needs_m_step(self) -> bool:
-        """False: models without statistics and m_step will do."""
-        return False
+    climbs_by: ClassVar[str] = "gradient"
+    open_ended: ClassVar[bool] = True
 
-    def validate(self, model: Any, num_rows: int) -> None:
-        """Raises TypeError for a model without constraints; checks the settings."""
-        check_constraints(model.constraints())
-        check_optimizer(self.optimizer)
-        for name in ("num_samples", "num_passes"):
-            check_integer(name, getattr(self, name), 1)
-        if self.batch_size is not None:
-            check_integer("batch_size", self.batch_size, 1)
-            if self.batch_size > num_rows:
-                raise ValueError(
-                    f"batch_size: expected at most the number of rows, {num_rows}; found {self.batch_size}"
-                )
-        if self.patience is not None and self.held_out is None:
-            raise ValueError("patience: expected held_out data as well; found none")
-        if self.patience is not None:
-            check_number("patience", self.patience, 1, finite=False, what="a number >= 1 or None")
-        if self.held_out_weights is not None and self.held_out is None:
-            raise ValueError("held_out_weights: expected held_out data as well; found none")
-        if self.key is not None:
-            check_key("key", self.key)
+    def prepare(self, model: Any, data: PyTree, key: Array, num_steps: int) -> "GradientAscent":
+        """The algorithm with its key, a tabulated rate, and held-out data checked against the data and cast.
 
-    def bind(self, model: Any, data: PyTree, key: Array, num_steps: int) -> "GradientAscent":
-        """The algorithm with its key, a tabulated rate, and held-out data checked against the data and cast."""
-        updates = num_steps * self.num_passes * self._batches(_tree.num_rows(data))
+        Raises TypeError for a model without constraints, and for settings out of range.
+        """
+        num = _tree.num_rows(data)
+        self._check(model, num)
+        updates = num_steps * self.num_passes * self._batches(num)
         held_out, weights = self.held_out, self.held_out_weights
         if held_out is not None:
             held_out = as_more(held_out, data, "held_out")
-            model.check_rows(held_out)
+            model.check(held_out, params=None)
             dtype = _tree.float_dtype(data)
             weights = _rows.as_weights(weights, _tree.num_rows(held_out), dtype, "held_out_weights")
         return dataclasses.replace(
@@ -195,6 +176,24 @@ class GradientAscent(Algorithm):
             key=key if self.key is None else as_key(self.key),
             last_step=jax.device_put(np.int32(num_steps)),
         )
+
+    def _check(self, model: Any, num: int) -> None:
+        """Raises TypeError or ValueError for settings of the wrong class or out of range."""
+        check_constraints(model.constraints())
+        check_optimizer(self.optimizer)
+        for name in ("num_samples", "num_passes"):
+            check_integer(name, getattr(self, name), 1)
+        if self.batch_size is not None:
+            check_integer("batch_size", self.batch_size, 1)
+            if self.batch_size > num:
+                raise ValueError(f"batch_size: expected at most the number of rows, {num}; found {self.batch_size}")
+        for name in ("patience", "held_out_weights"):
+            if getattr(self, name) is not None and self.held_out is None:
+                raise ValueError(f"{name}: expected held_out data as well; found none")
+        if self.patience is not None:
+            check_number("patience", self.patience, 1, finite=False, what="a number >= 1 or None")
+        if self.key is not None:
+            check_key("key", self.key)
 
     def _rates(self, updates: int) -> Any:
         """The learning rate as a number or an array, checked."""
@@ -210,11 +209,6 @@ class GradientAscent(Algorithm):
     def _batches(self, num: int) -> int:
         """Updates in one pass over `num` rows."""
         return 1 if self.batch_size is None else -(-num // self.batch_size)
-
-    @property
-    def open_ended(self) -> bool:
-        """True."""
-        return True
 
     def settled(self, model: Any, step: Array) -> Array:
         """Whether the stop rule may be trusted: not with held-out data, nor before the first rate above 0."""
@@ -240,45 +234,49 @@ class GradientAscent(Algorithm):
             left_out=zero,
         )
 
-    def step(self, model: Any, state: GradientAscentState, data: PyTree, weights: Array) -> GradientAscentState:
-        """Scores the candidate, keeps it or ends the restart, and takes `num_passes` passes."""
-        elbo, held = self._score(model, state.candidate, data, weights)
-        finite = jnp.isfinite(elbo.total) & jnp.isfinite(held)
-        kept = finite if self.held_out is None else finite & (held > state.best)
+    def evaluate(self, model: Any, state: GradientAscentState, data: PyTree, weights: Array) -> Found:
+        """The candidate's ELBO, with the same noise in every step; additive in expectation where it is an estimate."""
+        return Found((), model.elbo_data(state.candidate, data, weights, self._score_key()), jnp.sum(weights))
+
+    def update(
+        self, model: Any, state: GradientAscentState, found: Found, rows: Rows | None = None
+    ) -> GradientAscentState:
+        """Keeps the candidate or ends the restart, and takes `num_passes` passes over the rows, which it needs."""
+        assert rows is not None
+        held = found.elbo_data  # without held-out data only asked whether it is finite
+        if self.held_out is not None:
+            held = model.elbo_data(state.candidate, self.held_out, self.held_out_weights, self._score_key())
+        sound, better = jnp.isfinite(held), self.held_out is None or held > state.best
+        log_prior = model.elbo_params(state.candidate)
+        after = accept(model, state, found, log_prior, state.candidate, promised=False, sound=sound, better=better)
+        finite = after.status != Status.NONFINITE
+        kept = finite & better
         waited = jnp.where(kept, 0, state.waited + 1).astype(jnp.int32)
-        status = jnp.where(finite, state.status, Status.NONFINITE)
+        status = after.status
         if self.patience is not None:
             patience = jnp.asarray(self.patience)
             status = jnp.where(finite & (waited.astype(patience.dtype) >= patience), Status.CONVERGED, status)
         more = status == Status.RUNNING
         if self.last_step is not None:  # the params of a pass after the last would never be scored
             more = more & (state.step < self.last_step)
-        climb = self._climb(model, state, data, weights, jnp.where(more, self.num_passes, 0).astype(jnp.int32))
-        stuck = more & (climb.left_out == self.num_passes * self._batches(_tree.num_rows(data)))
-        return GradientAscentState(
+        climb = self._climb(model, state, *rows, jnp.where(more, self.num_passes, 0).astype(jnp.int32))
+        stuck = more & (climb.left_out == self.num_passes * self._batches(_tree.num_rows(rows[0])))
+        total = found.elbo_data + log_prior.astype(found.elbo_data.dtype)
+        return dataclasses.replace(
+            after,
             candidate=climb.params,
-            params=_tree.where(kept, state.candidate, state.params),
-            elbo=_tree.where(kept, elbo, state.elbo),
-            step=state.step + 1,
             status=jnp.where(stuck, Status.NONFINITE, status).astype(jnp.int32),
             opt_state=climb.opt_state,
-            restart=state.restart,
             taken=jnp.where(kept, state.step, state.taken),
-            latest=jnp.where(finite, elbo.total, jnp.nan),
+            latest=jnp.where(finite, total, jnp.nan),
             best=jnp.where(kept, held, state.best),
             waited=waited,
             left_out=state.left_out + climb.left_out,
         )
 
-    def _score(self, model: Any, params: PyTree, data: PyTree, weights: Array) -> tuple[ELBO, Array]:
-        """(ELBO of all rows, ELBO.data of those held out), with the same noise in every step."""
-        assert self.key is not None  # `bind` has set it
-        key = jax.random.fold_in(self.key, SCORE)
-        found = model.elbo_data(params, data, weights, key)
-        elbo = ELBO(found, model.elbo_params(params).astype(found.dtype))
-        if self.held_out is None:
-            return elbo, found
-        return elbo, model.elbo_data(params, self.held_out, self.held_out_weights, key)
+    def _score_key(self) -> Array:
+        assert self.key is not None  # `prepare` has set it
+        return jax.random.fold_in(self.key, SCORE)
 
     def _climb(self, model: Any, state: GradientAscentState, data: PyTree, weights: Array, passes: Array) -> Climb:
         """`passes` passes over all rows from the candidate; restart and pass number make the draws."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,18 @@ from jax import Array
 
 from jaxem.algorithms import _stepwise
 from jaxem.algorithms._stepwise import OnlineState
-from jaxem.algorithms.algorithm import Algorithm, EMState, accept, check_rule
+from jaxem.algorithms.algorithm import (
+    Algorithm,
+    EMState,
+    Found,
+    Rows,
+    accept,
+    check_climbs,
+    check_rule,
+    prepared,
+    ready,
+    rule_of,
+)
 from jaxem.core import rows as _rows
 from jaxem.core import tree as _tree
 from jaxem.core.arguments import as_key, check_flag, check_integer, check_number, expect, shown
@@ -20,7 +31,6 @@ from jaxem.core.inputs import as_params, cast_floats
 from jaxem.core.numerics import is_concrete
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.tree import PyTree
-from jaxem.elbo import ELBO
 from jaxem.model import LatentModel
 from jaxem.rules import Rule
 
@@ -109,18 +119,17 @@ class OnlineEM(Algorithm):
     rule: Rule | None = dataclasses.field(default=None, kw_only=True)
     key: Array | None = dataclasses.field(default=None, kw_only=True)
 
-    def tabulate(self, num_steps: int) -> "OnlineEM":
-        """The algorithm with callables replaced by arrays; called by `fit` on the host."""
-        rate = _stepwise.tabulated(self.rate) if callable(self.rate) else self.rate
-        rule = None if self.rule is None else self.rule.tabulate(num_steps)
-        return dataclasses.replace(self, rate=rate, rule=rule, key=as_key(self.key))
+    open_ended: ClassVar[bool] = True
 
-    def validate(self, model: Any, num_rows: int) -> None:
-        """Checks the settings, that the model has statistics, and that a batch is not larger than the data."""
-        super().validate(model, num_rows)
+    def prepare(self, model: Any, data: PyTree, key: Array, num_steps: int) -> "OnlineEM":
+        """The algorithm with callables replaced by arrays; checks the settings, the model and the size of a batch."""
+        super().prepare(model, data, key, num_steps)
         self._check(model)
-        if self.batch_size > num_rows:
-            raise ValueError(f"batch_size: expected at most the number of rows, {num_rows}; found {self.batch_size}")
+        num = _tree.num_rows(data)
+        if self.batch_size > num:
+            raise ValueError(f"batch_size: expected at most the number of rows, {num}; found {self.batch_size}")
+        rate = _stepwise.tabulated(self.rate) if callable(self.rate) else self.rate
+        return dataclasses.replace(self, rate=rate, rule=prepared(self.rule, model, num_steps), key=as_key(self.key))
 
     def _check(self, model: Any) -> None:
         """Raises TypeError or ValueError for settings of the wrong class or out of range."""
@@ -142,9 +151,6 @@ class OnlineEM(Algorithm):
                 )
             self.rule.tabulate(0)
 
-    def _rule(self, model: LatentModel) -> Rule:
-        return model.default_rule() if self.rule is None else self.rule
-
     def _rate(self, step: Array, dtype: Any) -> Array:
         """Rho of the update after `step` others."""
         if self.rate is None:
@@ -152,34 +158,32 @@ class OnlineEM(Algorithm):
         table = jnp.asarray(self.rate, dtype)
         return table if table.ndim == 0 else table.at[step].get(mode="clip")
 
-    @property
-    def open_ended(self) -> bool:
-        """True."""
-        return True
-
     def settled(self, model: LatentModel, step: Array) -> Array:
         """Whether a stop rule may be trusted from `step` on: once the E-step rule has settled."""
-        return self._rule(model).settled(step)
+        return rule_of(self.rule, model).settled(step)
 
-    def step(self, model: LatentModel, state: EMState, data: PyTree, weights: Array) -> EMState:
-        """Scores the candidate on all rows, accepts it if finite, and takes one pass over shuffled batches."""
-        rule = self._rule(model).at(state.step)
-        candidate = model.prepare(state.candidate)
-        found = model.e_step(candidate, data, weights, rule)
-        elbo = ELBO(found.elbo_data, model.elbo_params(candidate).astype(found.elbo_data.dtype))
-        return accept(model, state, elbo, self._pass(model, state, found.stats, data, weights), weights, promised=False)
+    def evaluate(self, model: LatentModel, state: EMState, data: PyTree, weights: Array) -> Found:
+        """The E-step at the candidate, on all rows."""
+        rule = rule_of(self.rule, model).at(state.step)
+        found = ready(model, state).e_step(data, weights, rule)
+        return Found(found.stats, found.elbo_data, jnp.sum(weights))
+
+    def _sweep(self, model: LatentModel, state: EMState, found: Found, rows: Rows) -> EMState:
+        """Accepts the candidate if finite, and takes one pass over shuffled batches."""
+        log_prior = ready(model, state).elbo_params()
+        return accept(model, state, found, log_prior, self._pass(model, state, found.stats, *rows), promised=False)
 
     def _pass(self, model: LatentModel, state: EMState, stats: PyTree, data: PyTree, weights: Array) -> PyTree:
         """Params after one pass over all rows in a random order, from the statistics of all rows at the candidate."""
         num = _tree.num_rows(data)
         batches = -(-num // self.batch_size)
         if batches == 1:  # the batch's statistics are those of all rows
-            return model.m_step(model.prepare(state.candidate), stats)
+            return ready(model, state).m_step(stats)
         dtype, small, longer = weights.dtype, num // batches, num % batches
         assert self.key is not None  # `tabulate` has checked
         key = jax.random.fold_in(self.key, state.step)
         slots = jnp.arange(small + (longer > 0), dtype=jnp.int32)
-        rule = self._rule(model).at(state.step)
+        rule = rule_of(self.rule, model).at(state.step)
 
         def body(now: OnlineState, batch: Array) -> tuple[OnlineState, None]:
             start = batch * small + jnp.minimum(batch, longer)
@@ -220,21 +224,23 @@ class OnlineEM(Algorithm):
         Raises:
           ValueError, TypeError: bad input, named.
         """
-        super().validate(model, 0)
+        check_climbs(self, model)
         self._check_stream(model)
         check_number("num_rows", num_rows, 0, above=True)
         sample = _rows.rows(model, params, sample, "sample")
         dtype = _tree.float_dtype(sample)
         weights = _rows.as_weights(weights, _tree.num_rows(sample), dtype)
         model = cast_floats(model, dtype)
-        model.validate(sample, None)
+        model.check(sample)
         params = as_params(params, _start_shapes(model, sample), 1, dtype, model)
-        model.validate(sample, params)
         algorithm = cast_floats(dataclasses.replace(self, rate=None, key=None), dtype)
         return _begin(algorithm, model, params, sample, weights, jnp.asarray(num_rows, dtype))
 
-    def update(self, model: LatentModel, state: OnlineState, batch: PyTree, weights: Any = None) -> OnlineState:
+    def update(self, model: LatentModel, state: Any, batch: PyTree, weights: Any = None) -> Any:
         """The state after one more batch; compiled once for each shape of batch.
+
+        In a fit, whose states are no `OnlineState`, the second half of a step: `batch` is then what `evaluate` found,
+        `weights` the pair of all rows and their weights, which it needs.
 
         Args:
           model: the model given to `begin`.
@@ -249,7 +255,9 @@ class OnlineEM(Algorithm):
         Raises:
           ValueError, TypeError: bad input, named.
         """
-        super().validate(model, 0)
+        if isinstance(state, EMState):
+            return self._sweep(model, state, batch, weights)
+        check_climbs(self, model)
         self._check_stream(model)
         expect("state", state, OnlineState, "an OnlineState, as begin and update return")
         dtype = state.num_rows.dtype
@@ -257,7 +265,7 @@ class OnlineEM(Algorithm):
         weights = _rows.as_weights(weights, _tree.num_rows(batch), dtype)
         algorithm = self
         if callable(self.rate):
-            rate = self.rate(int(state.step) if is_concrete(state.step) else state.step)  # type: ignore[arg-type]
+            rate = self.rate(int(state.step) if is_concrete(state.step) else state.step)
             _stepwise.check_rates(rate, decays=True)
             algorithm = dataclasses.replace(self, rate=rate)
         algorithm = cast_floats(dataclasses.replace(algorithm, key=None), dtype)
@@ -268,7 +276,7 @@ class OnlineEM(Algorithm):
         expect("state", state, OnlineState, "an OnlineState, as begin and update return")
         if state.average is None:
             return state.params
-        return _stepwise.unless_nan(model.m_step(model.prepare(state.params), state.average), state.params)
+        return _stepwise.unless_nan(model.m_step(state.params, state.average), state.params)
 
 
 def _start_shapes(model: LatentModel, sample: PyTree) -> PyTree:
@@ -285,7 +293,7 @@ def _begin(
     algorithm: OnlineEM, model: LatentModel, params: PyTree, sample: PyTree, weights: Array, num_rows: Array
 ) -> OnlineState:
     zero = jnp.zeros((), jnp.int32)
-    found = model.e_step(params, sample, weights, algorithm._rule(model).at(zero)).stats
+    found = model.e_step(params, sample, weights, rule_of(algorithm.rule, model).at(zero)).stats
     stats = jax.tree.map(lambda a: num_rows / jnp.sum(weights) * a, found)
     return OnlineState(params, stats, stats if algorithm.average else None, zero, zero, num_rows)
 
@@ -293,5 +301,5 @@ def _begin(
 @jax.jit
 def _update(algorithm: OnlineEM, model: LatentModel, state: OnlineState, batch: PyTree, weights: Array) -> OnlineState:
     dtype = state.num_rows.dtype
-    rule = algorithm._rule(model).at(state.step)
+    rule = rule_of(algorithm.rule, model).at(state.step)
     return _stepwise.absorb(model, state, batch, weights, algorithm._rate(state.step, dtype), rule)

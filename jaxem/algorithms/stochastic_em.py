@@ -1,18 +1,18 @@
 """Stochastic EM: a chain of params from drawn states, and the params of its averaged statistics."""
 
-from typing import Any
+import dataclasses
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem.algorithms.algorithm import Algorithm, EMState
+from jaxem.algorithms.algorithm import Algorithm, EMState, Found, Rows, accept, ready
 from jaxem.core import tree as _tree
 from jaxem.core.arguments import check_key, check_whole
 from jaxem.core.numerics import einsum, namespace
 from jaxem.core.pytree import dataclass
 from jaxem.core.tree import PyTree
-from jaxem.elbo import ELBO
 from jaxem.model import LatentModel
 from jaxem.models.mixture import Mixture, MixtureParams
 from jaxem.rules import Exact, Sampled
@@ -41,16 +41,17 @@ class StochasticEMState(EMState):
 
 @dataclass
 class _Chain:
-    """What a sweep changes: the chain's params, the mean of the statistics taken relative to `reference`, its params.
+    """What a sweep changes.
 
-    `score` is ELBO.data of the params that the chain started from.
+    `params` are the chain's, `drawn` the statistics of states drawn at them; `stats` the mean of the statistics taken
+    relative to the params `reference`, `average` its M-step.
     """
 
     params: PyTree
+    drawn: PyTree
     reference: PyTree
     stats: PyTree
     average: PyTree
-    score: Array
 
 
 @dataclass
@@ -95,21 +96,15 @@ class StochasticEM(Algorithm):
     burn_in: int | Array = 50
     num_draws: int | Array = 200
 
-    def tabulate(self, num_steps: int) -> "StochasticEM":
-        """The algorithm itself, once its counts are known to be sound.
+    open_ended: ClassVar[bool] = True
 
-        Raises:
-          TypeError, ValueError: `burn_in` is no integer >= 0, `num_draws` none >= 1, or `key` no random key.
-        """
+    def prepare(self, model: Any, data: PyTree, key: Array, num_steps: int) -> "StochasticEM":
+        """The algorithm itself, once its model, its counts and its key are known to be sound."""
+        super().prepare(model, data, key, num_steps)
         for name, value, least in (("burn_in", self.burn_in, 0), ("num_draws", self.num_draws, 1)):
             check_whole(name, value, least)
         check_key("key", self.key)
         return self
-
-    @property
-    def open_ended(self) -> bool:
-        """True."""
-        return True
 
     def settled(self, model: LatentModel, step: Array) -> Array:
         """False: no stop rule applies."""
@@ -120,53 +115,51 @@ class StochasticEM(Algorithm):
         state, xp = super().init(model, params, num_restarts, dtype), namespace(params)
         return StochasticEMState(**vars(state), restart=xp.arange(num_restarts, dtype=xp.int32))
 
-    def step(self, model: LatentModel, state: StochasticEMState, data: PyTree, weights: Array) -> StochasticEMState:
-        """First the start is scored and the chain runs from it; then the params of its average are scored."""
+    def evaluate(self, model: LatentModel, state: StochasticEMState, data: PyTree, weights: Array) -> Found:
+        """The E-step at the candidate with drawn states: the first of a chain, and the score of the candidate."""
+        found = ready(model, state).e_step(data, weights, self._rule(state).at(jnp.int32(0)))
+        return Found(found.stats, found.elbo_data, jnp.sum(weights))
+
+    def update(
+        self, model: LatentModel, state: StochasticEMState, found: Found, rows: Rows | None = None
+    ) -> StochasticEMState:
+        """Accepts the start and runs the chain from it, for which it needs the rows, or accepts the chain's average."""
+        assert rows is not None
         burn_in, num_draws = (jnp.asarray(n).astype(jnp.int32) for n in (self.burn_in, self.num_draws))
-        # The first E-step of a chain scores its start, so the score of the average is a chain of one sweep: the program
-        # holds one E-step.
-        num = jnp.where(state.step == 0, burn_in + num_draws, 1)
-        chain = self._run(model, state, data, weights, burn_in, num)
-        log_prior = model.elbo_params(model.prepare(state.candidate)).astype(chain.score.dtype)
-        elbo = ELBO(chain.score, log_prior)
-        finite = jnp.isfinite(elbo.total)
-        status = jnp.where(state.step == 0, state.status, Status.MAX_STEPS)
-        return StochasticEMState(
-            candidate=chain.average,
-            params=_tree.where(finite, state.candidate, state.params),
-            elbo=_tree.where(finite, elbo, state.elbo),
-            step=state.step + 1,
-            status=jnp.where(finite, status, Status.NONFINITE).astype(jnp.int32),
-            restart=state.restart,
-        )
+        num = jnp.where(state.step == 0, burn_in + num_draws, 0)
+        average = self._run(model, state, found, rows, burn_in, num)
+        log_prior = ready(model, state).elbo_params()
+        after = accept(model, state, found, log_prior, average, promised=False)
+        ended = (state.step > 0) & (after.status == Status.RUNNING)
+        return dataclasses.replace(after, status=jnp.where(ended, Status.MAX_STEPS, after.status).astype(jnp.int32))
+
+    def _rule(self, state: StochasticEMState) -> Sampled:
+        return Sampled(jax.random.fold_in(self.key, state.restart))
 
     def _run(
-        self, model: LatentModel, state: StochasticEMState, data: PyTree, weights: Array, burn_in: Array, num: Array
-    ) -> _Chain:
-        """A chain of `num` sweeps from the candidate, averaged from sweep `burn_in` on."""
-        rule = Sampled(jax.random.fold_in(self.key, state.restart))
+        self, model: LatentModel, state: StochasticEMState, found: Found, rows: Rows, burn_in: Array, num: Array
+    ) -> PyTree:
+        """Params of the averaged statistics of a chain of `num` sweeps, averaged from sweep `burn_in` on."""
+        rule, start = self._rule(state), state.candidate
 
         def sweep(i: Array, chain: _Chain) -> _Chain:
-            params = model.prepare(chain.params)
-            found = model.e_step(params, data, weights, rule.at(i))
+            params, stats = chain.params, chain.drawn
             count = i - burn_in + 1
             fresh = count <= 1  # until then the mean is the last draw
             reference = _tree.where(fresh, params, chain.reference)
             share = 1 / jnp.maximum(count, 1).astype(found.elbo_data.dtype)
-            moved = model.rebase(found.stats, params, reference)
+            moved = model.rebase(stats, params, reference)
             mean = jax.tree.map(lambda m, s: jnp.where(fresh, s, m + (s - m) * share), chain.stats, moved)
             # Both M-steps as one vmapped: compiled once.
-            pairs = jax.tree.map(lambda *pair: jnp.stack(pair), (params, found.stats), (reference, mean))
+            pairs = jax.tree.map(lambda *pair: jnp.stack(pair), (params, stats), (reference, mean))
             both = jax.vmap(model.m_step)(*pairs)
             following, average = (jax.tree.map(lambda a, k=k: a[k], both) for k in (0, 1))
-            score = jnp.where(i == 0, found.elbo_data, chain.score)
-            return _Chain(_align(model, following, average, data), reference, mean, average, score)
+            following = _align(model, following, average, rows[0])
+            drawn = model.at(following).e_step(*rows, rule.at(i + 1)).stats
+            return _Chain(following, drawn, reference, mean, average)
 
-        start = state.candidate
-        shapes = jax.eval_shape(lambda: model.e_step(model.prepare(start), data, weights, rule))
-        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        first = _Chain(start, model.prepare(start), zero.stats, start, zero.elbo_data)
-        return jax.lax.fori_loop(0, num, sweep, first)
+        first = _Chain(start, found.stats, start, found.stats, start)
+        return jax.lax.fori_loop(0, num, sweep, first).average
 
 
 def _align(model: Any, params: PyTree, average: PyTree, data: PyTree) -> PyTree:

@@ -5,10 +5,12 @@
 move.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxem.core.numerics import einsum
@@ -23,7 +25,7 @@ class Constraint(Protocol):
         ...
 
     def constrain(self, free: Array, like: Array) -> Array:
-        """The feasible value at real coordinates; `like` is a value of the same shape."""
+        """The feasible value at real coordinates; `like` is a value of its shape."""
         ...
 
 
@@ -94,26 +96,35 @@ class Simplex:
         return jax.nn.softmax(jnp.concatenate([free, jnp.zeros_like(like[..., :1])], -1), -1)
 
 
-def _on_diagonal(values: Array) -> Array:
-    eye = jnp.eye(values.shape[-1], dtype=bool)
-    square = (*values.shape, values.shape[-1])
-    return jnp.where(jnp.broadcast_to(eye, square), jnp.broadcast_to(values[..., None], square), 0)
-
-
 class Cholesky:
-    """Lower-triangular (..., D, D) with positive diagonal; the coordinates hold the diagonal's logarithms."""
+    """Lower-triangular (..., D, D) with positive diagonal; the coordinates are D (D + 1) / 2 numbers.
+
+    They are the entries of the triangle row by row, with the logarithms of the diagonal's.
+    """
 
     def unconstrain(self, value: Array) -> Array:
-        """The strict lower triangle, with log of the diagonal on the diagonal."""
-        return jnp.tril(value, -1) + _on_diagonal(jnp.log(jnp.diagonal(value, axis1=-2, axis2=-1)))
+        """(..., D (D + 1) / 2) the entries, with log of those on the diagonal."""
+        row, column = np.tril_indices(value.shape[-1])
+        return _where(row == column, jnp.log, value[..., row, column])
 
     def constrain(self, free: Array, like: Array) -> Array:
-        """The inverse; entries above the diagonal are ignored."""
-        return jnp.tril(free, -1) + _on_diagonal(jnp.exp(jnp.diagonal(free, axis1=-2, axis2=-1)))
+        """The triangle, with exp of what is on the diagonal."""
+        dim = like.shape[-1]
+        row, column = np.tril_indices(dim)
+        place = np.zeros((dim, dim), int)
+        place[row, column] = np.arange(len(row))
+        found = _where(row == column, jnp.exp, free)[..., place]  # a gather: every entry comes from one coordinate
+        return jnp.where(np.broadcast_to(np.tri(dim, dtype=bool), found.shape), found, 0)
+
+
+def _where(chosen: np.ndarray, function: Callable[[Array], Array], values: Array) -> Array:
+    """Values with a function applied to some along the last axis; the others do not enter its derivative."""
+    chosen = np.broadcast_to(chosen, values.shape)
+    return jnp.where(chosen, function(jnp.where(chosen, values, 1)), values)
 
 
 class PositiveDefinite:
-    """Symmetric positive definite (..., D, D); the coordinates are those of its Cholesky factor."""
+    """Symmetric positive definite (..., D, D); the D (D + 1) / 2 coordinates are those of its Cholesky factor."""
 
     def unconstrain(self, value: Array) -> Array:
         """Coordinates of the lower Cholesky factor."""

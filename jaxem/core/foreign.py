@@ -1,9 +1,10 @@
 """Keywords that a function does not know: names of scikit-learn and others are translated, misspelt ones corrected."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from functools import wraps
 from inspect import signature
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from jaxem.core.arguments import nearest
 
@@ -101,6 +102,24 @@ def named_fields(cls: type[T]) -> type[T]:
     """The class, whose constructor answers an unknown keyword with the right one; see `named`."""
     cls.__init__ = named(cls.__init__)  # type: ignore[method-assign]
     return cls
+
+
+def constructor(init: Callable[..., None]) -> Callable[..., None]:
+    """Marks the `__init__` of a dataclass that takes other arguments than the fields of its base, and is `named`.
+
+    `dataclasses.replace` and JAX rebuild an instance from all of its fields by name: those are set as they are.
+    """
+    asked = named(init)
+
+    @wraps(init)
+    def build(self: Any, *args: Any, **values: Any) -> None:
+        if args or values.keys() != {field.name for field in fields(self)}:
+            return asked(self, *args, **values)
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        return None
+
+    return build
 
 
 def _unknown(name: str, known: tuple[str, ...], owner: str) -> str:

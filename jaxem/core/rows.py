@@ -250,7 +250,7 @@ def rows(model: Any, params: PyTree, data: Any, name: str = "data") -> PyTree:
     """Rows for a model at its params: read, held against the fit, the params and the support, cast to their dtype.
 
     Args:
-      model: with `check_params`, `check_rows`, `row_keys` and `rows`, as every `ELBOModel`.
+      model: with `check_params`, `check`, `row_keys` and `rows`, as every `ELBOModel`.
       params: its params, whose float dtype the rows take.
       data: rows in any container; tracers are cast and not checked.
       name: of the argument, for messages.
@@ -264,11 +264,11 @@ def rows(model: Any, params: PyTree, data: Any, name: str = "data") -> PyTree:
     model.check_params(params)
     if not is_concrete(data):
         return as_floats(data, float_dtype(params))
-    data, seen = read(data, name, model.row_keys())
+    data, seen = read(data, name, model.row_keys)
     if model.rows is not None:
         model.rows.check(seen, name)
     data = _cast(data, float_dtype(params), name, seen)
-    model.check_rows(data, params)
+    model.check(data, params)
     return data
 
 

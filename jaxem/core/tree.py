@@ -115,6 +115,11 @@ def float_dtype(tree: PyTree) -> Any:
     return jnp.result_type(*floats) if floats else jnp.result_type(float)
 
 
+def ones_for(data: PyTree) -> Array:
+    """(N,) weights of 1 in the dtype of the data."""
+    return jnp.ones(num_rows(data), float_dtype(data))
+
+
 def as_floats(data: PyTree, dtype: Any) -> PyTree:
     """Data with every leaf an array of a floating dtype; nested lists become one array."""
     data = np.asarray(data) if isinstance(data, list) else data

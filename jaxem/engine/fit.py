@@ -165,27 +165,24 @@ def prepare(
     check_model(model, data)
     key = as_key(key)
     model = dataclasses.replace(model, rows=None)  # that of an earlier fit
-    given, (data, seen) = data, _rows.read(data, keys=model.row_keys())
-    model.check_rows(data)
+    given, (data, seen) = data, _rows.read(data, keys=model.row_keys)
     dtype = _tree.float_dtype(data)
     _table.check_trace(int(num_restarts), int(max_steps), dtype)
     weights = _rows.as_weights(weights, _tree.num_rows(data), dtype, like=given)
-    algorithm = choose_algorithm(model, algorithm, _tree.num_rows(data))
-    stop = choose_stop(model, stop)
-    algorithm = algorithm.tabulate(max_steps)
-    model.validate(data, None)
+    model.check(data)
     check_enough(model, _tree.num_rows(data))
-    algorithm = algorithm.bind(model, data, key, int(max_steps))
+    algorithm = choose_algorithm(model, algorithm).prepare(model, data, key, int(max_steps))
+    stop = choose_stop(model, stop)
     for name, part in (("model", model), ("algorithm", algorithm), ("stop", stop)):
         check_leaves(name, part)
     model, algorithm, stop = (cast_floats(part, dtype) for part in (model, algorithm, stop))
     if params is not None:
         params = as_params(params, jax.eval_shape(_start_params, model, data, weights, key), num_restarts, dtype, model)
-        model.validate(data, params)
+        model.check(data, params)
     _shapes.check(model, data, weights, key)
     if screen is not None:  # int32 in the program
         screen = Screen(min(screen.num_steps, max_steps), min(screen.keep, num_restarts))
-    lanes = min(num_restarts, restart_batch or _lanes(model.step_cost(data)))
+    lanes = min(num_restarts, restart_batch or _lanes(_step_cost(model, data)))
     keys = _table.restart_keys(key, int(num_restarts))
     sizes = int(max_steps), int(num_restarts), int(lanes)
     known = _independent(model, data, weights)
@@ -203,16 +200,14 @@ def _independent(model: ELBOModel, data: PyTree, weights: Array) -> bool:
     return all(xp is np and clearly_independent(x, np.asarray(weights)) for xp, x in tables)
 
 
-def choose_algorithm(model: ELBOModel, algorithm: Any, num_rows: int) -> Algorithm:
-    """The algorithm, or the default for the model; raises where it is none, or does not suit the model or the data."""
+def choose_algorithm(model: ELBOModel, algorithm: Any) -> Algorithm:
+    """The algorithm, or the default for the model; raises TypeError where it is none."""
     if algorithm is None:
-        sequential, closed = getattr(model, "sequential", False), getattr(model, "closed_form", True)
-        algorithm = CoordinateAscent() if sequential else EM() if closed else GeneralizedEM()
-        algorithm = algorithm if isinstance(model, LatentModel) else GradientAscent()
+        by_gradient = GeneralizedEM() if isinstance(model, LatentModel) else GradientAscent()
+        algorithm = {"m_step": EM(), "coordinates": CoordinateAscent(), "gradient": by_gradient}[model.climbed_by]
     if isinstance(algorithm, Rule):
         raise TypeError(f"algorithm: expected an algorithm; found a rule; it goes into one, as jaxem.EM({algorithm!r})")
     expect("algorithm", algorithm, Algorithm, "an algorithm, as jaxem.EM() or jaxem.GradientAscent(optimizer)")
-    algorithm.validate(model, num_rows)
     return algorithm
 
 
@@ -230,6 +225,11 @@ def choose_stop(model: ELBOModel, stop: Any) -> StopRule:
 @jax.jit
 def _start_params(model: Any, data: PyTree, weights: Array, key: Array) -> PyTree:
     return model.bind(data, weights).init(key, data, weights)
+
+
+def _step_cost(model: ELBOModel, data: PyTree) -> int:
+    """Rough number of multiply-adds of one step, from shapes alone."""
+    return (model.num_states or 1) * sum(leaf.size for leaf in jax.tree.leaves(data))
 
 
 def _lanes(cost: int) -> int:
@@ -264,10 +264,9 @@ def _finish(problem: Problem, table: Table) -> Fit:
     finite, spike = xp.isfinite(total), xp.isfinite(total) & (health.influence > DEGENERATE)
     status = xp.where(unfinished(problem, states), int(Status.INTERRUPTED), states.status)
     status = xp.where(status == Status.RUNNING, int(Status.MAX_STEPS), status)
-    least = model.least_elbo()
-    if least is not None:  # what has learned nothing is neither converged nor merely short of steps
-        ended = (status == Status.CONVERGED) | (status == Status.MAX_STEPS)
-        status = xp.where(ended & (elbo.data < xp.asarray(least)), int(Status.UNDERFIT), status)
+    # What has learned nothing is neither converged nor merely short of steps.
+    ended = (status == Status.CONVERGED) | (status == Status.MAX_STEPS)
+    status = xp.where(ended & (elbo.data < health.least_elbo), int(Status.UNDERFIT), status)
     status = xp.where(spike, int(Status.DEGENERATE), status).astype(xp.int32)
     num_steps = states.num_steps
     failed = (status == Status.NONFINITE) | (status == Status.DECREASED)
@@ -279,7 +278,7 @@ def _finish(problem: Problem, table: Table) -> Fit:
     hits = finite & ~(spike & ~spike[winner]) & same
     result = Fit(
         model=model,
-        params=model.canonical(won.params) if problem.params is None else model.adopt(won.params),
+        params=model.canonical(won.params, reorder=problem.params is None),
         elbo=won.elbo,
         status=status[winner],
         num_steps=num_steps[winner],

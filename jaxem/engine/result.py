@@ -88,13 +88,13 @@ class Fit:
         status = Status(int(self.status))
         if not np.isfinite(float(_total(self.elbo))):
             return f"{status.name}: no restart has a finite objective"
-        advice = self.model.diagnose(self.params) if status == Status.DEGENERATE else []
+        advice = self.model.notes(self.params) if status == Status.DEGENERATE else []
         advice = [self._shortfall()] if status == Status.UNDERFIT else advice
         return "; ".join([f"{status.name}: {status.message}", *(advice or _REMEDIES.get(status, []))])
 
     def _shortfall(self) -> str:
         """By how much an UNDERFIT misses what its model reaches with its latents switched off."""
-        gap = float(self.model.least_elbo()) - float(self.elbo.data)
+        gap = float(self.health.least_elbo) - float(self.elbo.data)
         return f"it misses that by {gap / float(self.total_weight):.3g} nats for each unit of weight"
 
     def __getattr__(self, name: str) -> Any:

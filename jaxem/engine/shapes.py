@@ -11,6 +11,7 @@ from jaxem.core.tree import PyTree, float_dtype, num_rows
 from jaxem.core.treedefs import check_structure
 from jaxem.model import DiscreteLatent, EStep, LatentModel
 from jaxem.models.continuous import ContinuousLatent, MonteCarlo
+from jaxem.structures.structured import StructuredAt
 from jaxem.wrappers import Chunked
 
 
@@ -47,22 +48,24 @@ def _trace(model: Any, data: PyTree, weights: Array, key: Array) -> None:
     params = _returned(f"{name}.init", model.init(key, data, weights))
     if not isinstance(model, LatentModel):
         return _check_scalar(f"{name}.elbo_data", model.elbo_data(params, data, weights, key))
-    if model.sequential:  # its functions have been probed
+    if model.climbed_by == "coordinates":  # its functions have been probed
         return None
-    prepared = _returned(f"{name}.prepare", model.prepare(params))
-    _check_scalar(f"{name}.elbo_params", model.elbo_params(prepared))
-    if isinstance(model, DiscreteLatent):
-        stats = _discrete(name, model, prepared, data)
+    here = model.at(params)
+    _check_scalar(f"{name}.elbo_params", here.elbo_params())
+    if isinstance(here, StructuredAt):  # the log-joint is its structure's
+        stats = here.e_step(data, weights, model.default_rule()).stats
+    elif isinstance(model, DiscreteLatent):
+        stats = _discrete(name, model, params, data)
     else:
         rule = MonteCarlo(key, 2) if isinstance(model, ContinuousLatent) else None
-        found = model.e_step(prepared, data, weights, rule)
+        found = model.e_step(params, data, weights, rule)
         if not isinstance(found, EStep):
             raise TypeError(f"{name}.e_step: expected a jaxem.EStep(stats, elbo_data); found {shown(found)}")
         _check_scalar(f"{name}.e_step(...).elbo_data", found.elbo_data)
         stats = found.stats
-    if model.closed_form:
+    if model.climbed_by == "m_step":
         _returned(f"{name}.statistics", stats)
-        _check_step(name, params, _returned(f"{name}.m_step", model.m_step(prepared, stats)))
+        _check_step(name, params, _returned(f"{name}.m_step", here.m_step(stats)))
     return None
 
 
@@ -75,7 +78,7 @@ def _discrete(name: str, model: DiscreteLatent, params: PyTree, data: PyTree) ->
             f"{name}.log_joint: expected shape ({num}, K), one row for each of data, of {dtype}; "
             f"found {jnp.shape(log_joint)} of {jnp.result_type(log_joint)}"
         )
-    return model.statistics(params, data, log_joint) if model.closed_form else ()
+    return model.statistics(params, data, log_joint) if model.climbed_by == "m_step" else ()
 
 
 def _returned(method: str, found: Any) -> Any:

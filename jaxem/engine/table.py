@@ -116,8 +116,8 @@ def draw(problem: Problem) -> tuple[Any, PyTree, PyTree]:
 
 def _adopt(model: Any, problem: Problem) -> PyTree:
     """The given params of all starts, as the bound model can use them."""
-    adopt = model.adopt if problem.num_restarts == 1 else jax.vmap(model.adopt)
-    return adopt(problem.params)
+    adopt = lambda params: model.canonical(params, reorder=False)
+    return adopt(problem.params) if problem.num_restarts == 1 else jax.vmap(adopt)(problem.params)
 
 
 def check_trace(num_restarts: int, max_steps: int, dtype: Any) -> None:
@@ -222,7 +222,7 @@ def _step(problem: Problem, table: Table, state: Any, trace: Array | None) -> An
     """One step of the algorithm and the stop rule."""
     model, data, weights = table.model, table.data, problem.weights
     after = problem.algorithm.step(model, state, data, weights)
-    total, elbo = jnp.sum(weights), after.elbo.total
+    total, elbo = jnp.sum(weights), after.scored  # NaN where nothing was accepted, which is no small step
     small = problem.stop(
         Step(
             previous=state.elbo.total,

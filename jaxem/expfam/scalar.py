@@ -8,6 +8,7 @@ from jax import Array
 from jax.scipy.special import betaln, gammaln
 
 from jaxem.core import constraints
+from jaxem.expfam import formulas
 from jaxem.expfam.family import LOG_2PI, ExponentialFamily, as_floats
 
 
@@ -241,10 +242,7 @@ class Beta(ExponentialFamily):
 
     def draw(self, key: Array, natural: BetaStatistics) -> BetaStatistics:
         """Statistics of a draw, exact near 0 and 1."""
-        first, second = jax.random.split(key)
-        a = jax.random.loggamma(first, natural.log + 1, dtype=natural.log.dtype)
-        b = jax.random.loggamma(second, natural.log1m + 1, dtype=natural.log.dtype)
-        return BetaStatistics(-jax.nn.softplus(b - a), -jax.nn.softplus(a - b))
+        return BetaStatistics(*formulas.beta_draw(key, natural.log + 1, natural.log1m + 1))
 
     def distribution(self, natural: BetaStatistics) -> Any:
         """A `distrax.Beta`."""

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.scipy.special import gammaln, logsumexp
+from jax.scipy.special import logsumexp
 
 from jaxem.core import constraints
+from jaxem.expfam import formulas
 from jaxem.expfam.family import ExponentialFamily, as_floats
 
 
@@ -37,8 +38,7 @@ class Dirichlet(ExponentialFamily):
 
     def log_normaliser(self, natural: DirichletStatistics) -> Array:
         """A = sum log Gamma(concentration) - log Gamma(sum concentration)."""
-        concentration = natural.log + 1
-        return jnp.sum(gammaln(concentration), -1) - gammaln(jnp.sum(concentration, -1))
+        return formulas.dirichlet_log_normaliser(natural.log + 1)
 
     def valid(self, natural: DirichletStatistics) -> Array:
         """Whether all concentrations are positive."""
@@ -54,8 +54,7 @@ class Dirichlet(ExponentialFamily):
 
     def draw(self, key: Array, natural: DirichletStatistics) -> DirichletStatistics:
         """Statistics of a draw; finite where small concentrations make proportions underflow."""
-        logs = jax.random.loggamma(key, natural.log + 1, dtype=natural.log.dtype)
-        return DirichletStatistics(jax.nn.log_softmax(logs, -1))
+        return DirichletStatistics(formulas.dirichlet_draw(key, natural.log + 1))
 
     def distribution(self, natural: DirichletStatistics) -> Any:
         """A `distrax.Dirichlet`."""

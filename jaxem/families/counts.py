@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxem.core.special import stirling_rest
 from jaxem.families.mean import LOG_ZERO
 
-# Below it log Poisson(x | x) is looked up; from it on six terms of Stirling's series are good to 1e-16.
+# Below it log Poisson(x | x) is looked up, from it on Stirling's formula is as good.
 SMALL = 16
 
 
@@ -19,20 +20,17 @@ def _table() -> tuple[float, ...]:
     return (0.0, *(x * math.log(x) - x - math.lgamma(x + 1) for x in range(1, SMALL)))
 
 
-def log_peak(x: Array) -> Array:
+def log_poisson_peak(x: Array) -> Array:
     """Log Poisson(x | x), the largest log-probability that a count x >= 0 can have; elementwise, nats.
 
     -log(2 pi x) / 2 minus the error of Stirling's formula, accurate at any size in either precision, where
-    x log x - x - lgamma(x + 1) cancels. About -log(x) / 2 - 0.92.
+    x log x - x - lgamma(x + 1) cancels. About -log(x) / 2 - 0.92. It is `special.log_peak(x)` - log x, with 0 at 0.
 
     References:
       Loader (2000), Fast and accurate computation of binomial probabilities.
     """
     large = jnp.maximum(x, SMALL)
-    y = 1 / large
-    z = y * y
-    series = y * (1 / 12 - z * (1 / 360 - z * (1 / 1260 - z * (1 / 1680 - z * (1 / 1188 - z * (691 / 360360))))))
-    formula = -0.5 * jnp.log(2 * np.pi * large) - series
+    formula = -0.5 * jnp.log(2 * np.pi * large) - stirling_rest(large)
     index = jnp.clip(x, 0, SMALL - 1).astype(jnp.int32)
     small = jnp.asarray(np.array(_table()), x.dtype).at[index].get(mode="clip")
     return jnp.where(x < SMALL, small, formula)
@@ -56,10 +54,10 @@ def is_count(x: Array) -> Array:
 
 
 def _own(x: Array, centre: Array) -> tuple[Array, Array]:
-    """log_peak(x), -inf where x is no count 0, 1, 2, ..., and log(x / centre), 0 where there is none; elementwise."""
+    """log_poisson_peak(x), -inf where x is no count, and log(x / centre), 0 where there is none; elementwise."""
     seen = x > 0
     log = jnp.where(seen, _log_ratio(jnp.where(seen, x, 1), centre), 0)
-    return jnp.where(is_count(x), log_peak(x), -jnp.inf), log
+    return jnp.where(is_count(x), log_poisson_peak(x), -jnp.inf), log
 
 
 def _log_rate(rate: Array, centre: Array) -> Array:
@@ -154,7 +152,7 @@ def log_binomial(x: Array, num_trials: int, prob: Array) -> Array:
         return jnp.sum(hits + _deviance(n - x, -gap, log_y, log_f[:, None]), 0)
 
     logs = _log_rate(n * prob, success.T), _log_rate(n * (1 - prob), failure.T)
-    return _total(jnp.sum(own + other, 0) - x.shape[0] * log_peak(n), jax.vmap(one)(exact, rest, *logs))
+    return _total(jnp.sum(own + other, 0) - x.shape[0] * log_poisson_peak(n), jax.vmap(one)(exact, rest, *logs))
 
 
 # From this variance on counts are drawn by a rounded, skew-corrected normal: JAX draws 32-bit integers, which end at

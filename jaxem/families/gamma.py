@@ -10,11 +10,11 @@ import numpy as np
 from jax import Array
 
 from jaxem.core import constraints
+from jaxem.core import special as _special
 from jaxem.core.checks import check_array, check_matrix, check_strength, require
 from jaxem.core.numerics import einsum, is_concrete, namespace, safe_divide
 from jaxem.core.pytree import dataclass
 from jaxem.core.tree import against_each
-from jaxem.families import special as _special
 from jaxem.families._mean_prior import MeanPrior, PlacedFamily
 from jaxem.families.family import Derived, DerivedFamily
 

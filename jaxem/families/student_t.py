@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxem.core import constraints
+from jaxem.core import special as _special
 from jaxem.core.checks import check_array, check_covariance, check_matrix
 from jaxem.core.foreign import named, named_fields
 from jaxem.core.numerics import einsum, namespace, safe_divide
 from jaxem.core.pytree import dataclass, static
-from jaxem.families import special as _special
 from jaxem.families.family import Derived, DerivedFamily
 from jaxem.families.gaussian import Gaussian
 from jaxem.families.gaussian_kernel import GaussianAt, GaussianParams, GaussianScale, GaussianStats

@@ -5,8 +5,8 @@ import math
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem.families.counts import halves, log_peak
-from jaxem.families.special import bend
+from jaxem.core.special import bend
+from jaxem.families.counts import halves, log_poisson_peak
 
 # Log 2 in two parts, of which the first has 16 bits: times an exponent it is exact.
 LN2_HIGH = 45426 / 65536
@@ -56,7 +56,7 @@ def log_poisson_log_rate(x: Array, log_rate: Array) -> Array:
     seen = x > 0
     high, low = log_pair(jnp.where(seen, x, 1))
     gap = (log_rate - high) - low
-    return log_peak(x) - jnp.where(seen, x * exp_bend(gap), jnp.exp(log_rate))
+    return log_poisson_peak(x) - jnp.where(seen, x * exp_bend(gap), jnp.exp(log_rate))
 
 
 def log_binomial_logits(x: Array, num_trials: int, logits: Array) -> Array:
@@ -82,4 +82,4 @@ def log_binomial_logits(x: Array, num_trials: int, logits: Array) -> Array:
     far = jnp.logaddexp(jnp.log1p(-share), jnp.log(share) + d) - share * d
     softplus = jnp.logaddexp(jnp.zeros_like(logits), jnp.where(x > 0, -logits, logits))
     divergence = jnp.where(inner, jnp.where(near, small, far), softplus)
-    return log_peak(x) + log_peak(y) - log_peak(n) - n * divergence
+    return log_poisson_peak(x) + log_poisson_peak(y) - log_poisson_peak(n) - n * divergence

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -13,21 +12,20 @@ from jax import Array
 from jaxem.core import constraints
 from jaxem.core import rows as _rows
 from jaxem.core.arguments import as_key, check_choice, expect
-from jaxem.core.checks import check_array
-from jaxem.core.foreign import named, named_fields
+from jaxem.core.foreign import constructor, named_fields
 from jaxem.core.numerics import is_concrete, weigh
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.rows import takes_rows
-from jaxem.core.tree import BLOCK_ROWS, PyTree, float_dtype, map_rows, num_rows, sum_rows
+from jaxem.core.tree import PyTree, float_dtype, map_rows, num_rows, sum_rows
 from jaxem.families import Family, Gaussian
-from jaxem.model import DiscreteLatent, Health
-from jaxem.models.mixture import Mixture, MixtureParams, MixtureStats, check_components, check_family, start
+from jaxem.models.mixture import Mixture, MixtureParams
 from jaxem.priors import GaussianPrior, Prior, default_prior
 from jaxem.rules import Exact
-from jaxem.structures.mixing import DirichletMixing, StickMixing
+from jaxem.structures.components import Posterior
+from jaxem.structures.mixing import TRUNCATIONS, Dirichlet, Sticks
+from jaxem.structures.structured import Structured
 
 MIXINGS = ("dirichlet", "dirichlet_process")
-TRUNCATIONS = ("free", "fixed")
 
 
 @dataclass
@@ -37,12 +35,10 @@ class BayesianMixtureParams:
     Attributes:
       mixing: that of the proportions, hyperparameters by component.
       components: that of the components' parameters, in the form of the prior, vectorised over K.
-      plug: the family at its plug-in params and (K,) E log mixing + offsets, filled in by `prepare` for a step.
     """
 
     mixing: Any
     components: Any
-    plug: Any = None
 
 
 @dataclass
@@ -68,7 +64,7 @@ class Pruning:
 
 @named_fields
 @dataclass
-class BayesianMixture(DiscreteLatent):
+class BayesianMixture(Structured):
     """Mixture with a prior on everything, fitted by mean-field variational EM: q(z) q(mixing) prod_k q(theta_k).
 
         mixing ~ Dirichlet(concentration)   or sticks, v_k ~ Beta(1, concentration), mixing_k = v_k prod_{j<k} (1 - v_j)
@@ -131,76 +127,66 @@ class BayesianMixture(DiscreteLatent):
     init_size: int = static(default=10_000)
     total_weight: Array | None = dataclasses.field(default=None, repr=False)
 
-    block_rows: ClassVar[int | None] = BLOCK_ROWS
     params_type: ClassVar[type] = BayesianMixtureParams
 
     def __repr__(self) -> str:
         return f"BayesianMixture({self.family!r}, {self.num_components}, mixing={self.mixing!r})"
 
-    def validate(self, data: PyTree, params: BayesianMixtureParams | None) -> None:
-        """Checks K, names, the concentration, and that the prior is proper and suits the family."""
-        check_components(self.num_components, self.init_method, self.init_size)
+    @property
+    def law(self) -> Dirichlet | Sticks:
+        """The prior of the proportions."""
+        return (
+            Dirichlet(self.concentration) if self.mixing == "dirichlet" else Sticks(self.concentration, self.truncation)
+        )
+
+    @property
+    def components(self) -> Posterior:
+        """The family under its prior."""
+        return Posterior(self.family, self._bound.prior)
+
+    @property
+    def _bound(self) -> Any:
+        if self.total_weight is None:
+            raise ValueError("model: not bound to data; use fit.model, or bind(data, weights)")
+        return self
+
+    @property
+    def _any_prior(self) -> Prior:
+        return default_prior(self.family) if self.prior is None else self.prior
+
+    def check_settings(self, data: PyTree) -> None:
+        """Checks names, the concentration, and that the prior is proper and suits the family."""
         check_choice("mixing", self.mixing, MIXINGS)
         check_choice("truncation", self.truncation, TRUNCATIONS)
-        if self.concentration is not None:
-            check_array("concentration", self.concentration, ((),), positive=True)
-        prior = default_prior(self.family) if self.prior is None else self.prior
+        prior = self._any_prior
         expect("prior", prior, Prior, "one of jaxem.priors, as jaxem.priors.GaussianPrior(), or None")
-        prior.check_family(self.family)
-        self.family.validate(data)
         if not self.family.exchangeable:
             raise ValueError("family: expected one prior for all components; found a pseudo_mean for each")
         if self.total_weight is None:  # not bound: settings are as the user gave them
-            prior.validate(self.family, data)
+            prior.check(self.family, data)
 
-    @property
-    def least_rows(self) -> tuple[str, int]:
-        """A row for each component."""
-        return "num_components", self.num_components
-
-    def check_rows(self, data: PyTree, params: BayesianMixtureParams | None = None) -> None:
+    def check_components(self, data: PyTree, params: BayesianMixtureParams | None) -> None:
         """The family's checks, against the shapes of the plug-in params."""
-        check_family(self.family)
         plug = None
-        if params is not None:
-            plug = jax.eval_shape(lambda p: self._prior.plug_in(self.family, p)[0], params.components)
+        if params is not None and self.total_weight is not None:
+            plug = jax.eval_shape(lambda p: self.components.at(p).q.plug.params, params.components)
             num = jax.tree.leaves(plug)[0].shape[0]
             if num != self.num_components:
                 raise ValueError(f"params: expected those of {self.num_components} components; found {num}")
+        if params is None:
+            self.family.validate(data)
         self.family.check_rows(data, plug)
-
-    def row_keys(self) -> tuple[str, ...] | None:
-        """The family's."""
-        return self.family.row_keys() if isinstance(self.family, Family) else None
 
     def bind(self, data: PyTree, weights: Array) -> "BayesianMixture":
         """Binds the family and the prior to the data."""
         family = self.family.bind(data, weights)
-        prior = default_prior(family) if self.prior is None else self.prior
-        default = 1 / self.num_components if self.mixing == "dirichlet" else 1.0
         return dataclasses.replace(
             self,
             family=family,
-            prior=prior.bind(family, data, weights),
-            concentration=jnp.asarray(default if self.concentration is None else self.concentration, float_dtype(data)),
+            prior=self._any_prior.bind(family, data, weights),
+            concentration=self.law.bind(self.num_components, float_dtype(data)).concentration,
             total_weight=jnp.sum(weights),
         )
-
-    @property
-    def _prior(self) -> Any:
-        if self.total_weight is None:
-            raise ValueError("model: not bound to data; use fit.model, or bind(data, weights)")
-        return self.prior
-
-    @property
-    def _fixed(self) -> bool:
-        return self.truncation == "fixed"
-
-    def init(self, key: Array, data: PyTree, weights: Array) -> BayesianMixtureParams:
-        """The posterior of a random partition; the model must be bound."""
-        data, weights, resp = start(self, key, data, weights)
-        plug, stats = self.family.partition_statistics(data, weights, resp)
-        return self._update(plug, MixtureStats(jnp.sum(resp, 0), stats))
 
     def from_responsibilities(self, data: PyTree, resp: Array, weights: Array | None = None) -> BayesianMixtureParams:
         """The posterior given responsibilities, to start a fit from.
@@ -217,103 +203,26 @@ class BayesianMixture(DiscreteLatent):
           ValueError: resp has another shape.
         """
         data = _rows.as_data(data)
-        self.check_rows(data)
+        self.check_components(data, None)
         num, dtype = num_rows(data), float_dtype(data)
         if np.shape(resp) != (num, self.num_components):
             raise ValueError(f"resp: expected shape ({num}, {self.num_components}); found {np.shape(resp)}")
         weights = _rows.as_weights(weights, num, dtype)
         return _from_responsibilities(self, data, jnp.asarray(resp, dtype), weights)
 
-    def _update(self, plug: PyTree, stats: MixtureStats) -> BayesianMixtureParams:
-        mixing: Any
-        if self.mixing == "dirichlet":
-            mixing = DirichletMixing.update(stats.count, self.concentration)  # type: ignore[arg-type]
-        else:
-            mixing = StickMixing.update(stats.count, self.concentration, self._fixed)  # type: ignore[arg-type]
-        return BayesianMixtureParams(mixing, self._prior.update(self.family, plug, stats.components))
-
-    def prepare(self, params: BayesianMixtureParams) -> BayesianMixtureParams:
-        """The same params with the family at its plug-in params."""
-        if params.plug is not None:
-            return params
-        components = self._prior.prepare(self.family, params.components)
-        plug, offset = self._prior.plug_in(self.family, components)
-        plug = self.family.at(plug), offset + params.mixing.expected_log()
-        return BayesianMixtureParams(params.mixing, components, plug)
-
-    def _plug(self, params: BayesianMixtureParams) -> tuple[PyTree, Array]:
-        return self.prepare(params).plug
-
-    def explain(self, params: BayesianMixtureParams, data: PyTree) -> tuple[Array, Callable[[Array], MixtureStats]]:
-        """log_joint, and the function from resp to statistics, sharing the family's work."""
-        plug, offset = self._plug(params)
-        log_prob, collect = plug.explain(data)
-        return offset[None] + log_prob, lambda resp: MixtureStats(jnp.sum(resp, 0), collect(resp))
-
-    def log_joint(self, params: BayesianMixtureParams, data: PyTree) -> Array:
-        """(N, K) E log mixing_k + E log p(x_n | theta_k), nats."""
-        plug, offset = self._plug(params)
-        return offset[None] + plug.log_prob(data)
-
-    def statistics(self, params: BayesianMixtureParams, data: PyTree, resp: Array) -> MixtureStats:
-        """Counts and the family's statistics, taken at the plug-in params."""
-        return MixtureStats(jnp.sum(resp, 0), self._plug(params)[0].statistics(data, resp))
-
-    def m_step(self, params: BayesianMixtureParams, stats: MixtureStats) -> BayesianMixtureParams:
-        """The posterior given the statistics, which are relative to `params`."""
-        return self._update(self._plug(params)[0], stats)
-
-    def elbo_params(self, params: BayesianMixtureParams) -> Array:
-        """Minus the divergences of the posterior from the prior, nats."""
-        return -params.mixing.kl(self.concentration) - self._prior.kl(self.family, params.components)
-
-    def rebase(self, stats: MixtureStats, old: BayesianMixtureParams, new: BayesianMixtureParams) -> MixtureStats:
-        """The family's statistics as if taken at the new plug-in params."""
-        return MixtureStats(stats.count, self._plug(old)[0].rebase(stats.components, self._plug(new)[0]))
-
-    def canonical(self, params: BayesianMixtureParams) -> BayesianMixtureParams:
-        """Components by expected mixing, largest first; sticks in their order."""
-        params = self.adopt(params)
-        index = params.mixing.rank()
-        return BayesianMixtureParams(
-            params.mixing.order(index), self._prior.order(self.family, params.components, index)
-        )
-
-    def health(self, params: BayesianMixtureParams) -> Health:
-        """The smallest expected count above 1: emptied components are no sign of ill health. There are no spikes."""
-        count = params.mixing.count(self.concentration)
-        smallest = jnp.min(jnp.where(count > 1, count, jnp.inf))
-        return Health(jnp.zeros((), count.dtype), smallest, jnp.zeros((), jnp.int32))
-
-    def notes(self) -> list[str]:
-        """The family's notes."""
-        return self.family.notes()
-
-    def adopt(self, params: BayesianMixtureParams) -> BayesianMixtureParams:
-        """The family's: columns that depend on others in the data do so in the posterior."""
-        return dataclasses.replace(params, components=self._prior.adopt(self.family, params.components), plug=None)
-
     def constraints(self) -> BayesianMixtureParams:
         """Those of the two posteriors."""
-        prior = default_prior(self.family) if self.prior is None else self.prior
-        dirichlet = self.mixing == "dirichlet"
-        mixing = DirichletMixing.constraints() if dirichlet else StickMixing.constraints(self._fixed)
-        return BayesianMixtureParams(mixing, prior.constraints(self.family))
+        return BayesianMixtureParams(self.law.constraints(), self._any_prior.constraints(self.family))
 
     def hyperparameters(self) -> dict[str, Any]:
         """Settings that `EmpiricalBayes` can estimate, each with its constraint."""
-        prior = default_prior(self.family) if self.prior is None else self.prior
-        found = {f"prior.{name}": c for name, c in prior.hyperparameters(self.family).items()}
+        found = {f"prior.{name}": c for name, (c, _) in self._any_prior.hyperparameters(self.family).items()}
         return {"concentration": constraints.Positive(), **found}
 
     def setting(self, name: str) -> Any:
         """The value of one of `hyperparameters()`; the model must be bound."""
         rest = name.removeprefix("prior.")
-        return self.concentration if rest == name else self._prior.setting(self.family, rest)
-
-    def step_cost(self, data: PyTree) -> int:
-        """N K D, as a rough size."""
-        return self.num_components * super().step_cost(data)
+        return self.concentration if rest == name else self._bound.prior.hyperparameters(self.family)[rest][1]
 
     @takes_rows
     def log_prob(self, params: BayesianMixtureParams, data: PyTree) -> Array:
@@ -326,11 +235,11 @@ class BayesianMixture(DiscreteLatent):
     def expected_mixing(self, params: BayesianMixtureParams) -> Array:
         """(K,) E mixing; sums to less than 1 where sticks leave a mass."""
         self.check_params(params)
-        return _expected_mixing(params.mixing)
+        return _expected_mixing(self, params)
 
     def pruning(self, params: BayesianMixtureParams, min_count: float = 1.0) -> Pruning:
         """Which components have an expected count above `min_count`."""
-        count = params.mixing.count(self.concentration)
+        count = self.law.count(params.mixing, self.total_weight)
         kept = count > min_count
         return Pruning(count, kept, jnp.sum(jnp.where(kept, 0, count)))
 
@@ -400,70 +309,54 @@ class BayesianMixture(DiscreteLatent):
 @jax.jit
 def _draw(model: BayesianMixture, params: BayesianMixtureParams, key: Array) -> MixtureParams:
     mixing_key, key = jax.random.split(key)
-    mixing = params.mixing.draw(mixing_key)
-    return MixtureParams(mixing / jnp.sum(mixing), model._prior.draw(key, model.family, params.components))
+    mixing = jnp.exp(model.law.draw(mixing_key, params.mixing)[0])
+    return MixtureParams(mixing / jnp.sum(mixing), model.components.at(params.components).q.draw(key)[0])
 
 
 @jax.jit
 def _plug_in(model: BayesianMixture, params: BayesianMixtureParams) -> MixtureParams:
-    mixing = params.mixing.mean()[0]
-    return MixtureParams(mixing / jnp.sum(mixing), model._prior.plug_in(model.family, params.components)[0])
+    mixing = model.law.mean(params.mixing)[0]
+    return MixtureParams(mixing / jnp.sum(mixing), model.components.at(params.components).q.plug.params)
 
 
 @jax.jit
-def _expected_mixing(mixing: Any) -> Array:
-    return mixing.mean()[0]
+def _expected_mixing(model: BayesianMixture, params: BayesianMixtureParams) -> Array:
+    return model.law.mean(params.mixing)[0]
 
 
 @jax.jit
 def _from_responsibilities(model: BayesianMixture, data: PyTree, resp: Array, weights: Array) -> BayesianMixtureParams:
-    model, resp = model.bind(data, weights), resp * weights[:, None]
-    plug, stats = model.family.partition_statistics(data, weights, resp)
-    return model._update(plug, MixtureStats(jnp.sum(resp, 0), stats))
+    return model.bind(data, weights).from_partition(data, resp, weights)
 
 
 @jax.jit
 def _log_predictive(model: BayesianMixture, params: BayesianMixtureParams, data: PyTree) -> Array:
-    mixing, rest = params.mixing.mean()
-    prior, family = model._prior, model.family
-    left = model.mixing == "dirichlet_process" and not model._fixed
+    mixing, rest = model.law.mean(params.mixing)
+    prior, family = model.components.prior, model.family
+    q, new = prior.at(family, params.components), prior.at(family)
+    left = model.mixing == "dirichlet_process" and model.truncation == "free"
 
     def block(x: PyTree) -> Array:
-        log_prob = jnp.log(mixing)[None] + prior.log_predictive(family, params.components, x)
+        log_prob = jnp.log(mixing)[None] + q.log_predictive(x)
         if left:
-            new = prior.log_predictive(family, prior.posterior(family, 1), x)
-            log_prob = jnp.concatenate([log_prob, jnp.log(rest) + new], 1)
+            log_prob = jnp.concatenate([log_prob, jnp.log(rest) + new.log_predictive(x)], 1)
         return jax.nn.logsumexp(log_prob, 1)
 
-    return map_rows(block, data, model._rows(data))
+    return map_rows(block, data, model.rows_at_once(data))
 
 
 @jax.jit
 def _expected_num(model: BayesianMixture, params: BayesianMixtureParams, data: PyTree, weights: Array) -> Array:
-    params = model.prepare(params)
+    here = model.at(params)
 
     def block(x: PyTree, w: Array) -> Array:
-        resp = Exact()(model.log_joint(params, x))[1]
-        return jnp.sum(weigh((w > 0).astype(resp.dtype), jnp.log1p(-jnp.minimum(resp, 1))), 0)
+        return jnp.sum(weigh((w > 0).astype(w.dtype), jnp.log1p(-jnp.minimum(here.posterior(x, Exact()), 1))), 0)
 
-    return jnp.sum(-jnp.expm1(sum_rows(block, data, weights, model._rows(data))))
+    return jnp.sum(-jnp.expm1(sum_rows(block, data, weights, model.rows_at_once(data))))
 
 
-@named
-def BayesianGMM(  # noqa: N802
-    num_components: int,
-    covariance: str = "full",
-    *,
-    mixing: str = "dirichlet",
-    concentration: float | Array | None = None,
-    truncation: str = "free",
-    strength: float | Array | None = None,
-    mean: Array | None = None,
-    dof: float | Array | None = None,
-    inverse_scale: Any = None,
-    init_method: str = "kmeans++",
-    init_size: int = 10_000,
-) -> BayesianMixture:
+@dataclass
+class BayesianGMM(BayesianMixture):
     """Variational Bayesian mixture of Gaussians, `BayesianMixture(Gaussian(covariance), K, GaussianPrior(...))`.
 
     Against scikit-learn's `BayesianGaussianMixture` from the same responsibilities and priors: with full covariances
@@ -486,9 +379,6 @@ def BayesianGMM(  # noqa: N802
       init_method: see `Mixture`.
       init_size: see `Mixture`.
 
-    Returns:
-      The model.
-
     Examples:
       >>> import jax, jaxem, numpy as np
       >>> x = np.random.default_rng(0).normal(size=(200, 2)) + 6 * (np.arange(200) < 80)[:, None]
@@ -497,14 +387,30 @@ def BayesianGMM(  # noqa: N802
       >>> fit.model.pruning(fit.params)
       2 of 5 components used; expected counts 120.0, 80.0, 0.0 (not used), 0.0 (not used), 0.0 (not used)
     """
-    prior = GaussianPrior(strength, mean, dof, inverse_scale)
-    return BayesianMixture(
-        Gaussian(covariance),
-        num_components,
-        prior,
-        mixing=mixing,
-        concentration=concentration,
-        truncation=truncation,
-        init_method=init_method,
-        init_size=init_size,
-    )
+
+    @constructor
+    def __init__(
+        self,
+        num_components: int,
+        covariance: str = "full",
+        *,
+        mixing: str = "dirichlet",
+        concentration: float | Array | None = None,
+        truncation: str = "free",
+        strength: float | Array | None = None,
+        mean: Array | None = None,
+        dof: float | Array | None = None,
+        inverse_scale: Any = None,
+        init_method: str = "kmeans++",
+        init_size: int = 10_000,
+    ) -> None:
+        super().__init__(
+            Gaussian(covariance),
+            num_components,
+            GaussianPrior(strength, mean, dof, inverse_scale),
+            mixing=mixing,
+            concentration=concentration,
+            truncation=truncation,
+            init_method=init_method,
+            init_size=init_size,
+        )

@@ -13,7 +13,7 @@ from jaxem.core.normal import standard_promotion
 from jaxem.core.numerics import weigh
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.rows import takes_rows
-from jaxem.core.tree import PyTree, float_dtype, num_rows, sum_rows
+from jaxem.core.tree import PyTree, num_rows, ones_for, sum_rows
 from jaxem.elbo import soften
 from jaxem.model import EStep, LatentModel
 from jaxem.rules import Rule
@@ -203,14 +203,13 @@ class ContinuousLatent(LatentModel):
         rule = self.default_rule() if rule is None else rule
         if not isinstance(rule, MonteCarlo):
             raise TypeError(f"rule: {type(self).__name__} needs a jaxem.MonteCarlo(key, num_samples); found {rule!r}")
-        params = self.prepare(params)
 
         def block(x: PyTree, w: Array) -> EStep:
             z, value, resp = self._weighted(params, x, rule)
             each = jax.vmap(lambda z, r: self.statistics(params, x, z, weigh(w, r)))(z, resp)
             return EStep(jax.tree.map(lambda a: jnp.sum(a, 0), each), jnp.sum(weigh(w, value)))
 
-        weights = jnp.ones(num_rows(data), float_dtype(data)) if weights is None else weights
+        weights = ones_for(data) if weights is None else weights
         return sum_rows(block, data, weights, self.block_rows or max(1, num_rows(data)))
 
     @takes_rows
@@ -222,7 +221,7 @@ class ContinuousLatent(LatentModel):
         """
         if key is None:
             raise TypeError(f"key: {type(self).__name__}.elbo_data draws the latent; expected a random key; found None")
-        weights = jnp.ones(num_rows(data), float_dtype(data)) if weights is None else weights
-        rule, params = MonteCarlo(key, self.num_samples), self.prepare(params)
+        weights = ones_for(data) if weights is None else weights
+        rule = MonteCarlo(key, self.num_samples)
         bound = lambda x, w: jnp.sum(weigh(w, self._weighted(params, x, rule)[1]))
         return sum_rows(bound, data, weights, self.block_rows or max(1, num_rows(data)))

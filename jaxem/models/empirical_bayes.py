@@ -14,7 +14,7 @@ from jaxem.core.rows import takes_rows
 from jaxem.core.tree import PyTree
 from jaxem.model import ELBOModel, EStep, Health
 from jaxem.rules import Rule
-from jaxem.wrappers import Wrapper
+from jaxem.wrappers import InnerAt, Wrapper
 
 
 @dataclass
@@ -31,9 +31,25 @@ class EmpiricalBayesParams:
 
 
 def _replace(model: Any, path: str, value: Any) -> Any:
+    if isinstance(model, Wrapper):
+        return dataclasses.replace(model, model=_replace(model.model, path, value))
     name, _, rest = path.partition(".")
     inner = _replace(getattr(model, name), rest, value) if rest else value
     return dataclasses.replace(model, **{name: inner})
+
+
+@dataclass
+class EmpiricalBayesAt(InnerAt):
+    """An empirical Bayes model at params: `inner` is the model inside, with the settings there, at its params."""
+
+    def m_step(self, stats: PyTree) -> EmpiricalBayesParams:
+        """The posterior's update, then that of the settings."""
+        model, settings = self.model, self.params.settings
+        found = self.inner.m_step(stats)
+        objective = lambda settings: model.elbo_params(EmpiricalBayesParams(found, settings))
+        one = jnp.ones((), next(iter(settings.values())).dtype)
+        raised = ascend(objective, settings, model.hyperconstraints(), model.optimizer, model.num_steps, one)
+        return EmpiricalBayesParams(found, raised)
 
 
 @dataclass
@@ -89,22 +105,24 @@ class EmpiricalBayes(Wrapper):
         """Raises TypeError for other params."""
         ELBOModel.check_params(self, params)
 
-    def check_rows(self, data: PyTree, params: EmpiricalBayesParams | None = None) -> None:
-        """The checks of the model inside, and that it is one."""
-        expect("model", self.model, ELBOModel, "a model with hyperparameters(), as jaxem.BayesianGMM(3)")
-        self.model.check_rows(data, None if params is None else params.inner)
-
-    def _constraints(self) -> dict[str, Constraint]:
+    def hyperconstraints(self) -> dict[str, Constraint]:
+        """Constraints of the settings that are estimated, by name."""
         known = self.model.hyperparameters()
         return {name: known[name] for name in self.names}
 
-    def validate(self, data: PyTree, params: EmpiricalBayesParams | None) -> None:
-        """Checks that the model has such settings, and the model itself."""
+    def check(self, data: PyTree, params: EmpiricalBayesParams | None = None) -> None:
+        """Checks that the model has such settings, and what the model itself checks."""
+        expect("model", self.model, ELBOModel, "a model with hyperparameters(), as jaxem.BayesianGMM(3)")
+        if params is None:
+            self._check_settings()
+        self.model.check(data, None if params is None else params.inner)
+
+    def _check_settings(self) -> None:
         if not hasattr(self.model, "hyperparameters"):
             raise TypeError(
                 f"model: expected one with hyperparameters(), as BayesianMixture; found {shown(self.model)}"
             )
-        if self.model.sequential or not self.model.closed_form:
+        if self.model.climbed_by != "m_step":
             raise TypeError(
                 f"model: expected one with a closed m_step; found {shown(self.model)}; use Delta factors there"
             )
@@ -117,7 +135,6 @@ class EmpiricalBayes(Wrapper):
             if name not in known:
                 raise ValueError(f"names: expected some of {', '.join(known)}; found {name!r}{nearest(name, known)}")
         check_optimizer(self.optimizer, self.num_steps)
-        self.model.validate(data, None if params is None else params.inner)
 
     def init(self, key: Array, data: PyTree, weights: Array) -> EmpiricalBayesParams:
         """A start of the model inside, with its own settings."""
@@ -130,23 +147,26 @@ class EmpiricalBayes(Wrapper):
         model, inner = self.inside(params)
         return model.e_step(inner, data, weights, rule)
 
+    @takes_rows
+    def elbo_data(self, params: PyTree, data: PyTree, weights: Array | None = None, key: Array | None = None) -> Array:
+        """That of the model inside, nats."""
+        model, inner = self.inside(params)
+        return model.elbo_data(inner, data, weights, key)
+
+    training_elbo = ELBOModel.training_elbo
+
+    def at(self, params: EmpiricalBayesParams) -> EmpiricalBayesAt:
+        """The model at params."""
+        model, inner = self.inside(params)
+        return EmpiricalBayesAt(self, params, model.at(inner))
+
     def m_step(self, params: EmpiricalBayesParams, stats: PyTree) -> EmpiricalBayesParams:
         """The posterior's update, then that of the settings."""
-        model, inner = self.inside(params)
-        found = model.m_step(inner, stats)
-        objective = lambda settings: self.elbo_params(EmpiricalBayesParams(found, settings))
-        one = jnp.ones((), next(iter(params.settings.values())).dtype)
-        raised = ascend(objective, params.settings, self._constraints(), self.optimizer, self.num_steps, one)
-        return EmpiricalBayesParams(found, raised)
-
-    def prepare(self, params: EmpiricalBayesParams) -> EmpiricalBayesParams:
-        """Prepared params of the model inside."""
-        model, inner = self.inside(params)
-        return EmpiricalBayesParams(model.prepare(inner), params.settings)
+        return self.at(params).m_step(stats)
 
     def rebase(self, stats: PyTree, old: EmpiricalBayesParams, new: EmpiricalBayesParams) -> PyTree:
         """That of the model inside."""
-        return self.model.rebase(stats, old.inner, new.inner)
+        return self.at(old).rebase(stats, self.at(new))
 
     def elbo_params(self, params: EmpiricalBayesParams) -> Array:
         """That of the model inside with the estimated settings, nats."""
@@ -155,29 +175,20 @@ class EmpiricalBayes(Wrapper):
 
     def constraints(self) -> EmpiricalBayesParams:
         """Those of the model and of the settings."""
-        return EmpiricalBayesParams(self.model.constraints(), self._constraints())  # type: ignore[arg-type]
+        return EmpiricalBayesParams(self.model.constraints(), self.hyperconstraints())  # type: ignore[arg-type]
 
-    def canonical(self, params: EmpiricalBayesParams) -> EmpiricalBayesParams:
+    def canonical(self, params: EmpiricalBayesParams, reorder: bool = True) -> EmpiricalBayesParams:
         """The model's own order."""
-        return EmpiricalBayesParams(self.model.canonical(params.inner), params.settings)
+        return EmpiricalBayesParams(self.model.canonical(params.inner, reorder), params.settings)
 
     def health(self, params: EmpiricalBayesParams) -> Health:
         """That of the model inside."""
         model, inner = self.inside(params)
         return model.health(inner)
 
-    def notes(self) -> list[str]:
+    def notes(self, params: EmpiricalBayesParams | None = None) -> list[str]:
         """Those of the model inside."""
-        return self.model.notes()
-
-    def diagnose(self, params: EmpiricalBayesParams) -> list[str]:
-        """That of the model inside."""
-        model, inner = self.inside(params)
-        return model.diagnose(inner)
-
-    def adopt(self, params: EmpiricalBayesParams) -> EmpiricalBayesParams:
-        """That of the model inside."""
-        return EmpiricalBayesParams(self.model.adopt(params.inner), params.settings)
+        return self.model.notes(None if params is None else params.inner)
 
     def coincident(self, params: EmpiricalBayesParams) -> Array:
         """That of the model inside."""

@@ -51,13 +51,10 @@ class Enumerated(DiscreteLatent):
       [0.8, 9.5]
     """
 
-    num_states: int
+    num_states: ClassVar[int]
     block_rows: ClassVar[int | None] = BLOCK_ROWS
 
-    @property
-    def closed_form(self) -> bool:
-        """False: an E-step only scores, and there is no m_step."""
-        return False
+    climbed_by: ClassVar[str] = "gradient"  # an E-step only scores, and there is no m_step
 
     @abstractmethod
     def log_joint_one(self, params: PyTree, x: PyTree, z: Array) -> Array:
@@ -67,7 +64,7 @@ class Enumerated(DiscreteLatent):
     def constraints(self) -> PyTree:
         """A pytree like the params with a `jaxem.constraints` object at each leaf."""
 
-    def validate(self, data: PyTree, params: PyTree | None) -> None:
+    def check(self, data: PyTree, params: PyTree | None = None) -> None:
         """Checks that the number of states is stated."""
         check_integer(f"{type(self).__name__}.num_states", getattr(self, "num_states", None), 1)
 

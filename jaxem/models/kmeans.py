@@ -17,9 +17,8 @@ from jaxem.core.numerics import einsum, namespace, safe_divide
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.rows import takes_rows
 from jaxem.core.tree import PyTree, float_dtype, map_rows, num_rows, sum_rows
-from jaxem.model import DiscreteLatent, EStep, Health
+from jaxem.model import DiscreteAt, DiscreteLatent, EStep, Health
 from jaxem.rules import Hard, Rule
-from jaxem.stopping import Stop
 from jaxem.structures import lloyd as _lloyd
 from jaxem.structures import seeding as _seeding
 
@@ -116,8 +115,9 @@ class KMeans(DiscreteLatent):
     def __repr__(self) -> str:
         return f"KMeans({self.num_clusters})"
 
-    def validate(self, data: PyTree, params: KMeansParams | None) -> None:
-        """Checks K, the start's name and the shape of the data."""
+    scales: ClassVar[bool] = True
+
+    def _check_settings(self) -> None:
         num = self.num_clusters
         check_integer("num_clusters", num, 1)
         check_choice("init_method", self.init_method, ("kmeans++", "random"))
@@ -130,9 +130,16 @@ class KMeans(DiscreteLatent):
         """A row for each cluster."""
         return "num_clusters", self.num_clusters
 
-    def check_rows(self, data: PyTree, params: KMeansParams | None = None) -> None:
-        """Checks that data are one (N, D) array, as wide as the centroids."""
-        if params is not None and np.shape(params.centroids)[-2] != self.num_clusters:
+    @property
+    def num_states(self) -> int:  # type: ignore[override]
+        """K."""
+        return self.num_clusters
+
+    def check(self, data: PyTree, params: KMeansParams | None = None) -> None:
+        """Checks K, the start's name, and that data are one (N, D) array, as wide as the centroids."""
+        if params is None:
+            self._check_settings()
+        elif np.shape(params.centroids)[-2] != self.num_clusters:
             shape = np.shape(params.centroids)
             raise ValueError(f"params: expected {self.num_clusters} centroids; found shape {shape}")
         check_matrix(data, None if params is None else params.centroids.shape[-1])
@@ -178,10 +185,6 @@ class KMeans(DiscreteLatent):
         """Hard assignment; `Tempered` makes soft K-means of it."""
         return Hard()
 
-    def default_stop(self) -> Stop:
-        """A relative rule: the objective scales with the square of the data."""
-        return Stop(atol=0.0, rtol=1e-7)
-
     def log_joint(self, params: KMeansParams, data: Array) -> Array:
         """(N, K) -|x_n - centroid_k|^2 / 2, from differences; in the units of the objective."""
         inside = jnp.ones((), float_dtype(data)) if self.units is None else self.units.inside
@@ -197,29 +200,13 @@ class KMeans(DiscreteLatent):
         rows = self._rows_about(*self._frame(params), data)
         return KMeansStats(jnp.sum(resp, 0), einsum("nk,nd->kd", resp, rows.x))
 
-    def _rows(self, data: PyTree) -> int:
+    def rows_at_once(self, data: PyTree) -> int:
+        """Rows of a block."""
         return _lloyd.block_rows(num_rows(data), self.num_clusters)
 
-    @takes_rows
-    def e_step(
-        self, params: KMeansParams, data: Array, weights: Array | None = None, rule: Rule | None = None
-    ) -> EStep:
-        """Labels, counts and sums, never an (N, K) array of responsibilities; soft rules use the general E-step."""
-        if not isinstance(rule, Hard | None):
-            return super().e_step(params, data, weights, rule)
-        weights = jnp.ones(num_rows(data), float_dtype(data)) if weights is None else weights
-        origin, unit = self._frame(params)
-        centroids = (params.centroids - origin[None]) * unit
-        shown = (jnp.ones((), unit.dtype) if self.units is None else self.units.shown) / unit
-
-        def block(data: PyTree, w: Array) -> EStep:
-            rows = self._rows_about(origin, unit, data)
-            label, distance = _lloyd.nearest(centroids, rows.x, rows.square)
-            j = _lloyd.distortion(centroids, rows.x, w, label, distance, rows.square)
-            stats = KMeansStats(*_lloyd.cluster_sums(rows.x, w, label, self.num_clusters))
-            return EStep(stats, -0.5 * j * shown * shown)
-
-        return sum_rows(block, data, weights, self._rows(data))
+    def at(self, params: KMeansParams) -> "KMeansAt":
+        """The model at params."""
+        return KMeansAt(self, params)
 
     def m_step(self, params: KMeansParams, stats: KMeansStats) -> KMeansParams:
         """Means of the clusters; empty ones move to the farthest rows of the reserve, which leave their old cluster."""
@@ -251,9 +238,9 @@ class KMeans(DiscreteLatent):
         c = c[xp.lexsort(c.T)]
         return xp.any(xp.all(c[1:] == c[:-1], -1))
 
-    def notes(self) -> list[str]:
+    def notes(self, params: KMeansParams | None = None) -> list[str]:
         """Says in which units the objective is where it cannot be in the data's own."""
-        if self.units is None or float(self.units.shown) == 1:
+        if params is not None or self.units is None or float(self.units.shown) == 1:
             return []
         power = round(math.log2(float(self.units.shown)))
         return [
@@ -266,21 +253,9 @@ class KMeans(DiscreteLatent):
         unknown = Health.unknown(params.centroids.dtype)
         return dataclasses.replace(unknown, relocated=jnp.asarray(params.num_relocated, jnp.int32))
 
-    def same_optimum(self, elbo: Array, best: Array, total_weight: Array) -> Array:
-        """Within a relative 1e-4 of the best distortion."""
-        return abs(elbo - best) <= 1e-4 * abs(best)
-
-    def slack(self, elbo: Array, total_weight: Array) -> Array:
-        """64 eps |elbo|: the objective has the data's units squared, so rows do not count in it."""
-        return 64 * jnp.finfo(elbo.dtype).eps * jnp.abs(elbo)
-
     def constraints(self) -> KMeansParams:
         """Real centroids."""
         return KMeansParams(constraints.Real(), constraints.Fixed())  # type: ignore[arg-type]
-
-    def step_cost(self, data: PyTree) -> int:
-        """N K D."""
-        return self.num_clusters * super().step_cost(data)
 
     @takes_rows
     def inertia(self, params: KMeansParams, data: PyTree, weights: Array | None = None) -> Array:
@@ -306,9 +281,28 @@ class KMeans(DiscreteLatent):
         """(N, K) distances to the centroids, from differences: exactly 0 from a point to itself."""
         return _distances(self, params, data)
 
-    def log_prob(self, params: KMeansParams, data: PyTree) -> Array:
-        """Raises TypeError: K-means has an objective but no density."""
-        raise TypeError("KMeans has no density: log_prob, bic, aic and icl do not apply; see GMM(K, 'spherical')")
+
+@dataclass
+class KMeansAt(DiscreteAt):
+    """K-means at centroids."""
+
+    def e_step(self, data: PyTree, weights: Array, rule: Rule) -> EStep:
+        """Labels, counts and sums, never an (N, K) array of responsibilities; soft rules use the general E-step."""
+        if not isinstance(rule, Hard):
+            return super().e_step(data, weights, rule)
+        model, params = self.model, self.params
+        origin, unit = model._frame(params)
+        centroids = (params.centroids - origin[None]) * unit
+        shown = (jnp.ones((), unit.dtype) if model.units is None else model.units.shown) / unit
+
+        def block(data: PyTree, w: Array) -> EStep:
+            rows = model._rows_about(origin, unit, data)
+            label, distance = _lloyd.nearest(centroids, rows.x, rows.square)
+            j = _lloyd.distortion(centroids, rows.x, w, label, distance, rows.square)
+            stats = KMeansStats(*_lloyd.cluster_sums(rows.x, w, label, model.num_clusters))
+            return EStep(stats, -0.5 * j * shown * shown)
+
+        return sum_rows(block, data, weights, model.rows_at_once(data))
 
 
 @jax.jit
@@ -325,7 +319,7 @@ def _labels(model: KMeans, params: KMeansParams, data: Array) -> Array:
     origin, unit = _lloyd.frame(params.centroids)  # of the params alone: a row's label does not depend on other rows
     centroids = (params.centroids - origin[None]) * unit
     nearest = lambda x: _lloyd.nearest(centroids, (x - origin[None]) * unit)[0]
-    return map_rows(nearest, data, model._rows(data))
+    return map_rows(nearest, data, model.rows_at_once(data))
 
 
 @jax.jit
@@ -335,7 +329,7 @@ def _distances(model: KMeans, params: KMeansParams, data: Array) -> Array:
         length = lambda c: jnp.sqrt(jnp.sum(((x - c[None]) * unit) ** 2, 1))
         return jax.vmap(length, out_axes=1)(params.centroids) / unit
 
-    return map_rows(block, data, model._rows(data))
+    return map_rows(block, data, model.rows_at_once(data))
 
 
 def _farthest(

@@ -1,7 +1,7 @@
 """Models whose latent variable is known, or restricted, for some rows."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,20 @@ from jaxem.core.arguments import expect, shown
 from jaxem.core.numerics import is_concrete, safe_divide
 from jaxem.core.pytree import dataclass
 from jaxem.core.tree import PyTree, sum_rows
-from jaxem.model import DiscreteLatent
-from jaxem.wrappers import Wrapper
+from jaxem.model import DiscreteAt, DiscreteLatent
+from jaxem.wrappers import InnerAt, Wrapper, unwrapped
+
+
+@dataclass
+class LabelledAt(InnerAt, DiscreteAt):
+    """A partly labelled model at params: `inner`, the model inside at its params, with some states ruled out."""
+
+    e_step = DiscreteAt.e_step
+
+    def explain(self, data: PyTree) -> tuple[Array, Any]:
+        """log_joint, -inf for states that are not allowed, and the function from resp to statistics."""
+        log_joint, collect = self.inner.explain(data[0])
+        return jnp.where(_allowed(data[1], log_joint.shape[1]), log_joint, -jnp.inf), collect
 
 
 @dataclass
@@ -22,17 +34,13 @@ class PartlyLabelled(Wrapper, DiscreteLatent):
 
     model: Any
 
-    def validate(self, data: PyTree, params: PyTree | None) -> None:
-        """What the model checks."""
-        self.model.validate(data[0], params)
+    row_keys: ClassVar[None] = None  # data are a pair
+    # What a wrapper would leave to the model inside, which takes rows without labels.
+    e_step, elbo_data, training_elbo = DiscreteLatent.e_step, DiscreteLatent.elbo_data, DiscreteLatent.training_elbo
 
-    def row_keys(self) -> tuple[str, ...] | None:
-        """None: data are a pair."""
-        return None
-
-    def check_rows(self, data: PyTree, params: PyTree | None = None) -> None:
+    def check(self, data: PyTree, params: PyTree | None = None) -> None:
         """Checks the pair, the labels or the mask, and the observations as the model does."""
-        if not isinstance(self.model, DiscreteLatent):
+        if not isinstance(unwrapped(self.model), DiscreteLatent):
             raise TypeError(f"partly_labelled: expected a model with a discrete latent; found {shown(self.model)}")
         if not isinstance(data, tuple) or len(data) != 2 or not hasattr(data[1], "ndim"):
             raise TypeError(f"data: expected a pair (observations, known); found a {type(data).__name__}")
@@ -41,10 +49,10 @@ class PartlyLabelled(Wrapper, DiscreteLatent):
             raise ValueError(f"data[1]: expected labels (N,) or a mask (N, K); found shape {known.shape}")
         if is_concrete(known):
             self._check_values(np.asarray(known))
-        self.model.check_rows(data[0], params)
+        self.model.check(data[0], params)
 
     def _check_values(self, known: np.ndarray) -> None:
-        num = getattr(self.model, "num_components", getattr(self.model, "num_clusters", None))
+        num = self.model.num_states
         if known.ndim == 1:
             top = np.inf if num is None else num - 1
             bad = known[(known != np.round(known)) | (known < -1) | (known > top)]
@@ -62,7 +70,7 @@ class PartlyLabelled(Wrapper, DiscreteLatent):
 
     def bind(self, data: PyTree, weights: Array) -> "PartlyLabelled":
         """Binds the model to the observations."""
-        return PartlyLabelled(self.model.bind(data[0], weights))
+        return dataclasses.replace(self, model=self.model.bind(data[0], weights))
 
     def inside(self, params: PyTree) -> tuple[Any, PyTree]:
         """The model inside, which takes rows without labels."""
@@ -73,36 +81,30 @@ class PartlyLabelled(Wrapper, DiscreteLatent):
         """The data as they are."""
         return data
 
-    def _rows(self, data: PyTree) -> int:
-        return self.model._rows(data[0])
+    def rows_at_once(self, data: PyTree) -> int:
+        """Rows of a block of the model inside."""
+        return self.model.rows_at_once(data[0])
 
-    def _allowed(self, known: Array, num: int) -> Array:
-        if known.ndim == 2:
-            return known > 0
-        return (known[:, None] < 0) | (known[:, None] == jnp.arange(num).astype(known.dtype)[None])
+    def at(self, params: PyTree) -> LabelledAt:
+        """The model at params."""
+        return LabelledAt(self, params, self.model.at(params))
 
     def log_joint(self, params: PyTree, data: PyTree) -> Array:
         """(N, K) the model's, with -inf for states that are not allowed."""
-        log_joint = self.model.log_joint(params, data[0])
-        return jnp.where(self._allowed(data[1], log_joint.shape[1]), log_joint, -jnp.inf)
+        return self.at(params).log_joint(data)
 
     def statistics(self, params: PyTree, data: PyTree, resp: Array) -> PyTree:
         """The model's statistics."""
         return self.model.statistics(params, data[0], resp)
-
-    def explain(self, params: PyTree, data: PyTree) -> tuple[Array, Any]:
-        """log_joint, and the function from resp to statistics, sharing the model's work."""
-        log_joint, collect = self.model.explain(params, data[0])
-        return jnp.where(self._allowed(data[1], log_joint.shape[1]), log_joint, -jnp.inf), collect
 
     def init(self, key: Array, data: PyTree, weights: Array) -> PyTree:
         """A start of the model, its components matched to the labels, and one M-step that respects them."""
         import optax  # here, because it takes as long to import as all of jaxem
 
         x, known = data
-        params = self.model.prepare(self.model.init(key, x, weights))
-        resp = jax.nn.softmax(self.model.log_joint(params, x), 1)
-        allowed = self._allowed(known, resp.shape[1])
+        here = self.model.at(self.model.init(key, x, weights))
+        resp = jax.nn.softmax(here.log_joint(x), 1)
+        allowed = _allowed(known, resp.shape[1])
         # What a row says about state k: nothing where all states are allowed.
         told = jnp.where(
             jnp.all(allowed, 1, keepdims=True),
@@ -115,12 +117,19 @@ class PartlyLabelled(Wrapper, DiscreteLatent):
         order = columns[jnp.argsort(rows)]
         resp = jnp.where(allowed, resp[:, order] + 1e-3, 0)
         resp = weights[:, None] * resp / jnp.sum(resp, 1, keepdims=True)
-        collect = lambda rows, w: self.model.statistics(params, rows[0], jnp.where((w > 0)[:, None], rows[1], 0))
-        return self.model.m_step(params, sum_rows(collect, (x, resp), weights, self._rows(data)))
+        collect = lambda rows, w: here.statistics(rows[0], jnp.where((w > 0)[:, None], rows[1], 0))
+        return here.m_step(sum_rows(collect, (x, resp), weights, self.rows_at_once(data)))
 
-    def canonical(self, params: PyTree) -> PyTree:
-        """Components as they are: the labels name them."""
-        return self.model.adopt(params)
+    def canonical(self, params: PyTree, reorder: bool = True) -> PyTree:
+        """Components in the order that they have: the labels name them."""
+        return self.model.canonical(params, reorder=False)
+
+
+def _allowed(known: Array, num: int) -> Array:
+    """(N, K) which states labels or a mask allow."""
+    if known.ndim == 2:
+        return known > 0
+    return (known[:, None] < 0) | (known[:, None] == jnp.arange(num).astype(known.dtype)[None])
 
 
 def partly_labelled(model: DiscreteLatent) -> PartlyLabelled:
@@ -156,5 +165,5 @@ def partly_labelled(model: DiscreteLatent) -> PartlyLabelled:
     References:
       McLachlan and Peel (2000), Finite Mixture Models, chapter 2.
     """
-    expect("model", model, DiscreteLatent, "a model with a discrete latent, as jaxem.GMM(3)")
-    return PartlyLabelled(model)
+    expect("model", unwrapped(model), DiscreteLatent, "a model with a discrete latent, as jaxem.GMM(3)")
+    return PartlyLabelled(model)  # type: ignore[abstract]

@@ -1,7 +1,7 @@
 """Mean-field variational models by autodiff: the user writes two expectations and never an update."""
 
 from abc import abstractmethod
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from jax import Array
 
 from jaxem.core.numerics import weigh
 from jaxem.core.rows import takes_rows
-from jaxem.core.tree import BLOCK_ROWS, PyTree, float_dtype, num_rows, sum_rows
+from jaxem.core.tree import BLOCK_ROWS, PyTree, float_dtype, num_rows, ones_for, sum_rows
 from jaxem.expfam import ExponentialFamily
 from jaxem.model import EStep, LatentModel
 from jaxem.models import probe as _probe
@@ -108,10 +108,7 @@ class MeanField(LatentModel):
     def expected_log_prior(self, means: dict[str, Any]) -> Array:
         """E_q[log p(globals)], a scalar."""
 
-    @property
-    def sequential(self) -> bool:
-        """True: factors are updated in turn."""
-        return True
+    climbed_by: ClassVar[str] = "coordinates"
 
     def _named(self, local: bool) -> dict[str, Factor]:
         return {name: factor for name, factor in self.factors().items() if factor.local == local}
@@ -151,7 +148,7 @@ class MeanField(LatentModel):
             total, gradient = jax.value_and_grad(self._value)(means, x, w)
             return EStep(gradient, total)
 
-        weights = jnp.ones(num_rows(data), float_dtype(data)) if weights is None else weights
+        weights = ones_for(data) if weights is None else weights
         return sum_rows(block, data, weights, BLOCK_ROWS)
 
     def _value(self, means: dict[str, Any], x: PyTree, w: Array) -> Array:
@@ -168,7 +165,7 @@ class MeanField(LatentModel):
     @takes_rows
     def elbo_data(self, params: PyTree, data: PyTree, weights: Array | None = None, key: Array | None = None) -> Array:
         """ELBO.data with local factors solved, nats; differentiable in params."""
-        weights = jnp.ones(num_rows(data), float_dtype(data)) if weights is None else weights
+        weights = ones_for(data) if weights is None else weights
         means = self.means(params)
         return sum_rows(lambda x, w: self._value(means, x, w), data, weights, BLOCK_ROWS)
 
@@ -185,7 +182,7 @@ class MeanField(LatentModel):
             total = total + jnp.sum(factor.family.entropy(params[name]))
         return total
 
-    def validate(self, data: PyTree, params: PyTree | None) -> None:
+    def check(self, data: PyTree, params: PyTree | None = None) -> None:
         """Refuses models whose coordinate updates are no gradients, by probing on the first rows; see the class."""
         _probe.check(self, data, params)
 

@@ -1,7 +1,6 @@
 """Finite mixtures of any observation family, and the Gaussian mixture under the name people look for."""
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -10,24 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxem.core import constraints
 from jaxem.core.arguments import (
     as_key,
-    check_choice,
     check_integer,
     check_number,
-    check_whole,
-    expect,
     shown,
 )
-from jaxem.core.checks import check_strength
-from jaxem.core.foreign import named, named_fields
-from jaxem.core.numerics import is_concrete, namespace, safe_divide, safe_log
+from jaxem.core.foreign import constructor, named_fields
+from jaxem.core.numerics import is_concrete, namespace, safe_log
 from jaxem.core.pytree import dataclass, static
-from jaxem.core.tree import BLOCK_ROWS, PyTree
+from jaxem.core.tree import PyTree
 from jaxem.families import Family, Gaussian
-from jaxem.model import DiscreteLatent, Health
-from jaxem.structures import seeding as _seeding
+from jaxem.structures.mixing import Proportions
+from jaxem.structures.structured import Structured
 
 
 @dataclass
@@ -43,17 +37,9 @@ class MixtureParams:
     components: Any
 
 
-@dataclass
-class MixtureStats:
-    """Counts (K,) and the family's statistics."""
-
-    count: Array
-    components: PyTree
-
-
 @named_fields
 @dataclass
-class Mixture(DiscreteLatent):
+class Mixture(Structured):
     """Mixture of K components of one family.
 
         z_n ~ Categorical(mixing),   x_n | z_n = k ~ family(components_k)
@@ -89,7 +75,6 @@ class Mixture(DiscreteLatent):
     num_active: int | Array | None = None
     total_weight: Array | None = dataclasses.field(default=None, repr=False)
 
-    block_rows: ClassVar[int | None] = BLOCK_ROWS
     params_type: ClassVar[type] = MixtureParams
 
     def __repr__(self) -> str:
@@ -98,20 +83,19 @@ class Mixture(DiscreteLatent):
         return f"Mixture({self.family!r}, {self.num_components}{used})"
 
     @property
-    def closed_form(self) -> bool:
-        """Whether the family has an m_step."""
-        return self.family.closed_form
+    def law(self) -> Proportions:
+        """A point on the simplex."""
+        return Proportions(self.mixing_pseudo_counts, self.num_active)
 
-    def validate(self, data: PyTree, params: MixtureParams | None) -> None:
-        """Checks K, the start's name, the family's own rules, and that mixing is a distribution."""
-        num = self.num_components
-        check_components(num, self.init_method, self.init_size)
-        self.family.validate(data)
-        check_strength("mixing_pseudo_counts", self.mixing_pseudo_counts)
-        if self.num_active is not None:
-            check_whole("num_active", self.num_active, 1, num)
-        if params is not None:
-            _check_mixing("params.mixing", params.mixing)
+    @property
+    def components(self) -> Family:
+        """Points: the family itself."""
+        return self.family
+
+    @property
+    def active(self) -> Array | None:
+        """(K,) which components are used; None for all."""
+        return None if self.num_active is None else self.law.active(self.num_components)
 
     @property
     def least_rows(self) -> tuple[str, int]:
@@ -119,119 +103,25 @@ class Mixture(DiscreteLatent):
         known = self.num_active is not None and is_concrete(self.num_active)
         return "num_components", int(self.num_active) if known else self.num_components  # type: ignore[arg-type]
 
-    def check_rows(self, data: PyTree, params: MixtureParams | None = None) -> None:
-        """The family's checks, and that params are of K components."""
-        check_family(self.family)
-        if params is not None and params.mixing.shape[-1] != self.num_components:
-            raise ValueError(
-                f"params: expected those of {self.num_components} components; found {params.mixing.shape[-1]}"
-            )
-        self.family.check_rows(data, None if params is None else params.components)
-
-    def row_keys(self) -> tuple[str, ...] | None:
-        """The family's."""
-        return self.family.row_keys() if isinstance(self.family, Family) else None
+    def check_components(self, data: PyTree, params: MixtureParams | None) -> None:
+        """The family's checks, and that params are of K components whose proportions sum to 1."""
+        if params is not None:
+            if params.mixing.shape[-1] != self.num_components:
+                found = params.mixing.shape[-1]
+                raise ValueError(f"params: expected those of {self.num_components} components; found {found}")
+            if not is_concrete(params.mixing) or np.isfinite(params.mixing).all():  # what a failed fit ended with
+                _check_mixing("params.mixing", params.mixing)
+        super().check_components(data, params)
 
     def bind(self, data: PyTree, weights: Array) -> "Mixture":
         """Binds the family to the data and keeps the sum of the weights."""
         return dataclasses.replace(self, family=self.family.bind(data, weights), total_weight=jnp.sum(weights))
-
-    def _active(self) -> Array:
-        """(K,) which components are used."""
-        index = jnp.arange(self.num_components)
-        used = self.num_components if self.num_active is None else self.num_active
-        return index < jnp.asarray(used).astype(index.dtype)  # `fit` casts every number of a model to floats
-
-    def init(self, key: Array, data: PyTree, weights: Array) -> MixtureParams:
-        """Params of a random partition; the model must be bound."""
-        active = None if self.num_active is None else self._active()
-        data, weights, resp = start(self, key, data, weights, active)
-        mixing = self._proportions(jnp.sum(resp, 0))
-        return MixtureParams(mixing, self.family.from_partition(data, weights, resp))
-
-    def _proportions(self, count: Array) -> Array:
-        """(K,) counts, with the prior's, over their sum."""
-        pseudo = jnp.asarray(self.mixing_pseudo_counts, count.dtype)
-        count = count + jnp.where(self._active(), pseudo, 0)
-        return count / jnp.sum(count)
-
-    def log_joint(self, params: MixtureParams, data: PyTree) -> Array:
-        """(N, K) log mixing_k + log p(x_n | theta_k), nats; -inf for a component of proportion 0."""
-        return safe_log(params.mixing)[None] + self.family.at(params.components).log_prob(data)
-
-    def statistics(self, params: MixtureParams, data: PyTree, resp: Array) -> MixtureStats:
-        """Counts and the family's statistics."""
-        return MixtureStats(jnp.sum(resp, 0), self.family.at(params.components).statistics(data, resp))
-
-    def explain(self, params: MixtureParams, data: PyTree) -> tuple[Array, Callable[[Array], MixtureStats]]:
-        """log_joint, and the function from resp to statistics, sharing the family's work."""
-        log_prob, collect = self.family.at(params.components).explain(data)
-        log_joint = safe_log(params.mixing)[None] + log_prob
-        return log_joint, lambda resp: MixtureStats(jnp.sum(resp, 0), collect(resp))
-
-    def prepare(self, params: MixtureParams) -> MixtureParams:
-        """The same mixing with the family at its params."""
-        return dataclasses.replace(params, components=self.family.at(params.components))
-
-    def m_step(self, params: MixtureParams, stats: MixtureStats) -> MixtureParams:
-        """Mixing = counts (with the prior's) / total, and the family's M-step."""
-        mixing = self._proportions(stats.count)
-        return MixtureParams(mixing, self.family.at(params.components).m_step(stats.components))
-
-    def elbo_params(self, params: MixtureParams) -> Array:
-        """The family's penalty or log prior and that of the proportions, nats."""
-        pseudo = jnp.asarray(self.mixing_pseudo_counts, params.mixing.dtype)
-        counted = self._active() & (pseudo > 0)  # 0 log 0 is 0
-        log_prior = jnp.sum(jnp.where(counted, pseudo * safe_log(params.mixing), 0))
-        return log_prior + self.family.at(params.components).elbo_params()
-
-    def rebase(self, stats: MixtureStats, old: MixtureParams, new: MixtureParams) -> MixtureStats:
-        """The family's statistics as if taken at the new components."""
-        there = self.family.at(new.components)
-        return MixtureStats(stats.count, self.family.at(old.components).rebase(stats.components, there))
-
-    def canonical(self, params: MixtureParams) -> MixtureParams:
-        """Components by mixing, largest first; in the order of their priors where the family gives each its own."""
-        params = self.adopt(params)
-        if not self.family.exchangeable:
-            return params
-        index = namespace(params).argsort(-params.mixing, stable=True)
-        return MixtureParams(params.mixing[index], self.family.order(params.components, index))
-
-    def health(self, params: MixtureParams) -> Health:
-        """Largest influence of the penalty on a component, and the smallest expected count."""
-        total = jnp.ones((), params.mixing.dtype) if self.total_weight is None else self.total_weight
-        count = params.mixing * total
-        influence = jnp.max(self.family.at(params.components).influence(count))
-        smallest = jnp.min(count if self.num_active is None else jnp.where(self._active(), count, total))
-        return Health(influence, smallest, jnp.zeros((), jnp.int32))
-
-    def notes(self) -> list[str]:
-        """The family's notes."""
-        return self.family.notes()
-
-    def diagnose(self, params: MixtureParams) -> list[str]:
-        """The family's reasons why components are spikes."""
-        total = 1.0 if self.total_weight is None else self.total_weight
-        return self.family.diagnose(params.components, params.mixing * total)
-
-    def adopt(self, params: MixtureParams) -> MixtureParams:
-        """The family's: columns that depend on others in the data do so in the params."""
-        return dataclasses.replace(params, components=self.family.adopt(params.components))
 
     def coincident(self, params: MixtureParams) -> Array:
         """Whether two components of positive proportion are equal."""
         xp, alive = namespace(params), params.mixing > 0
         same = self.family.coincident(params.components) & ~xp.eye(self.num_components, dtype=bool)
         return xp.any(same & alive[:, None] & alive[None, :])
-
-    def constraints(self) -> MixtureParams:
-        """A simplex and the family's constraints."""
-        return MixtureParams(constraints.Simplex(), self.family.constraints())  # type: ignore[arg-type]
-
-    def step_cost(self, data: PyTree) -> int:
-        """N K D, as a rough size."""
-        return self.num_components * super().step_cost(data)
 
     def num_parameters(self, params: MixtureParams) -> int:
         """Free parameters: K - 1 proportions and the family's, of the components in use; traced where they are."""
@@ -298,46 +188,6 @@ def _sample(model: Mixture, params: MixtureParams, key: Array, num: int) -> tupl
     return model.family.sample(data_key, params.components, component), component
 
 
-def check_family(family: Any) -> None:
-    """Raises TypeError for what is no family of observations."""
-    expect("family", family, Family, "one of jaxem.families, as jaxem.families.Gaussian()")
-
-
-def start(
-    model: Any, key: Array, data: PyTree, weights: Array, active: Array | None = None
-) -> tuple[PyTree, Array, Array]:
-    """The partition that a mixture starts from.
-
-    Args:
-      model: has family (bound), num_components, init_method and init_size.
-      key: random key.
-      data: all rows.
-      weights: (N,).
-      active: (K,) which components are used; None for all.
-
-    Returns:
-      At most `init_size` rows, their weights, and (n, K) responsibilities times weights.
-    """
-    data, weights, key = _seeding.subsample(key, data, weights, model.init_size)
-    resp = model.family.init_resp(key, data, weights, model.num_components, model.init_method)
-    if resp is None:
-        features = model.family.features(data)
-        resp = _seeding.partition(key, features, weights, model.num_components, model.init_method, active)
-    elif active is not None:
-        resp = jnp.where(active[None], resp, 0)
-        resp = safe_divide(resp, jnp.sum(resp, 1, keepdims=True))
-    return data, weights, resp * weights[:, None]
-
-
-def check_components(num: Any, init_method: str, init_size: int) -> None:
-    """Raises unless K is an integer >= 1, the start has a known name, and it may look at K rows."""
-    check_integer("num_components", num, 1)
-    check_choice("init_method", init_method, _seeding.PARTITIONS)
-    check_integer("init_size", init_size, 1)
-    if init_size < num:
-        raise ValueError(f"init_size: expected at least num_components = {num} rows; found {init_size}")
-
-
 def _check_mixing(name: str, mixing: Any) -> None:
     """Raises unless proportions (..., K) that can be looked at are non-negative and sum to 1."""
     if is_concrete(mixing):
@@ -347,20 +197,8 @@ def _check_mixing(name: str, mixing: Any) -> None:
             raise ValueError(f"{name}: expected proportions that sum to 1; found {shown(values)}")
 
 
-@named
-def GMM(  # noqa: N802 - it reads as a model's name
-    num_components: int,
-    covariance: str = "full",
-    *,
-    init_method: str = "kmeans",
-    pseudo_observations: float | Array = 1e-6,
-    mean_pseudo_observations: float | Array | None = None,
-    pseudo_mean: Array | None = None,
-    pseudo_covariance: Array | None = None,
-    init_size: int = 10_000,
-    mixing_pseudo_counts: float | Array = 0.0,
-    num_active: int | None = None,
-) -> Mixture:
+@dataclass
+class GMM(Mixture):
     """Gaussian mixture: `Mixture(Gaussian(covariance), num_components)`.
 
         p(x) = sum_k mixing_k N(x; mean_k, Sigma_k)
@@ -378,8 +216,7 @@ def GMM(  # noqa: N802 - it reads as a model's name
       mixing_pseudo_counts: strength of a Dirichlet prior on the proportions; see `Mixture`.
       num_active: use only this many of the components, at no new compilation; for choosing K. See `Mixture`.
 
-    Returns:
-      The model. Names and numbers are checked by `fit`, before anything is compiled.
+    Names and numbers are checked by `fit`, before anything is compiled.
 
     Examples:
       >>> import jax, jaxem
@@ -390,12 +227,28 @@ def GMM(  # noqa: N802 - it reads as a model's name
       >>> fit.model.posterior(fit.params, x).shape
       (200, 2)
     """
-    family = Gaussian(covariance, pseudo_observations, mean_pseudo_observations, pseudo_mean, pseudo_covariance)
-    return Mixture(
-        family,
-        num_components,
-        init_method=init_method,
-        init_size=init_size,
-        mixing_pseudo_counts=mixing_pseudo_counts,
-        num_active=num_active,
-    )
+
+    @constructor
+    def __init__(
+        self,
+        num_components: int,
+        covariance: str = "full",
+        *,
+        init_method: str = "kmeans",
+        pseudo_observations: float | Array = 1e-6,
+        mean_pseudo_observations: float | Array | None = None,
+        pseudo_mean: Array | None = None,
+        pseudo_covariance: Array | None = None,
+        init_size: int = 10_000,
+        mixing_pseudo_counts: float | Array = 0.0,
+        num_active: int | None = None,
+    ) -> None:
+        family = Gaussian(covariance, pseudo_observations, mean_pseudo_observations, pseudo_mean, pseudo_covariance)
+        super().__init__(
+            family,
+            num_components,
+            init_method=init_method,
+            init_size=init_size,
+            mixing_pseudo_counts=mixing_pseudo_counts,
+            num_active=num_active,
+        )

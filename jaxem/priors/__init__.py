@@ -1,7 +1,7 @@
 """Conjugate priors of the observation families, and the posteriors that variational Bayes makes of them."""
 
 from jaxem.priors.gaussian import GaussianPosterior, GaussianPrior
-from jaxem.priors.prior import Prior, default_prior
+from jaxem.priors.prior import PosteriorAt, Prior, adopt, default_prior, order
 from jaxem.priors.probability import DirichletPosterior, DirichletPrior
 from jaxem.priors.rate import GammaPosterior, GammaPrior
 
@@ -12,6 +12,9 @@ __all__ = [
     "GammaPrior",
     "GaussianPosterior",
     "GaussianPrior",
+    "PosteriorAt",
     "Prior",
+    "adopt",
     "default_prior",
+    "order",
 ]

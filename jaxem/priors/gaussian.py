@@ -15,7 +15,7 @@ from jaxem.core.pytree import dataclass
 from jaxem.families import Gaussian, GaussianParams
 from jaxem.families.covariance import Tied
 from jaxem.families.gaussian_kernel import GaussianAt, PooledStats
-from jaxem.priors.prior import Prior
+from jaxem.priors.prior import PosteriorAt, Prior
 
 
 @dataclass
@@ -46,6 +46,69 @@ class GaussianPosterior:
     def inverse_scale(self) -> Array:
         """(K, D, D) C, the inverse scale matrices, whatever the shape they are stored in; in squared units."""
         return jnp.broadcast_to(self.dof, self.strength.shape)[:, None, None] * self.plug.covariance
+
+
+@dataclass
+class GaussianPosteriorAt(PosteriorAt):
+    """Normal-Wishart posteriors beside the Gaussians at their plug-in params."""
+
+    def _law(self, factor: Any, dof: Array) -> tuple[Array, Array]:
+        """Log-normaliser and E log |precision| of precisions, for the factor of C / dof."""
+        dim, rank = self.plug.num_columns, self.plug.scale.rank
+        log_c = 2 * factor.log_det(dim) + rank * jnp.log(dof)  # log |C| = log |C / dof| + D log dof
+        return factor.precision.log_normaliser(dof, log_c, dim, rank)
+
+    def kl(self) -> Array:
+        """That of the precisions, one if tied, and the expected one of the means given them."""
+        here, prior, strength, dof = self.plug, self.prior, self.posterior.strength, self.posterior.dof
+        dim, rank, root = here.num_columns, here.scale.rank, prior._root(here.family)
+        log_c = 2 * root.log_det(dim).reshape(())
+        own, expected = self._law(here.factor, dof)
+        start, _ = root.precision.log_normaliser(prior.dof, log_c, dim, rank)
+        trace = here.inverse.compose(root).trace(dim)
+        precision = 0.5 * (trace - dof * rank + (dof - prior.dof) * expected) - own + start
+        ratio = prior.strength / strength
+        distance = jnp.sum(here.inverse.apply(prior.mean[None] - here.params.mean) ** 2, 1)
+        mean = 0.5 * (rank * (ratio - 1 - jnp.log(ratio)) + prior.strength * distance)
+        return jnp.sum(precision) + jnp.sum(mean)
+
+    def log_predictive(self, x: Array) -> Array:
+        """Student-t densities."""
+        here, strength = self.plug, self.posterior.strength
+        dof = jnp.broadcast_to(self.posterior.dof, strength.shape)
+        log_det = jnp.broadcast_to(here.factor.log_det(here.num_columns), strength.shape)
+        law, widen = here.factor.precision, (strength + 1) / strength
+        return (law.log_predictive(here.residuals(x), dof, widen, here.scale.rank) - log_det[:, None]).T
+
+    def draw(self, key: Array) -> tuple[GaussianParams, Array, Array]:
+        """Means and covariances."""
+        family, plug, strength = self.family, self.plug.params, self.posterior.strength
+        num, dim = plug.mean.shape
+        gamma_key, mean_key = jax.random.split(key)
+        dof = jnp.broadcast_to(self.posterior.dof, (num,))
+        factor = self.plug.factor
+        factor = family.follow(factor.precision.draw(gamma_key, factor, dof, dim, self.plug.scale.dependent))
+        noise = factor.apply(jax.random.normal(mean_key, plug.mean.shape, plug.mean.dtype))
+        params = GaussianParams(plug.mean + noise / jnp.sqrt(strength)[:, None], factor.scale, family.covariance)
+        there = family.at(params)
+        return params, self._log_prob(self.posterior, there), self._log_prob(self.prior._copies(family, num), there)
+
+    def _log_prob(self, posterior: GaussianPosterior, there: GaussianAt) -> Array:
+        """(K,) log density of means and precisions: matrices, or one number for each column (diag) or all (spherical).
+
+        A tied precision is one variable, of which each component has a K-th. In coordinates whitened by the params.
+        """
+        plug, strength, dof = posterior.plug, posterior.strength, posterior.dof
+        (num, dim), rank = plug.mean.shape, there.scale.rank
+        log_precision = -2 * there.factor.log_det(dim)  # log |precision|
+        normaliser, _ = self._law(plug.factor, dof)
+        trace = there.inverse.compose(plug.factor).trace(dim)
+        precision = there.factor.precision.power(dof, dim, rank) * log_precision - 0.5 * dof * trace - normaliser
+        if there.factor.shared:
+            precision = precision / num
+        distance = jnp.sum(there.inverse.apply(there.params.mean - plug.mean) ** 2, 1)
+        mean = rank * jnp.log(strength / (2 * jnp.pi)) + log_precision - strength * distance
+        return precision + 0.5 * mean
 
 
 @dataclass
@@ -89,13 +152,11 @@ class GaussianPrior(Prior):
     inverse_scale: Any = None
     factor: Any = dataclasses.field(default=None, repr=False)
 
-    @property
-    def families(self) -> tuple[type, ...]:
-        """Gaussian."""
-        return (Gaussian,)
+    families = (Gaussian,)
 
-    def validate(self, family: Any, x: Any) -> None:
-        """Checks that every setting has its shape and that the prior is proper."""
+    def check(self, family: Any, x: Any) -> None:
+        """As `Prior`: every setting has its shape, and the prior is proper."""
+        super().check(family, x)
         dim, shape = x.shape[1], family._shape
         low = shape.precision.least_dof(dim)
         if self.strength is not None:
@@ -154,12 +215,7 @@ class GaussianPrior(Prior):
             return shape.of(self.inverse_scale[None])
         return shape.start(1, scale.penalty.std, scale.span)  # type: ignore[union-attr]
 
-    def setting(self, family: Gaussian, name: str) -> Any:
-        """The value of a setting of a bound prior."""
-        value = getattr(self, name)
-        return self._root(family).scale[0] ** 2 if name == "inverse_scale" and value is None else value
-
-    def posterior(self, family: Gaussian, num_components: int) -> GaussianPosterior:
+    def _copies(self, family: Gaussian, num_components: int) -> GaussianPosterior:
         """K copies of the prior."""
         num, root = num_components, jax.tree.map(lambda leaf: leaf / jnp.sqrt(self.dof), self._root(family))
         if not root.shared:
@@ -175,97 +231,28 @@ class GaussianPrior(Prior):
         scatter = here.inverse.compose(self._root(here.family)).gram()
         return dataclasses.replace(seen, sum_yy=seen.sum_yy + scatter, dof=self.dof)
 
-    def update(self, family: Gaussian, plug: Any, stats: Any) -> GaussianPosterior:
+    def posterior(self, here: GaussianAt, stats: Any) -> GaussianPosterior:
         """The prior's pseudo-observations added to the whitened statistics; see the class."""
-        here = family.at(plug)
         pooled = here.pool(stats, self.pseudo_statistics(here))
         return GaussianPosterior(here.solve(pooled), pooled.count, pooled.dof)
 
-    def prepare(self, family: Gaussian, posterior: GaussianPosterior) -> GaussianPosterior:
-        """The family at the plug-in Gaussians."""
-        return dataclasses.replace(posterior, plug=family.at(posterior.plug))
+    def at(self, family: Gaussian, posterior: GaussianPosterior | None = None) -> "GaussianPosteriorAt":
+        """With the plug-in Gaussians, and (E log |precision| - log |E precision| - D / strength) / 2."""
+        q = self._copies(family, 1) if posterior is None else posterior
+        dim, rank = q.plug.mean.shape[1], family.scale.rank  # type: ignore[union-attr]
+        _, expected = family._shape.precision.log_normaliser(q.dof, jnp.zeros_like(q.dof), dim, rank)
+        gap = expected - rank * jnp.log(q.dof)  # log |C| cancels
+        offset = 0.5 * (jnp.broadcast_to(gap, q.strength.shape) - rank / q.strength)
+        return GaussianPosteriorAt(self, q, family.at(q.plug), offset)
 
-    def adopt(self, family: Gaussian, posterior: GaussianPosterior) -> GaussianPosterior:
-        """Dependent columns follow the others."""
-        return dataclasses.replace(posterior, plug=family.adopt(posterior.plug))
-
-    def _law_of(self, family: Gaussian, factor: Any, dim: int, dof: Array) -> tuple[Array, Array]:
-        """The same for the factor of C / dof: log |C| = log |C / dof| + D log dof."""
-        rank = family.scale.rank  # type: ignore[union-attr]
-        log_c = 2 * factor.log_det(dim) + rank * jnp.log(dof)
-        return factor.precision.log_normaliser(dof, log_c, dim, rank)
-
-    def plug_in(self, family: Gaussian, posterior: GaussianPosterior) -> tuple[Any, Array]:
-        """The plug-in Gaussians, and (E log |precision| - log |E precision| - D / strength) / 2."""
-        plug, dof, rank = posterior.plug, posterior.dof, family.scale.rank  # type: ignore[union-attr]
-        zero = jnp.zeros_like(dof)
-        _, expected = family._shape.precision.log_normaliser(dof, zero, self.mean.shape[0], rank)
-        gap = expected - rank * jnp.log(dof)  # log |C| cancels
-        return plug, 0.5 * (jnp.broadcast_to(gap, posterior.strength.shape) - rank / posterior.strength)
-
-    def kl(self, family: Gaussian, posterior: GaussianPosterior) -> Array:
-        """That of the precisions, one if tied, and the expected one of the means given them."""
-        here, strength, dof = family.at(posterior.plug), posterior.strength, posterior.dof
-        dim, rank = here.num_columns, here.scale.rank
-        root = self._root(family)
-        own, expected = self._law_of(family, here.factor, dim, dof)
-        log_c = 2 * root.log_det(dim).reshape(())
-        prior, _ = root.precision.log_normaliser(self.dof, log_c, dim, rank)
-        trace = here.inverse.compose(root).trace(dim)
-        precision = 0.5 * (trace - dof * rank + (dof - self.dof) * expected) - own + prior
-        ratio = self.strength / strength
-        distance = jnp.sum(here.inverse.apply(self.mean[None] - here.params.mean) ** 2, 1)
-        mean = 0.5 * (rank * (ratio - 1 - jnp.log(ratio)) + self.strength * distance)
-        return jnp.sum(precision) + jnp.sum(mean)
-
-    def log_predictive(self, family: Gaussian, posterior: GaussianPosterior, x: Array) -> Array:
-        """Student-t densities."""
-        here, strength = family.at(posterior.plug), posterior.strength
-        dof = jnp.broadcast_to(posterior.dof, strength.shape)
-        log_det = jnp.broadcast_to(here.factor.log_det(here.num_columns), strength.shape)
-        law, widen = here.factor.precision, (strength + 1) / strength
-        return (law.log_predictive(here.residuals(x), dof, widen, here.scale.rank) - log_det[:, None]).T
-
-    def draw(self, key: Array, family: Gaussian, posterior: GaussianPosterior) -> GaussianParams:
-        """Means and covariances."""
-        plug, strength = family.at(posterior.plug).params, posterior.strength
-        num, dim = plug.mean.shape
-        gamma_key, mean_key = jax.random.split(key)
-        dof = jnp.broadcast_to(posterior.dof, (num,))
-        dependent = family.scale.dependent  # type: ignore[union-attr]
-        factor = plug.factor.precision.draw(gamma_key, plug.factor, dof, dim, dependent)
-        factor = family.follow(factor)
-        noise = factor.apply(jax.random.normal(mean_key, plug.mean.shape, plug.mean.dtype))
-        mean = plug.mean + noise / jnp.sqrt(strength)[:, None]
-        return GaussianParams(mean, factor.scale, family.covariance)
-
-    def log_prob(self, family: Gaussian, posterior: GaussianPosterior, params: GaussianParams) -> Array:
-        """(K,) log density of means and precisions: matrices, or one number for each column (diag) or all (spherical).
-
-        A tied precision is one variable, of which each component has a K-th. In coordinates whitened by `params`.
-        """
-        plug, there, strength = family.at(posterior.plug).params, family.at(params), posterior.strength
-        (num, dim), rank, dof = plug.mean.shape, there.scale.rank, posterior.dof
-        log_precision = -2 * there.factor.log_det(dim)  # log |precision|
-        normaliser, _ = self._law_of(family, plug.factor, dim, dof)
-        trace = there.inverse.compose(plug.factor).trace(dim)
-        precision = there.factor.precision.power(dof, dim, rank) * log_precision - 0.5 * dof * trace - normaliser
-        if there.factor.shared:
-            precision = precision / num
-        distance = jnp.sum(there.inverse.apply(there.params.mean - plug.mean) ** 2, 1)
-        mean = rank * jnp.log(strength / (2 * jnp.pi)) + log_precision - strength * distance
-        return precision + 0.5 * mean
-
-    def order(self, family: Gaussian, posterior: GaussianPosterior, index: Array) -> GaussianPosterior:
-        """Components in another order; what is tied stays."""
-        dof = posterior.dof if family._shape.shared else posterior.dof[index]
-        return GaussianPosterior(family.order(posterior.plug, index), posterior.strength[index], dof)
-
-    def hyperparameters(self, family: Gaussian) -> dict[str, Any]:
+    def hyperparameters(self, family: Gaussian) -> dict[str, tuple[Any, Any]]:
         """Strength and mean; of diag and spherical covariances dof and inverse_scale as well."""
-        found: dict[str, Any] = {"strength": constraints.Positive(), "mean": constraints.Real()}
+        positive = constraints.Positive()
+        found = {"strength": (positive, self.strength), "mean": (constraints.Real(), self.mean)}
         if not family._shape.correlated:
-            found |= {"dof": constraints.Positive(), "inverse_scale": constraints.Positive()}
+            own = self.inverse_scale is None and family.scale is not None
+            scale = self._root(family).scale[0] ** 2 if own else self.inverse_scale
+            found |= {"dof": (positive, self.dof), "inverse_scale": (positive, scale)}
         return found
 
     def constraints(self, family: Gaussian) -> GaussianPosterior:

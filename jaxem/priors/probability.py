@@ -2,18 +2,15 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
-from jax.scipy.special import digamma, gammaln
 
-from jaxem.core import constraints
 from jaxem.core.checks import check_array
 from jaxem.core.pytree import dataclass
+from jaxem.expfam import formulas
 from jaxem.families import Bernoulli, BernoulliParams, Categorical, CategoricalParams
-from jaxem.families.mean import product_log
-from jaxem.priors.prior import Prior
+from jaxem.families.mean import MeanStats, product_log
+from jaxem.priors.prior import PosteriorAt, Prior
 
 
 @dataclass
@@ -28,33 +25,81 @@ class DirichletPosterior:
     concentration: Array
 
 
-def _levels(family: Any, num_columns: int) -> tuple[int, ...]:
-    """L_d, the number of levels of each item."""
-    return (2,) * num_columns if isinstance(family, Bernoulli) else tuple(family.num_levels)
+class _Binary:
+    """Binary items as items of the levels 0 and 1."""
+
+    def __init__(self, family: Bernoulli, num_columns: int):
+        self.levels = (2,) * num_columns
+
+    def counts(self, stats: MeanStats) -> Array:
+        """(K, F) how often each level was seen."""
+        zeros = jnp.maximum(stats.count[:, None] - stats.total, 0)
+        return self.table(zeros, stats.total)
+
+    def table(self, zeros: Array, ones: Array) -> Array:
+        """(n, F) of what belongs to 0 and to 1, (n, D) each."""
+        return jnp.stack([zeros, ones], 2).reshape(zeros.shape[0], -1)
+
+    def indicators(self, x: Array) -> Array:
+        """(N, F) which level each item has."""
+        return self.table(1 - x, x)
+
+    def params(self, probs: Array) -> BernoulliParams:
+        """The family's params of (K, F) probabilities."""
+        return BernoulliParams(probs[:, 1::2])
 
 
-class _Items:
-    """Sums over the levels of each item, for arrays (..., F)."""
+class _Levels:
+    """Categorical items."""
 
-    def __init__(self, levels: tuple[int, ...]):
-        self.item = np.repeat(np.arange(len(levels)), levels)
-        self.num = len(levels)
+    def __init__(self, family: Categorical, num_columns: int):
+        self.family, self.levels = family, tuple(family.num_levels)
 
-    def _by_item(self, reduce: Any, values: Array) -> Array:
-        return reduce(values.T, self.item, self.num, indices_are_sorted=True).T
+    def counts(self, stats: MeanStats) -> Array:
+        """(K, F) how often each level was seen."""
+        return stats.total
 
-    def total(self, values: Array) -> Array:
-        """(..., D) sums."""
-        return self._by_item(jax.ops.segment_sum, values)
+    def indicators(self, x: Array) -> Array:
+        """(N, F) which level each item has."""
+        return self.family._transform(x)
 
-    def spread(self, values: Array) -> Array:
-        """(..., F) the item's value at each of its levels."""
-        return values[..., self.item]
+    def params(self, probs: Array) -> CategoricalParams:
+        """The family's params of (K, F) probabilities."""
+        return CategoricalParams(self.family._split(probs))
 
-    def log_total(self, logs: Array) -> Array:
-        """(..., D) logarithms of sums of exponentials."""
-        top = self._by_item(jax.ops.segment_max, logs)
-        return top + jnp.log(self.total(jnp.exp(logs - self.spread(top))))
+
+def _items(family: Any, num_columns: int) -> Any:
+    return (_Binary if isinstance(family, Bernoulli) else _Levels)(family, num_columns)
+
+
+@dataclass
+class _ItemsAt(PosteriorAt):
+    """Posteriors of the probabilities of items."""
+
+    @property
+    def _items(self) -> Any:
+        return self.prior._items(self.family)
+
+    @property
+    def _groups(self) -> formulas.Items:
+        return formulas.Items(self._items.levels)
+
+    def kl(self) -> Array:
+        """That of K D pairs of Dirichlet distributions."""
+        a, prior = self.posterior.concentration, self.prior.concentration[None]
+        return jnp.sum(formulas.dirichlet_kl(a, prior, self._groups))
+
+    def log_predictive(self, x: Array) -> Array:
+        """Each item's mean probability of its level."""
+        a, groups = self.posterior.concentration, self._groups
+        return product_log(self._items.indicators(x), jnp.log(a) - groups.spread(jnp.log(groups.total(a))))
+
+    def draw(self, key: Array) -> tuple[Any, Array, Array]:
+        """Probabilities; the densities are right where they underflow."""
+        a, prior, groups = self.posterior.concentration, self.prior.concentration[None], self._groups
+        logs = formulas.dirichlet_draw(key, a, groups)
+        log_q, log_p = (formulas.dirichlet_log_prob(logs, c, groups) for c in (a, prior))
+        return self._items.params(jnp.exp(logs)), log_q, log_p
 
 
 @dataclass
@@ -70,91 +115,35 @@ class DirichletPrior(Prior):
 
     concentration: Any = None  # float | Array | None; an array once bound
 
-    @property
-    def families(self) -> tuple[type, ...]:
-        """Bernoulli and Categorical."""
-        return (Bernoulli, Categorical)
+    families = (Bernoulli, Categorical)
 
-    def validate(self, family: Any, x: Any) -> None:
-        """Checks that concentrations are positive, one number or one for each level of each item."""
+    def check(self, family: Any, x: Any) -> None:
+        """As `Prior`: concentrations are positive, one number or one for each level of each item."""
+        super().check(family, x)
         if self.concentration is not None:
-            levels = _levels(family, x.shape[1])
+            levels = _items(family, x.shape[1]).levels
             table = ((len(levels), levels[0]),) if len(set(levels)) == 1 else ()
             check_array("prior.concentration", self.concentration, ((), (sum(levels),), *table), positive=True)
 
     def bind(self, family: Any, x: Array, weights: Array) -> "DirichletPrior":
         """Fills in the concentrations, (F,)."""
-        num = sum(_levels(family, x.shape[1]))
+        num = sum(_items(family, x.shape[1]).levels)
         given = jnp.asarray(1.0 if self.concentration is None else self.concentration, x.dtype)
         return DirichletPrior(jnp.broadcast_to(given.reshape(-1), (num,)))
 
-    def _items(self, family: Any) -> _Items:
-        return _Items(_levels(family, self.concentration.shape[0] // 2))
+    def _items(self, family: Any) -> Any:
+        return _items(family, self.concentration.shape[0] // 2)
 
-    def posterior(self, family: Any, num_components: int) -> DirichletPosterior:
-        """K copies of the prior."""
-        return DirichletPosterior(jnp.repeat(self.concentration[None], num_components, 0))
-
-    def update(self, family: Any, plug: Any, stats: Any) -> DirichletPosterior:
+    def posterior(self, here: Any, stats: MeanStats) -> DirichletPosterior:
         """Counts of the levels added to the concentrations."""
-        counts = stats.total
-        if isinstance(family, Bernoulli):
-            zeros = jnp.maximum(stats.count[:, None] - stats.total, 0)
-            counts = jnp.stack([zeros, stats.total], 2).reshape(counts.shape[0], -1)
-        return DirichletPosterior(self.concentration[None] + counts)
+        return DirichletPosterior(self.concentration[None] + self._items(here.family).counts(stats))
 
-    def _expected_log(self, items: _Items, concentration: Array) -> Array:
-        return digamma(concentration) - items.spread(digamma(items.total(concentration)))
-
-    def _params(self, family: Any, probs: Array) -> Any:
-        return (
-            BernoulliParams(probs[:, 1::2])
-            if isinstance(family, Bernoulli)
-            else CategoricalParams(family._split(probs))
-        )
-
-    def plug_in(self, family: Any, posterior: DirichletPosterior) -> tuple[Any, Array]:
-        """Normalised exp(E log prob), and the logarithms of what normalises it."""
+    def at(self, family: Any, posterior: DirichletPosterior | None = None) -> _ItemsAt:
+        """With normalised exp(E log prob) as plug-in probabilities, and the logarithms of what normalises it."""
+        q = DirichletPosterior(self.concentration[None]) if posterior is None else posterior
         items = self._items(family)
-        logs = self._expected_log(items, posterior.concentration)
-        totals = items.log_total(logs)
-        return self._params(family, jnp.exp(logs - items.spread(totals))), jnp.sum(totals, 1)
-
-    def kl(self, family: Any, posterior: DirichletPosterior) -> Array:
-        """That of K D pairs of Dirichlet distributions."""
-        items, a, prior = self._items(family), posterior.concentration, self.concentration[None]
-        log_normaliser = lambda c: jnp.sum(gammaln(c)) - jnp.sum(gammaln(items.total(c)))
-        gap = jnp.sum((a - prior) * self._expected_log(items, a))
-        return gap - log_normaliser(a) + a.shape[0] * log_normaliser(prior)
-
-    def log_predictive(self, family: Any, posterior: DirichletPosterior, x: Array) -> Array:
-        """Each item's mean probability of its level."""
-        items, a = self._items(family), posterior.concentration
-        x = jnp.stack([1 - x, x], 2).reshape(x.shape[0], -1) if isinstance(family, Bernoulli) else family._transform(x)
-        return product_log(x, jnp.log(a) - items.spread(jnp.log(items.total(a))))
-
-    def draw(self, key: Array, family: Any, posterior: DirichletPosterior) -> Any:
-        """Probabilities."""
-        items, a = self._items(family), posterior.concentration
-        logs = jax.random.loggamma(key, a, dtype=a.dtype)
-        return self._params(family, jnp.exp(logs - items.spread(items.log_total(logs))))
-
-    def log_prob(self, family: Any, posterior: DirichletPosterior, params: Any) -> Array:
-        """(K,) log density of the probabilities; one that has underflowed counts as the smallest normal number."""
-        items, a = self._items(family), posterior.concentration
-        if isinstance(family, Bernoulli):
-            probs = jnp.stack([1 - params.prob, params.prob], 2).reshape(a.shape)
-            # 1 - prob is known to half the spacing of floats below 1.
-            floor = jnp.asarray([0.25 * jnp.finfo(a.dtype).eps, jnp.finfo(a.dtype).tiny], a.dtype)
-            logs = jnp.log(jnp.maximum(probs, jnp.tile(floor, a.shape[1] // 2)[None]))
-        else:
-            logs = jnp.log(jnp.maximum(jnp.concatenate(params.probs, 1), jnp.finfo(a.dtype).tiny))
-        return jnp.sum((a - 1) * logs - gammaln(a), 1) + jnp.sum(gammaln(items.total(a)), 1)
-
-    def hyperparameters(self, family: Any) -> dict[str, Any]:
-        """The concentrations."""
-        return {"concentration": constraints.Positive()}
-
-    def constraints(self, family: Any) -> DirichletPosterior:
-        """Positive numbers."""
-        return DirichletPosterior(constraints.Positive())  # type: ignore[arg-type]
+        groups = formulas.Items(items.levels)
+        logs = formulas.dirichlet_mean_log(q.concentration, groups)
+        totals = groups.log_total(logs)
+        plug = items.params(jnp.exp(logs - groups.spread(totals)))
+        return _ItemsAt(self, q, family.at(plug), jnp.sum(totals, 1))

@@ -7,15 +7,15 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import gammaln
 
-from jaxem.core import constraints
 from jaxem.core.checks import check_array
 from jaxem.core.numerics import einsum
 from jaxem.core.pytree import dataclass
+from jaxem.core.special import bend, log_minus_digamma, log_peak
 from jaxem.expfam import Gamma
 from jaxem.expfam.scalar import GammaStatistics
 from jaxem.families import Exponential, ExponentialParams, Poisson, PoissonParams
-from jaxem.families.special import bend, log_minus_digamma, log_peak
-from jaxem.priors.prior import Prior
+from jaxem.families.mean import MeanStats
+from jaxem.priors.prior import PosteriorAt, Prior
 
 
 @dataclass
@@ -29,6 +29,72 @@ class GammaPosterior:
 
     shape: Array
     rate: Array
+
+
+@dataclass
+class _RatesAt(PosteriorAt):
+    """Posteriors of the rates of any of the families."""
+
+    def kl(self) -> Array:
+        """That of K D pairs of gamma distributions, in a form that keeps its digits for any shape."""
+        a, a0 = self.posterior.shape, self.prior.shape[None]
+        ratio = (a / self.posterior.rate) / (a0 / self.prior.rate[None])
+        return jnp.sum(log_peak(a) - log_peak(a0) - (a - a0) * log_minus_digamma(a) + a0 * bend(ratio - 1))
+
+    def draw(self, key: Array) -> tuple[Any, Array, Array]:
+        """Rates; in the densities one that has underflowed counts as the smallest normal number."""
+        a, b = self.posterior.shape, self.posterior.rate
+        rate = jax.random.gamma(key, a, dtype=a.dtype) / b
+        seen = jnp.maximum(rate, jnp.finfo(a.dtype).tiny)
+
+        def log_prob(shape: Array, rate: Array) -> Array:
+            point = GammaStatistics(seen, jnp.log(seen))
+            return jnp.sum(Gamma().expected_log_prob(Gamma().natural(shape, rate), point), 1)
+
+        return type(self.plug.params)(rate), log_prob(a, b), log_prob(self.prior.shape[None], self.prior.rate[None])
+
+
+@dataclass
+class _CountsAt(_RatesAt):
+    """Those of Poisson counts."""
+
+    @staticmethod
+    def swap(count: Array, total: Array) -> tuple[Array, Array]:
+        """(shape, rate) that a count and a sum of observations stand for; its own inverse."""
+        return total, count
+
+    @staticmethod
+    def plug_in(mean: Array, gap: Array) -> tuple[Any, Array]:
+        """Rates exp(E log rate), and what is missing in E rate; gap is log E rate - E log rate."""
+        return PoissonParams(mean * jnp.exp(-gap)), jnp.sum(mean * jnp.expm1(-gap), 1)
+
+    def log_predictive(self, x: Array) -> Array:
+        """Negative binomial, in O(N K D) memory of the rows given."""
+        x, shape, rate = x[:, None], self.posterior.shape[None], self.posterior.rate[None]
+        # log Gamma(x + a) / (Gamma(a) x!) + a log(b / (b + 1)) - x log(b + 1), with Gamma by its peak
+        peaks = log_peak(shape) - log_peak(x + shape) - gammaln(x + 1) - x
+        rest = shape * (jnp.log1p(x / shape) - jnp.log1p(1 / rate)) + x * jnp.log((x + shape) / (1 + rate))
+        return jnp.sum(peaks + rest, -1)
+
+
+@dataclass
+class _TimesAt(_RatesAt):
+    """Those of exponential times."""
+
+    @staticmethod
+    def swap(count: Array, total: Array) -> tuple[Array, Array]:
+        """(shape, rate) that a count and a sum of observations stand for; its own inverse."""
+        return count, total
+
+    @staticmethod
+    def plug_in(mean: Array, gap: Array) -> tuple[Any, Array]:
+        """Rates E rate, and what is missing in E log rate."""
+        return ExponentialParams(mean), -jnp.sum(gap, 1)
+
+    def log_predictive(self, x: Array) -> Array:
+        """Lomax, in O(N K D) memory of the rows given."""
+        x, shape, rate = x[:, None], self.posterior.shape[None], self.posterior.rate[None]
+        return jnp.sum(jnp.log(shape / rate) - (shape + 1) * jnp.log1p(x / rate), -1)
 
 
 @dataclass
@@ -47,76 +113,40 @@ class GammaPrior(Prior):
     shape: Any = None  # float | Array | None; arrays once bound
     rate: Any = None
 
-    @property
-    def families(self) -> tuple[type, ...]:
-        """Poisson and Exponential."""
-        return (Poisson, Exponential)
+    families = (Poisson, Exponential)
 
-    def validate(self, family: Any, x: Any) -> None:
-        """Checks that shape and rate are positive, one number or one for each column."""
+    def check(self, family: Any, x: Any) -> None:
+        """As `Prior`: shape and rate are positive, one number or one for each column."""
+        super().check(family, x)
         for name, value in (("prior.shape", self.shape), ("prior.rate", self.rate)):
             if value is not None:
                 check_array(name, value, ((), (x.shape[1],)), positive=True)
+
+    def _at(self, family: Any) -> Any:
+        return _CountsAt if isinstance(family, Poisson) else _TimesAt
 
     def bind(self, family: Any, x: Array, weights: Array) -> "GammaPrior":
         """Fills in shape and rate, (D,) each."""
         mean = einsum("n,nd->d", weights, x) / jnp.sum(weights)
         mean = jnp.where(mean > 0, mean, 1)
         shape = jnp.broadcast_to(jnp.asarray(1.0 if self.shape is None else self.shape, x.dtype), mean.shape)
-        default = shape / mean if isinstance(family, Poisson) else shape * mean
-        rate = default if self.rate is None else jnp.broadcast_to(jnp.asarray(self.rate, x.dtype), mean.shape)
-        return GammaPrior(shape, rate)
+        one, ratio = self._at(family).swap(jnp.ones_like(mean), mean)
+        rate = shape / one * ratio if self.rate is None else jnp.asarray(self.rate, x.dtype)
+        return GammaPrior(shape, jnp.broadcast_to(rate, mean.shape))
 
-    def posterior(self, family: Any, num_components: int) -> GammaPosterior:
-        """K copies of the prior."""
-        rows = lambda a: jnp.repeat(a[None], num_components, 0)
-        return GammaPosterior(rows(self.shape), rows(self.rate))
+    def pseudo_statistics(self, family: Any) -> MeanStats:
+        """Counts and sums (1, D) that the prior stands for, of each component."""
+        return MeanStats(*self._at(family).swap(self.shape[None], self.rate[None]))
 
-    def update(self, family: Any, plug: Any, stats: Any) -> GammaPosterior:
-        """Counts and sums added to shape and rate."""
-        prior, count = self.posterior(family, stats.count.shape[0]), stats.count[:, None]
-        if isinstance(family, Poisson):
-            return GammaPosterior(prior.shape + stats.total, prior.rate + count)
-        return GammaPosterior(prior.shape + count, prior.rate + stats.total)
+    def posterior(self, here: Any, stats: MeanStats) -> GammaPosterior:
+        """Counts and sums added to those of the prior."""
+        pseudo = self.pseudo_statistics(here.family)
+        count, total = pseudo.count + stats.count[:, None], pseudo.total + stats.total
+        return GammaPosterior(*self._at(here.family).swap(count, total))
 
-    def plug_in(self, family: Any, posterior: GammaPosterior) -> tuple[Any, Array]:
-        """Rates exp(E log rate) for counts, E rate for times; and what is missing."""
-        mean, gap = posterior.shape / posterior.rate, log_minus_digamma(posterior.shape)  # log E rate - E log rate
-        if isinstance(family, Poisson):
-            return PoissonParams(mean * jnp.exp(-gap)), jnp.sum(mean * jnp.expm1(-gap), 1)
-        return ExponentialParams(mean), -jnp.sum(gap, 1)
-
-    def kl(self, family: Any, posterior: GammaPosterior) -> Array:
-        """That of K D pairs of gamma distributions, in a form that keeps its digits for any shape."""
-        a, a0 = posterior.shape, self.shape[None]
-        ratio = (a / posterior.rate) / (a0 / self.rate[None])
-        return jnp.sum(log_peak(a) - log_peak(a0) - (a - a0) * log_minus_digamma(a) + a0 * bend(ratio - 1))
-
-    def log_predictive(self, family: Any, posterior: GammaPosterior, x: Array) -> Array:
-        """Negative binomial or Lomax, in O(N K D) memory of the rows given."""
-        x, shape, rate = x[:, None], posterior.shape[None], posterior.rate[None]
-        if not isinstance(family, Poisson):
-            return jnp.sum(jnp.log(shape / rate) - (shape + 1) * jnp.log1p(x / rate), -1)
-        # log Gamma(x + a) / (Gamma(a) x!) + a log(b / (b + 1)) - x log(b + 1), with Gamma by its peak
-        peaks = log_peak(shape) - log_peak(x + shape) - gammaln(x + 1) - x
-        rest = shape * (jnp.log1p(x / shape) - jnp.log1p(1 / rate)) + x * jnp.log((x + shape) / (1 + rate))
-        return jnp.sum(peaks + rest, -1)
-
-    def draw(self, key: Array, family: Any, posterior: GammaPosterior) -> Any:
-        """Rates."""
-        rate = jax.random.gamma(key, posterior.shape, dtype=posterior.shape.dtype) / posterior.rate
-        return PoissonParams(rate) if isinstance(family, Poisson) else ExponentialParams(rate)
-
-    def log_prob(self, family: Any, posterior: GammaPosterior, params: Any) -> Array:
-        """(K,) log density of the rates; a rate that has underflowed counts as the smallest normal number."""
-        rate = jnp.maximum(params.rate, jnp.finfo(params.rate.dtype).tiny)
-        natural = Gamma().natural(posterior.shape, posterior.rate)
-        return jnp.sum(Gamma().expected_log_prob(natural, GammaStatistics(rate, jnp.log(rate))), 1)
-
-    def hyperparameters(self, family: Any) -> dict[str, Any]:
-        """Shape and rate."""
-        return {"shape": constraints.Positive(), "rate": constraints.Positive()}
-
-    def constraints(self, family: Any) -> GammaPosterior:
-        """Positive numbers."""
-        return GammaPosterior(constraints.Positive(), constraints.Positive())  # type: ignore[arg-type]
+    def at(self, family: Any, posterior: GammaPosterior | None = None) -> Any:
+        """With the plug-in rates of `_CountsAt` or `_TimesAt`."""
+        q = GammaPosterior(self.shape[None], self.rate[None]) if posterior is None else posterior
+        cls = self._at(family)
+        plug, offset = cls.plug_in(q.shape / q.rate, log_minus_digamma(q.shape))
+        return cls(self, q, family.at(plug), offset)

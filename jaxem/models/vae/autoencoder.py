@@ -84,15 +84,13 @@ class VariationalAutoencoder(ELBOModel):
 
     params_type: ClassVar[type] = dict
 
-    def check_rows(self, data: PyTree, params: PyTree | None = None) -> None:
-        """Checks the support of the likelihood, and that the encoder of params takes rows of this width."""
+    def check(self, data: PyTree, params: PyTree | None = None) -> None:
+        """Checks the settings, the support of the likelihood and the shapes of both networks."""
         _vae_checks.check_support(self, data)
-        if params is not None:
+        if params is None:
+            _vae_checks.check(self, data)
+        else:
             _vae_checks.check_width(self, data, params)
-
-    def validate(self, data: PyTree, params: PyTree | None) -> None:
-        """Checks the settings, the data's support and the shapes of both networks, before anything is compiled."""
-        _vae_checks.check(self, data)
 
     def bind(self, data: PyTree, weights: Array) -> "VariationalAutoencoder":
         """Binds the coordinates of the columns, what columns reach without latents, and a mixture prior's penalty."""
@@ -132,7 +130,10 @@ class VariationalAutoencoder(ELBOModel):
         return found - ENTRY * x.shape[1] * jnp.sum(weights)
 
     def least_elbo(self) -> Array | None:
-        """ELBO.data of independent columns, each with its own mean and spread, less 0.01 nats for each entry."""
+        """ELBO.data of independent columns of the bound data, each with its mean and spread, less 0.01 nats an entry.
+
+        None where the likelihood has no such number. A fit that ends below it has learned nothing: UNDERFIT.
+        """
         return self.least
 
     def init(self, key: Array, data: PyTree, weights: Array | None) -> dict[str, PyTree]:
@@ -238,7 +239,7 @@ class VariationalAutoencoder(ELBOModel):
         """The distribution of z."""
         if self.prior is None:
             return DiagonalNormal.standard(self.latent_dim, float_dtype(params))
-        return MixturePrior(self.prior, self.prior.prepare(params["prior"]))
+        return MixturePrior(self.prior.at(params["prior"]))
 
     def log_lik(self, params: PyTree, data: PyTree) -> Callable[[Array], Array]:
         """The function z (n, Q) -> (n,) log p(x_n | z_n), nats."""
@@ -282,11 +283,13 @@ class VariationalAutoencoder(ELBOModel):
         """That of a mixture prior, and how much of a shared noise variance is the floor's."""
         health = super().health(params) if self.prior is None else self.prior.health(params["prior"])
         share = self.likelihood.influence(params.get("likelihood", ()))
-        return health if share is None else dataclasses.replace(health, influence=jnp.maximum(health.influence, share))
+        least = health.least_elbo if self.least is None else self.least
+        influence = health.influence if share is None else jnp.maximum(health.influence, share)
+        return dataclasses.replace(health, influence=influence, least_elbo=least)
 
-    def canonical(self, params: PyTree) -> PyTree:
+    def canonical(self, params: PyTree, reorder: bool = True) -> PyTree:
         """Components of a mixture prior by mixing, largest first."""
-        return params if self.prior is None else {**params, "prior": self.prior.canonical(params["prior"])}
+        return params if self.prior is None else {**params, "prior": self.prior.canonical(params["prior"], reorder)}
 
     def coincident(self, params: PyTree) -> Array:
         """Whether two components of a mixture prior are the same."""

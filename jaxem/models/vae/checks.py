@@ -52,8 +52,7 @@ def check(model: Any, data: PyTree) -> None:
     else:
         model.estimator.validate(model.prior)
         draws = np.random.default_rng(0).normal(size=(1000, model.latent_dim))
-        model.prior.check_rows(draws)
-        model.prior.validate(draws, None)
+        model.prior.check(draws)
         check_enough(model.prior, 1000, "prior, of 1000 draws")
     jax.eval_shape(_trace, model, data)
 

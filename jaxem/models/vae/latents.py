@@ -14,7 +14,7 @@ from jaxem.core.normal import DiagonalNormal, standard_promotion
 from jaxem.core.numerics import is_concrete
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.tree import PyTree, map_rows, num_rows
-from jaxem.model import DiscreteLatent
+from jaxem.model import At
 from jaxem.rules import Exact
 
 # Rows times draws that pass the decoder at once, and most rows of a block.
@@ -62,16 +62,15 @@ def _joined(q: Any) -> Any:
 class MixturePrior:
     """A mixture at its params, as the distribution of z that estimators ask for; it has no closed KL."""
 
-    model: DiscreteLatent
-    params: PyTree
+    here: At
 
     def log_prob(self, z: Array) -> Array:
         """(n,) log density of z (n, Q), nats."""
-        return Exact()(self.model.log_joint(self.params, z))[0]
+        return Exact()(self.here.log_joint(z))[0]
 
     def sample(self, *, seed: Array, sample_shape: tuple[int, ...]) -> Array:
         """(n, Q) draws for sample_shape (n,)."""
-        return self.model.sample(self.params, sample_shape[0], key=seed)[0]  # type: ignore[attr-defined]
+        return self.here.model.sample(self.here.params, sample_shape[0], key=seed)[0]
 
 
 @dataclass

@@ -4,30 +4,20 @@ from typing import Any
 
 from jax import Array
 
+from jaxem.core.foreign import constructor
+from jaxem.core.pytree import dataclass
 from jaxem.estimators import SGVBA, SGVBB, Estimator
 from jaxem.likelihoods import Bernoulli, FromDecoder, Likelihood
 from jaxem.models.mixture import Mixture
-from jaxem.models.vae import checks as _vae_checks
+from jaxem.models.vae import checks
 from jaxem.models.vae.autoencoder import VariationalAutoencoder
 from jaxem.networks import as_network
 
 BERNOULLI = Bernoulli()
 
 
-def VAE(  # noqa: N802 - it reads as a model's name
-    encoder: Any,
-    decoder: Any,
-    prior: Mixture | None = None,
-    *,
-    latent_dim: int,
-    likelihood: Likelihood | None = BERNOULLI,
-    estimator: Estimator | None = None,
-    beta: float | Array = 1.0,
-    num_refinements: int = 0,
-    refinement_rate: float | Array = 0.1,
-    num_score_samples: int = 1,
-    standardise: str | None = "columns",
-) -> VariationalAutoencoder:
+@dataclass
+class VAE(VariationalAutoencoder):
     """Variational autoencoder: networks for p(x | z) and q(z | x), climbed together on one ELBO.
 
         z ~ N(0, I) or a mixture,   x | z ~ likelihood(decoder(z)),   q(z | x) = N(mean(x), diag(variance(x)))
@@ -72,8 +62,7 @@ def VAE(  # noqa: N802 - it reads as a model's name
         itself. Never standardised: binary columns and codes (`Bernoulli`, `Categorical`) as the encoder sees them,
         `more`, and what a decoder's own distribution says. The encoder of `Poisson` sees standardised square roots.
 
-    Returns:
-      A `VariationalAutoencoder`. Settings, data and shapes are checked by `fit`, before anything is compiled.
+    Settings, data and shapes are checked by `fit`, before anything is compiled.
 
     Raises:
       TypeError: encoder or decoder is no network, or likelihood, estimator or prior none.
@@ -93,20 +82,36 @@ def VAE(  # noqa: N802 - it reads as a model's name
       Kingma and Welling (2014), Auto-encoding variational Bayes; Rezende, Mohamed and Wierstra (2014), Stochastic
       backpropagation and approximate inference in deep generative models.
     """
-    if estimator is None:
-        estimator = SGVBB() if prior is None else SGVBA()
-    model = VariationalAutoencoder(
-        as_network(encoder, "encoder"),
-        as_network(decoder, "decoder"),
-        FromDecoder() if likelihood is None else likelihood,
-        estimator,
-        prior,
-        beta,
-        refinement_rate,
-        latent_dim,
-        num_refinements,
-        num_score_samples,
-        standardise,
-    )
-    _vae_checks.check_parts(model)
-    return model
+
+    @constructor
+    def __init__(
+        self,
+        encoder: Any,
+        decoder: Any,
+        prior: Mixture | None = None,
+        *,
+        latent_dim: int,
+        likelihood: Likelihood | None = BERNOULLI,
+        estimator: Estimator | None = None,
+        beta: float | Array = 1.0,
+        num_refinements: int = 0,
+        refinement_rate: float | Array = 0.1,
+        num_score_samples: int = 1,
+        standardise: str | None = "columns",
+    ) -> None:
+        if estimator is None:
+            estimator = SGVBB() if prior is None else SGVBA()
+        super().__init__(
+            as_network(encoder, "encoder"),
+            as_network(decoder, "decoder"),
+            FromDecoder() if likelihood is None else likelihood,
+            estimator,
+            prior,
+            beta,
+            refinement_rate,
+            latent_dim,
+            num_refinements,
+            num_score_samples,
+            standardise,
+        )
+        checks.check_parts(self)

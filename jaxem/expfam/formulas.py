@@ -1,0 +1,117 @@
+"""Distributions of parameters by their conventional ones: log-normalisers, means of logarithms, divergences and draws.
+
+The one place where these formulas are written, for `jaxem.expfam`, for priors and for mixing proportions. They take
+concentrations and shapes themselves: natural parameters are these less 1, which in float32 keeps nothing of 1e-9.
+"""
+
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.scipy.special import betaln, digamma, gammaln
+
+
+class Groups(Protocol):
+    """A partition of the last axis, of length F, into G groups; each is a simplex of its own."""
+
+    def total(self, values: Array) -> Array:
+        """(..., G) sums over the groups."""
+        ...
+
+    def spread(self, values: Array) -> Array:
+        """(..., F), or what broadcasts to it: the group's value at each entry."""
+        ...
+
+    def log_total(self, logs: Array) -> Array:
+        """(..., G) logarithms of sums of exponentials."""
+        ...
+
+
+class _Whole:
+    """The whole axis as one group."""
+
+    def total(self, values: Array) -> Array:
+        return jnp.sum(values, -1, keepdims=True)
+
+    def spread(self, values: Array) -> Array:
+        return values
+
+    def log_total(self, logs: Array) -> Array:
+        return jax.nn.logsumexp(logs, -1, keepdims=True)
+
+
+class Items:
+    """Items with several levels each, one after the other."""
+
+    def __init__(self, levels: tuple[int, ...]):
+        self.item = np.repeat(np.arange(len(levels)), levels)
+        self.num = len(levels)
+
+    def total(self, values: Array) -> Array:
+        """(..., D) sums over the levels."""
+        return jax.ops.segment_sum(values.T, self.item, self.num, indices_are_sorted=True).T
+
+    def spread(self, values: Array) -> Array:
+        """(..., F) the item's value at each of its levels."""
+        return values[..., self.item]
+
+    def log_total(self, logs: Array) -> Array:
+        """(..., D) logarithms of sums of exponentials."""
+        top = jax.ops.segment_max(logs.T, self.item, self.num, indices_are_sorted=True).T
+        return top + jnp.log(self.total(jnp.exp(logs - self.spread(top))))
+
+
+WHOLE = _Whole()
+
+
+def dirichlet_log_normaliser(concentration: Array, groups: Groups = WHOLE) -> Array:
+    """(...,) sum log Gamma(c) - log Gamma(sum c), of (..., F) concentrations, groups added up."""
+    return jnp.sum(gammaln(concentration), -1) - jnp.sum(gammaln(groups.total(concentration)), -1)
+
+
+def dirichlet_mean_log(concentration: Array, groups: Groups = WHOLE) -> Array:
+    """(..., F) E log x."""
+    return digamma(concentration) - groups.spread(digamma(groups.total(concentration)))
+
+
+def dirichlet_kl(concentration: Array, other: Array, groups: Groups = WHOLE) -> Array:
+    """(...,) KL from concentrations `other`, nats."""
+    gap = jnp.sum((concentration - other) * dirichlet_mean_log(concentration, groups), -1)
+    return gap - dirichlet_log_normaliser(concentration, groups) + dirichlet_log_normaliser(other, groups)
+
+
+def dirichlet_draw(key: Array, concentration: Array, groups: Groups = WHOLE) -> Array:
+    """(..., F) log x of a draw; finite where small concentrations make x underflow."""
+    logs = jax.random.loggamma(key, concentration, dtype=concentration.dtype)
+    return logs - groups.spread(groups.log_total(logs))
+
+
+def dirichlet_log_prob(logs: Array, concentration: Array, groups: Groups = WHOLE) -> Array:
+    """(...,) log density of x, given log x, nats."""
+    return jnp.sum((concentration - 1) * logs, -1) - dirichlet_log_normaliser(concentration, groups)
+
+
+def beta_mean_log(a: Array, b: Array) -> tuple[Array, Array]:
+    """E log x and E log(1 - x)."""
+    total = digamma(a + b)
+    return digamma(a) - total, digamma(b) - total
+
+
+def beta_kl(a: Array, b: Array, other_a: Array, other_b: Array) -> Array:
+    """KL from Beta(other_a, other_b), nats."""
+    log, log1m = beta_mean_log(a, b)
+    return betaln(other_a, other_b) - betaln(a, b) + (a - other_a) * log + (b - other_b) * log1m
+
+
+def beta_draw(key: Array, a: Array, b: Array) -> tuple[Array, Array]:
+    """Log x and log(1 - x) of a draw, exact near 0 and 1."""
+    first, second = jax.random.split(key)
+    logs = jax.random.loggamma(first, a, dtype=a.dtype) - jax.random.loggamma(second, b, dtype=b.dtype)
+    return -jax.nn.softplus(-logs), -jax.nn.softplus(logs)
+
+
+def beta_log_prob(logs: tuple[Array, Array], a: Array, b: Array) -> Array:
+    """Log density of x, given log x and log(1 - x), nats."""
+    return (a - 1) * logs[0] + (b - 1) * logs[1] - betaln(a, b)
