@@ -26,6 +26,14 @@ class Wrapper(LatentModel):
 
     model: Any
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        # The ELBO of an E-step of the wrapper's own is that E-step's, not that of the model inside.
+        super().__init_subclass__(**kwargs)
+        if "e_step" in vars(cls) and "elbo_data" not in vars(cls):
+            cls.elbo_data = LatentModel.elbo_data  # type: ignore[method-assign]
+        if "elbo_data" in vars(cls) and "training_elbo" not in vars(cls):
+            cls.training_elbo = ELBOModel.training_elbo  # type: ignore[method-assign]
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name == "model":
             raise AttributeError(name)
@@ -43,10 +51,6 @@ class Wrapper(LatentModel):
     def at(self, params: PyTree) -> At:
         """The wrapper at params; one with an E-step of its own is asked for it."""
         return At(self, params)
-
-    def check_params(self, params: PyTree) -> None:
-        """That of the model inside."""
-        self.model.check_params(params)
 
 
 def protocol() -> dict[str, Any]:

@@ -67,9 +67,9 @@ class ExponentialFamily(ABC):
     def draw(self, key: Array, natural: Any) -> Any:
         """t(x) of one draw for each plate element, in the dtype of `natural`."""
 
-    @abstractmethod
     def distribution(self, natural: Any) -> Any:
-        """The distrax distribution; imports distrax."""
+        """The distrax distribution, where there is one; imports distrax."""
+        raise TypeError(f"{self!r} has no distrax distribution; conventional(natural) gives its parameters")
 
     def means(self, natural: Any) -> Any:
         """E[t(x)], from the derivative of A."""

@@ -301,7 +301,3 @@ class NormalWishart(ExponentialFamily):
         weighted = einsum("...de,...e->...d", root, standardised)
         precision = einsum("...de,...fe->...df", root, root)
         return NormalWishartStatistics(precision, log_det, weighted, jnp.sum(standardised**2, -1))
-
-    def distribution(self, natural: NormalWishartStatistics) -> Any:
-        """Raises TypeError: no distrax distribution has this form; see `conventional`."""
-        raise TypeError("NormalWishart has no distrax distribution; conventional(natural) gives its parameters")

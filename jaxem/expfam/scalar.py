@@ -377,7 +377,3 @@ class NormalGamma(ExponentialFamily):
         root = jnp.exp(0.5 * log)
         standardised = root * params["location"] + noise  # sqrt(precision) * mean
         return NormalGammaStatistics(jnp.exp(log), log, root * standardised, standardised**2)
-
-    def distribution(self, natural: NormalGammaStatistics) -> Any:
-        """Raises TypeError: no distrax distribution has this form; see `conventional`."""
-        raise TypeError("NormalGamma has no distrax distribution; conventional(natural) gives its parameters")

@@ -163,7 +163,7 @@ class Gamma(DerivedFamily, PlacedFamily):
             return jnp.zeros((), mean.dtype), zero, zero
         a, d = self.scale.strength, zero
         if self.pseudo_mean is not None:
-            d = MeanPrior(jnp.asarray(self.pseudo_mean, mean.dtype), a).gap(mean) / mean
+            d = (MeanPrior(jnp.asarray(self.pseudo_mean, mean.dtype), a).place - mean) / mean
         return a, a * d, a * (_special.bend(d) + self.scale.spread[None])
 
     def start(self, num_components: int) -> GammaParams:

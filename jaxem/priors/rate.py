@@ -127,13 +127,13 @@ class GammaPrior(Prior):
         rate = shape / one * ratio if self.rate is None else jnp.asarray(self.rate, x.dtype)
         return GammaPrior(shape, jnp.broadcast_to(rate, mean.shape))
 
-    def pseudo_statistics(self, family: Any) -> MeanStats:
-        """Counts and sums (1, D) that the prior stands for, of each component."""
-        return MeanStats(*self._at(family).swap(self.shape[None], self.rate[None]))
+    def pseudo_statistics(self, here: Any) -> MeanStats:
+        """The prior as statistics: the count and the sum (1, D) of observations that it stands for."""
+        return MeanStats(*self._at(here.family).swap(self.shape[None], self.rate[None]))
 
     def posterior(self, here: Any, stats: MeanStats) -> GammaPosterior:
         """Counts and sums added to those of the prior."""
-        pseudo = self.pseudo_statistics(here.family)
+        pseudo = self.pseudo_statistics(here)
         count, total = pseudo.count + stats.count[:, None], pseudo.total + stats.total
         return GammaPosterior(*self._at(here.family).swap(count, total))
 
