@@ -52,10 +52,6 @@ class Wrapper(LatentModel):
         """The wrapper at params; one with an E-step of its own is asked for it."""
         return At(self, params)
 
-    def check_params(self, params: PyTree) -> None:
-        """That of the model inside."""
-        self.model.check_params(params)
-
 
 def protocol() -> dict[str, Any]:
     """What the protocols of a latent model name: hooks, questions and settings, by name."""

@@ -9,7 +9,7 @@ from jax import Array
 
 from jaxem.core import tree as _tree
 from jaxem.core.arguments import expect, shown
-from jaxem.core.numerics import namespace
+from jaxem.core.numerics import namespace, slack
 from jaxem.core.pytree import dataclass
 from jaxem.core.tree import PyTree
 from jaxem.elbo import ELBO
@@ -219,7 +219,7 @@ def accept(
     """
     elbo = ELBO(found.elbo_data, log_prior.astype(found.elbo_data.dtype))
     finite = jnp.isfinite(elbo.total) & sound
-    fell = promised & (elbo.total < state.elbo.total - model.slack(elbo.total, found.weight))
+    fell = promised & (elbo.total < state.elbo.total - slack(elbo.total, found.weight, model.scales))
     accepted = finite & ~fell
     ended = jnp.where(finite, Status.DECREASED, Status.NONFINITE)
     kept = accepted & better

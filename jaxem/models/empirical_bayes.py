@@ -106,10 +106,6 @@ class EmpiricalBayes(Wrapper):
 
     params_type: ClassVar[type] = EmpiricalBayesParams
 
-    def check_params(self, params: EmpiricalBayesParams) -> None:
-        """Raises TypeError for other params."""
-        ELBOModel.check_params(self, params)
-
     def hyperconstraints(self) -> dict[str, Constraint]:
         """Constraints of the settings that are estimated, by name."""
         known = self.model.hyperparameters()
