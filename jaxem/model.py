@@ -162,10 +162,11 @@ class ELBOModel(ABC):
             "a jaxem.constraints object at each leaf of the params"
         )
 
-    def canonical(self, params: PyTree, reorder: bool = True) -> PyTree:
+    def canonical(self, params: PyTree, reorder: bool | Array = True) -> PyTree:
         """The same parameters as they are shown, and as the bound model can use given ones; as they are by default.
 
-        What follows from other parts is made to, and interchangeable parts come in a fixed order if `reorder`.
+        What follows from other parts is made to, and interchangeable parts come in a fixed order if `reorder` is True,
+        or in the order of its indices (K,).
         """
         return params
 

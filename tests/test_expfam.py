@@ -8,7 +8,9 @@ import scipy.integrate
 import scipy.stats
 
 from jaxem import expfam
+from jaxem.expfam import formulas
 
+KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 MATRIX = np.array([[2.0, 0.3, 0.1], [0.3, 1.0, -0.2], [0.1, -0.2, 0.7]])
 LOCATION = np.array([0.5, -1.0, 2.0])
@@ -287,3 +289,32 @@ def test_impossible_states_are_never_drawn_and_tiny_shapes_keep_their_logarithm(
     pair = expfam.Beta().draw(jax.random.key(0), expfam.Beta().natural(small, small))
     assert np.all(np.isfinite(pair.log))
     assert np.all(np.isfinite(pair.log1m))
+
+
+@pytest.mark.parametrize(("dtype", "tiny"), [(jnp.float64, 1e-300), (jnp.float32, 1e-30)])
+def test_formulas_keep_the_digits_of_tiny_concentrations(dtype, tiny):
+    """Where natural parameters, shape - 1, keep none. To first order all of them diverge by r - 1 - log r each."""
+    a, b, one = jnp.asarray(2 * tiny, dtype), jnp.asarray(tiny, dtype), jnp.ones((), dtype)
+    assert float(expfam.Gamma().natural(b, one).log + 1) == 0
+    expected = pytest.approx(0.5 - 1 + np.log(2), rel=1e-5)
+    assert float(formulas.gamma_kl(a, one, b, one)) == expected
+    assert float(formulas.beta_kl(a, a, b, b)) == expected
+    assert float(formulas.dirichlet_kl(jnp.stack([a, a]), jnp.stack([b, b]))) == expected
+    items = formulas.Items((2, 3))
+    both = formulas.dirichlet_kl(jnp.full(5, a), jnp.full(5, b), items)
+    assert float(both) == pytest.approx(3 * (0.5 - 1 + np.log(2)), rel=1e-5)  # one for each free level
+    for logs in (formulas.dirichlet_draw(jax.random.key(0), jnp.full(5, b), items), formulas.gamma_draw(KEY, b, one)):
+        assert np.all(np.isfinite(logs))
+        assert logs.dtype == dtype
+
+
+def test_a_wishart_of_fewer_rows_than_columns():
+    """Rows that count for nothing leave the law of the others."""
+    dof, log_det = jnp.asarray(4.5), jnp.asarray(0.3)
+    for found, expected in zip(formulas.wishart(dof, log_det, 5, 3), formulas.wishart(dof, log_det, 3, 3), strict=True):
+        assert float(found) == pytest.approx(float(expected), rel=1e-12)
+    peer = expfam.Wishart()
+    natural = peer.natural(MATRIX, 4.5)
+    own, mean = formulas.wishart(dof, jnp.linalg.slogdet(MATRIX)[1], 3, 3)
+    assert float(peer.log_normaliser(natural)) == pytest.approx(float(own), rel=1e-12)
+    assert float(peer.means(natural).log_det) == pytest.approx(float(mean), rel=1e-12)

@@ -1,3 +1,5 @@
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -186,6 +188,15 @@ def test_what_a_likelihood_refuses(likelihood, x, message):
 def test_a_gaussian_knows_two_names():
     with pytest.raises(ValueError, match="scale: expected a number, 'shared' or 'predicted'; found 'free'"):
         likelihoods.Gaussian("free")
+
+
+def test_gaussian_is_the_class_of_its_three_kinds():
+    kinds = [likelihoods.Gaussian(scale) for scale in (1.0, "shared", "predicted")]
+    assert all(isinstance(kind, likelihoods.Gaussian) for kind in kinds)
+    assert [type(kind).__name__ for kind in kinds] == ["FixedGaussian", "SharedGaussian", "PredictedGaussian"]
+    assert type(jax.tree.map(lambda leaf: leaf, kinds[1])) is likelihoods.SharedGaussian
+    assert list(inspect.signature(likelihoods.Gaussian).parameters) == ["scale", "floor"]
+    assert list(inspect.signature(likelihoods.SharedGaussian).parameters) == ["floor"]
 
 
 def test_noise_has_a_floor():

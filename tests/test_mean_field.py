@@ -377,7 +377,7 @@ def test_bad_parameters_and_rules(draws):
         jaxem.fit(UnknownNormal(), draws, key=KEY, params=outside)
     with pytest.raises(TypeError, match="EM does not suit UnknownNormal"):
         jaxem.fit(UnknownNormal(), draws, key=KEY, algorithm=jaxem.EM())
-    with pytest.raises(TypeError, match="CoordinateAscent does not suit Mixture"):
+    with pytest.raises(TypeError, match="CoordinateAscent does not suit GMM"):
         jaxem.fit(jaxem.GMM(2), draws[:, None], key=KEY, algorithm=jaxem.CoordinateAscent())
     with pytest.raises(TypeError, match="exact E-step only"):
         UnknownNormal().e_step(UnknownNormal().init(KEY, draws, None), jnp.asarray(draws), rule=jaxem.Hard())

@@ -13,11 +13,11 @@ from jaxem.core.numerics import namespace
 from jaxem.core.pytree import dataclass
 from jaxem.core.tree import PyTree
 from jaxem.elbo import ELBO
-from jaxem.model import EStep, LatentModel
+from jaxem.model import At, EStep, LatentModel
 from jaxem.models.continuous import ContinuousLatent, MonteCarlo
 from jaxem.rules import Rule
 from jaxem.stopping import Status
-from jaxem.wrappers import unwrapped
+from jaxem.wrappers import Wrapper
 
 # Data and their weights (N,).
 Rows = tuple[PyTree, Array]
@@ -33,7 +33,7 @@ class EMState:
       elbo: their ELBO; -inf before the first step.
       step: number of M-steps behind `candidate`.
       status: a `Status` code.
-      ready: the model at the candidate, while a step lasts, whose halves share it; else None.
+      here: `model.at(candidate)` while a step lasts, whose halves share it; else None.
     """
 
     candidate: PyTree
@@ -41,7 +41,7 @@ class EMState:
     elbo: ELBO
     step: Array
     status: Array
-    ready: PyTree = dataclasses.field(default=None, kw_only=True)
+    here: Any = dataclasses.field(default=None, kw_only=True)
 
     @property
     def num_steps(self) -> Array:
@@ -131,30 +131,30 @@ class Algorithm(ABC):
     def step(self, model: Any, state: Any, data: PyTree, weights: Array) -> Any:
         """`update` of what `evaluate` finds on all data."""
         if isinstance(model, LatentModel):  # XLA would not see that both halves derive the same
-            state = dataclasses.replace(state, ready=model.at(state.candidate))
+            state = dataclasses.replace(state, here=model.at(state.candidate))
         return self.update(model, state, self.evaluate(model, state, data, weights), (data, weights))
 
 
 def check_climbs(algorithm: Algorithm, model: Any) -> None:
     """Raises TypeError for a model without what the algorithm climbs by."""
-    name, other = type(algorithm).__name__, type(model).__name__
-    if algorithm.climbs_by == "coordinates" and model.climbed_by != "coordinates":
+    name, other, by = type(algorithm).__name__, type(model).__name__, getattr(model, "climbed_by", None)
+    if algorithm.climbs_by == "coordinates" != by:
         raise TypeError(f"algorithm: {name} does not suit {other}; it is for mean-field models")
     if not isinstance(model, LatentModel):
         raise TypeError(f"algorithm: {name} needs a model with an e_step; found {shown(model)}")
-    if model.climbed_by == "coordinates" and algorithm.climbs_by != "coordinates":
+    if by == "coordinates" != algorithm.climbs_by:
         raise TypeError(
             f"algorithm: {name} does not suit {other}, whose factors are updated in turn; use CoordinateAscent()"
         )
-    if algorithm.climbs_by == "m_step" and model.climbed_by != "m_step":
+    if algorithm.climbs_by == "m_step" != by:
         raise TypeError(
             f"algorithm: {name} needs statistics and m_step, which {other} does not have; use GeneralizedEM()"
         )
 
 
-def ready(model: Any, state: Any) -> Any:
-    """The model at the candidate."""
-    return model.at(state.candidate) if state.ready is None else state.ready
+def at_candidate(model: Any, state: Any) -> At:
+    """The model at the state's candidate."""
+    return model.at(state.candidate) if state.here is None else state.here
 
 
 def rule_of(rule: Rule | None, model: Any) -> Rule:
@@ -172,7 +172,8 @@ def check_rule(rule: Any, model: Any) -> None:
     """Raises TypeError unless this is a rule, or None where the model has one of its own, that suits the model."""
     rule = rule_of(rule, model)  # raises where there is none
     expect("rule", rule, Rule, "a rule, as jaxem.Hard() or jaxem.Tempered(2.0), or None")
-    model = unwrapped(model)
+    while isinstance(model, Wrapper):
+        model = model.model
     if isinstance(rule, MonteCarlo) and not isinstance(model, ContinuousLatent):
         raise TypeError(
             f"rule: MonteCarlo draws a continuous latent, of a ContinuousLatent model; found {shown(model)}; use "
@@ -222,5 +223,5 @@ def accept(
         elbo=_tree.where(kept, elbo, state.elbo),
         step=state.step + 1,
         status=jnp.where(accepted, state.status, ended).astype(jnp.int32),
-        ready=None,
+        here=None,
     )

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem.algorithms.algorithm import Algorithm, EMState, Found, Rows, accept, prepared, ready, rule_of
+from jaxem.algorithms.algorithm import Algorithm, EMState, Found, Rows, accept, at_candidate, prepared, rule_of
 from jaxem.core.pytree import dataclass
 from jaxem.core.tree import PyTree
 from jaxem.model import LatentModel
@@ -43,12 +43,12 @@ class EM(Algorithm):
     def evaluate(self, model: LatentModel, state: EMState, data: PyTree, weights: Array) -> Found:
         """The E-step at the candidate."""
         rule = rule_of(self.rule, model).at(state.step)
-        found = ready(model, state).e_step(data, weights, rule)
+        found = at_candidate(model, state).e_step(data, weights, rule)
         return Found(found.stats, found.elbo_data, jnp.sum(weights))
 
     def update(self, model: LatentModel, state: EMState, found: Found, rows: Rows | None = None) -> EMState:
         """Accepts the candidate or ends the restart, and proposes the M-step's params; needs no rows."""
-        here = ready(model, state)
+        here = at_candidate(model, state)
         # The value at `step` was reached by the q of the step before: both must be monotone to promise a rise.
         promised = rule_of(self.rule, model).monotone(jnp.maximum(state.step - 1, 0))
         return accept(model, state, found, here.elbo_params(), here.m_step(found.stats), promised=promised)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem.algorithms.algorithm import Algorithm, EMState, Found, Rows, accept, prepared, ready, rule_of
+from jaxem.algorithms.algorithm import Algorithm, EMState, Found, Rows, accept, at_candidate, prepared, rule_of
 from jaxem.core import tree as _tree
 from jaxem.core.arguments import check_constraints
 from jaxem.core.ascent import ascend, check_optimizer
@@ -89,28 +89,28 @@ class GeneralizedEM(Algorithm):
     def evaluate(self, model: Any, state: EMState, data: PyTree, weights: Array) -> Found:
         """The score of the candidate; no statistics."""
         rule = rule_of(self.rule, model).at(state.step)
-        return Found((), ready(model, state).e_step(data, weights, rule).elbo_data, jnp.sum(weights))
+        return Found((), at_candidate(model, state).e_step(data, weights, rule).elbo_data, jnp.sum(weights))
 
     def update(self, model: Any, state: EMState, found: Found, rows: Rows | None = None) -> EMState:
         """Accepts the candidate or ends the restart, and climbs to the next, for which it needs the rows."""
         assert rows is not None
-        rule = rule_of(self.rule, model)
-        objective = _expected(model, ready(model, state), *rows, rule.at(state.step))
+        rule, here = rule_of(self.rule, model), at_candidate(model, state)
+        objective = _expected(model, state.candidate, *rows, rule.at(state.step))
         spec = model.constraints()
         following = ascend(objective, state.candidate, spec, self.optimizer, self.num_steps, found.weight)
         promised = rule.monotone(jnp.maximum(state.step - 1, 0))
-        return accept(model, state, found, ready(model, state).elbo_params(), following, promised=promised)
+        return accept(model, state, found, here.elbo_params(), following, promised=promised)
 
 
-def _expected(model: Any, old: Any, data: PyTree, weights: Array, rule: Rule) -> Any:
-    """Q(theta, old) + G(theta), `old` being the model at params; responsibilities are recomputed a block at a time."""
-    size = model.rows_at_once(data)
+def _expected(model: Any, old: PyTree, data: PyTree, weights: Array, rule: Rule) -> Any:
+    """Q(theta, old) + G(theta) as a function of theta; responsibilities at `old` are recomputed a block at a time."""
+    size, here = model.rows_at_once(data), model.at(old)
 
     def objective(params: PyTree) -> Array:
         new = model.at(params)
 
         def block(x: PyTree, w: Array) -> Array:
-            resp = weigh(w, rule(old.log_joint(x))[1])
+            resp = weigh(w, rule(here.log_joint(x))[1])
             used = resp > 0  # elsewhere a log-joint may be -inf, and 0 times it is 0
             return jnp.sum(jnp.where(used, resp * jnp.where(used, new.log_joint(x), 0), 0))
 

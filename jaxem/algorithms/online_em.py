@@ -17,10 +17,10 @@ from jaxem.algorithms.algorithm import (
     Found,
     Rows,
     accept,
+    at_candidate,
     check_climbs,
     check_rule,
     prepared,
-    ready,
     rule_of,
 )
 from jaxem.core import rows as _rows
@@ -165,12 +165,12 @@ class OnlineEM(Algorithm):
     def evaluate(self, model: LatentModel, state: EMState, data: PyTree, weights: Array) -> Found:
         """The E-step at the candidate, on all rows."""
         rule = rule_of(self.rule, model).at(state.step)
-        found = ready(model, state).e_step(data, weights, rule)
+        found = at_candidate(model, state).e_step(data, weights, rule)
         return Found(found.stats, found.elbo_data, jnp.sum(weights))
 
     def _sweep(self, model: LatentModel, state: EMState, found: Found, rows: Rows) -> EMState:
         """Accepts the candidate if finite, and takes one pass over shuffled batches."""
-        log_prior = ready(model, state).elbo_params()
+        log_prior = at_candidate(model, state).elbo_params()
         return accept(model, state, found, log_prior, self._pass(model, state, found.stats, *rows), promised=False)
 
     def _pass(self, model: LatentModel, state: EMState, stats: PyTree, data: PyTree, weights: Array) -> PyTree:
@@ -178,7 +178,7 @@ class OnlineEM(Algorithm):
         num = _tree.num_rows(data)
         batches = -(-num // self.batch_size)
         if batches == 1:  # the batch's statistics are those of all rows
-            return ready(model, state).m_step(stats)
+            return at_candidate(model, state).m_step(stats)
         dtype, small, longer = weights.dtype, num // batches, num % batches
         assert self.key is not None  # `tabulate` has checked
         key = jax.random.fold_in(self.key, state.step)
@@ -233,6 +233,7 @@ class OnlineEM(Algorithm):
         model = cast_floats(model, dtype)
         model.check(sample)
         params = as_params(params, _start_shapes(model, sample), 1, dtype, model)
+        model.check(sample, params)
         algorithm = cast_floats(dataclasses.replace(self, rate=None, key=None), dtype)
         return _begin(algorithm, model, params, sample, weights, jnp.asarray(num_rows, dtype))
 
@@ -276,7 +277,7 @@ class OnlineEM(Algorithm):
         expect("state", state, OnlineState, "an OnlineState, as begin and update return")
         if state.average is None:
             return state.params
-        return _stepwise.unless_nan(model.m_step(state.params, state.average), state.params)
+        return _stepwise.unless_nan(model.at(state.params).m_step(state.average), state.params)
 
 
 def _start_shapes(model: LatentModel, sample: PyTree) -> PyTree:
@@ -293,7 +294,7 @@ def _begin(
     algorithm: OnlineEM, model: LatentModel, params: PyTree, sample: PyTree, weights: Array, num_rows: Array
 ) -> OnlineState:
     zero = jnp.zeros((), jnp.int32)
-    found = model.e_step(params, sample, weights, rule_of(algorithm.rule, model).at(zero)).stats
+    found = model.at(params).e_step(sample, weights, rule_of(algorithm.rule, model).at(zero)).stats
     stats = jax.tree.map(lambda a: num_rows / jnp.sum(weights) * a, found)
     return OnlineState(params, stats, stats if algorithm.average else None, zero, zero, num_rows)
 

@@ -7,17 +7,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem.algorithms.algorithm import Algorithm, EMState, Found, Rows, accept, ready
+from jaxem.algorithms.algorithm import Algorithm, EMState, Found, Rows, accept, at_candidate
 from jaxem.core import tree as _tree
 from jaxem.core.arguments import check_key, check_whole
+from jaxem.core.assignment import matching
 from jaxem.core.numerics import einsum, namespace
 from jaxem.core.pytree import dataclass
 from jaxem.core.tree import PyTree
 from jaxem.model import LatentModel
-from jaxem.models.mixture import Mixture, MixtureParams
-from jaxem.rules import Exact, Sampled
+from jaxem.rules import Sampled
 from jaxem.stopping import Status
-from jaxem.wrappers import Chunked
 
 # Rows by which labels are aligned: enough to tell components apart, few beside an E-step.
 ALIGN_ROWS = 500
@@ -41,14 +40,12 @@ class StochasticEMState(EMState):
 
 @dataclass
 class _Chain:
-    """What a sweep changes.
+    """What a sweep changes: the chain's params, and the mean of the statistics so far.
 
-    `params` are the chain's, `drawn` the statistics of states drawn at them; `stats` the mean of the statistics taken
-    relative to the params `reference`, `average` its M-step.
+    `stats` is that mean, each part taken relative to the params `reference`, and `average` its M-step.
     """
 
     params: PyTree
-    drawn: PyTree
     reference: PyTree
     stats: PyTree
     average: PyTree
@@ -66,9 +63,9 @@ class StochasticEM(Algorithm):
     matters. The chain can leave poor optima and saddles that EM stays at. To see the chain itself, with its
     log-likelihood in the trace, use `EM(Sampled(key))`.
 
-    The components of a `Mixture` (also under `chunked`) are renamed after every sweep by the permutation whose
-    posteriors overlap most with those of the average so far (on 500 rows), so that labels that switch within
-    a chain are not averaged into each other. Other models are taken as they are.
+    The components of a mixture are renamed after every sweep by the permutation whose posteriors overlap most with
+    those of the average so far (on 500 rows), so that labels that switch within a chain are not averaged into each
+    other. Models without interchangeable parts (their `canonical` orders none) are taken as they are.
 
     Under `fit` the whole chain is one step: trace[0] is the ELBO of the start, trace[1] that of the averaged params.
     There is nothing to converge: every restart ends as MAX_STEPS, or as NONFINITE with its start. Restart i draws with
@@ -117,7 +114,7 @@ class StochasticEM(Algorithm):
 
     def evaluate(self, model: LatentModel, state: StochasticEMState, data: PyTree, weights: Array) -> Found:
         """The E-step at the candidate with drawn states: the first of a chain, and the score of the candidate."""
-        found = ready(model, state).e_step(data, weights, self._rule(state).at(jnp.int32(0)))
+        found = at_candidate(model, state).e_step(data, weights, self._rule(state).at(jnp.int32(0)))
         return Found(found.stats, found.elbo_data, jnp.sum(weights))
 
     def update(
@@ -125,41 +122,58 @@ class StochasticEM(Algorithm):
     ) -> StochasticEMState:
         """Accepts the start and runs the chain from it, for which it needs the rows, or accepts the chain's average."""
         assert rows is not None
-        burn_in, num_draws = (jnp.asarray(n).astype(jnp.int32) for n in (self.burn_in, self.num_draws))
-        num = jnp.where(state.step == 0, burn_in + num_draws, 0)
-        average = self._run(model, state, found, rows, burn_in, num)
-        log_prior = ready(model, state).elbo_params()
-        after = accept(model, state, found, log_prior, average, promised=False)
-        ended = (state.step > 0) & (after.status == Status.RUNNING)
-        return dataclasses.replace(after, status=jnp.where(ended, Status.MAX_STEPS, after.status).astype(jnp.int32))
+        start, zero = state.candidate, jnp.zeros((), jnp.int32)
+        first = self._go_on(model, _Chain(start, start, found.stats, start), found, zero, rows)
+        return self._close(model, state, found, self._run(model, state, first, zero + 1, rows)[0])
+
+    def step(self, model: LatentModel, state: StochasticEMState, data: PyTree, weights: Array) -> StochasticEMState:
+        """`update` of what `evaluate` finds, the first E-step being one of those in the loop: compiled once."""
+        start, zero = state.candidate, jnp.zeros((), jnp.int32)
+        shapes = jax.eval_shape(lambda: model.at(start).e_step(data, weights, self._rule(state)))
+        stats = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes.stats)
+        chain, score = self._run(model, state, _Chain(start, start, stats, start), zero, (data, weights))
+        return self._close(model, state, Found((), score, jnp.sum(weights)), chain)
 
     def _rule(self, state: StochasticEMState) -> Sampled:
         return Sampled(jax.random.fold_in(self.key, state.restart))
 
+    def _close(self, model: LatentModel, state: StochasticEMState, found: Found, chain: _Chain) -> StochasticEMState:
+        """The end of a step: the candidate is accepted, and the average of the chain from it is the next."""
+        log_prior = model.at(state.candidate).elbo_params()
+        after = accept(model, state, found, log_prior, chain.average, promised=False)
+        ended = (state.step > 0) & (after.status == Status.RUNNING)
+        return dataclasses.replace(after, status=jnp.where(ended, Status.MAX_STEPS, after.status).astype(jnp.int32))
+
     def _run(
-        self, model: LatentModel, state: StochasticEMState, found: Found, rows: Rows, burn_in: Array, num: Array
-    ) -> PyTree:
-        """Params of the averaged statistics of a chain of `num` sweeps, averaged from sweep `burn_in` on."""
-        rule, start = self._rule(state), state.candidate
+        self, model: LatentModel, state: StochasticEMState, chain: _Chain, first: Array, rows: Rows
+    ) -> tuple[_Chain, Array]:
+        """The chain at its end, from sweep `first` on, and ELBO.data of the params of sweep `first`.
 
-        def sweep(i: Array, chain: _Chain) -> _Chain:
-            params, stats = chain.params, chain.drawn
-            count = i - burn_in + 1
-            fresh = count <= 1  # until then the mean is the last draw
-            reference = _tree.where(fresh, params, chain.reference)
-            share = 1 / jnp.maximum(count, 1).astype(found.elbo_data.dtype)
-            moved = model.rebase(stats, params, reference)
-            mean = jax.tree.map(lambda m, s: jnp.where(fresh, s, m + (s - m) * share), chain.stats, moved)
-            # Both M-steps as one vmapped: compiled once.
-            pairs = jax.tree.map(lambda *pair: jnp.stack(pair), (params, stats), (reference, mean))
-            both = jax.vmap(model.m_step)(*pairs)
-            following, average = (jax.tree.map(lambda a, k=k: a[k], both) for k in (0, 1))
-            following = _align(model, following, average, rows[0])
-            drawn = model.at(following).e_step(*rows, rule.at(i + 1)).stats
-            return _Chain(following, drawn, reference, mean, average)
+        The average is scored by a step of one sweep: the program holds one E-step.
+        """
+        num = jnp.where(state.step == 0, jnp.asarray(self.burn_in + self.num_draws).astype(jnp.int32), 1)
+        rule = self._rule(state)
 
-        first = _Chain(start, found.stats, start, found.stats, start)
-        return jax.lax.fori_loop(0, num, sweep, first).average
+        def sweep(i: Array, carry: tuple[_Chain, Array]) -> tuple[_Chain, Array]:
+            found = model.at(carry[0].params).e_step(*rows, rule.at(i))
+            score = jnp.where(i == first, found.elbo_data, carry[1])
+            return self._go_on(model, carry[0], found, i, rows), score
+
+        return jax.lax.fori_loop(first, num, sweep, (chain, jnp.zeros((), state.elbo.data.dtype)))
+
+    def _go_on(self, model: LatentModel, chain: _Chain, found: Any, sweep: Array, rows: Rows) -> _Chain:
+        """The chain after a sweep that drew the states behind `found`."""
+        count = sweep - jnp.asarray(self.burn_in).astype(jnp.int32) + 1
+        fresh = count <= 1  # until then the mean is the last draw
+        reference = _tree.where(fresh, chain.params, chain.reference)
+        share = 1 / jnp.maximum(count, 1).astype(found.elbo_data.dtype)
+        moved = model.rebase(found.stats, chain.params, reference)
+        mean = jax.tree.map(lambda m, s: jnp.where(fresh, s, m + (s - m) * share), chain.stats, moved)
+        # Both M-steps as one vmapped, in the burn-in too, where they are the same: compiled once.
+        pairs = jax.tree.map(lambda *pair: jnp.stack(pair), (chain.params, found.stats), (reference, mean))
+        both = jax.vmap(model.m_step)(*pairs)
+        following, average = (jax.tree.map(lambda a, k=k: a[k], both) for k in (0, 1))
+        return _Chain(_align(model, following, average, rows[0]), reference, mean, average)
 
 
 def _align(model: Any, params: PyTree, average: PyTree, data: PyTree) -> PyTree:
@@ -168,19 +182,11 @@ def _align(model: Any, params: PyTree, average: PyTree, data: PyTree) -> PyTree:
     The sum over rows of p(k | x, params) p(j | x, average) is maximised over permutations, ties to the labels as
     they are. The same params in another order are put back exactly (Cauchy-Schwarz).
     """
-    import optax  # half a second, not needed by other algorithms
-
-    mixture = model.model if isinstance(model, Chunked) else model
-    if not isinstance(mixture, Mixture) or mixture.num_components == 1:
+    if model.num_states in (None, 1):
         return params
     stride = max(1, _tree.num_rows(data) // ALIGN_ROWS)
     rows = jax.tree.map(lambda a: a[::stride], data)
     pair = jax.tree.map(lambda a, b: jnp.stack([a, b]), params, average)
-    new, old = jax.vmap(lambda p: Exact()(mixture.log_joint(p, rows))[1])(pair)
-    overlap = einsum("nj,nk->jk", old, new) + 1e-3 * jnp.eye(mixture.num_components, dtype=new.dtype)
-    # A NaN would keep the search for an assignment from ending.
-    cost = -jnp.nan_to_num(overlap).astype(jnp.result_type(float))
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        row, column = optax.assignment.hungarian_algorithm(cost)
-    index = jnp.zeros_like(column).at[row].set(column)
-    return MixtureParams(params.mixing[index], mixture.family.order(params.components, index))
+    new, old = jax.vmap(lambda params: model.posterior(params, rows))(pair)
+    overlap = einsum("nj,nk->jk", old, new) + 1e-3 * jnp.eye(model.num_states, dtype=new.dtype)
+    return model.canonical(params, matching(overlap))

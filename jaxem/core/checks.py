@@ -75,6 +75,17 @@ def require(x: Any, ok: Any, expected: str, column: int | None = None) -> None:
         raise ValueError(f"data: expected {expected}; found {values[row, found]:g} in {where}")
 
 
+def require_counts(x: Any, most: int | None = None, expected: str | None = None, column: int | None = None) -> None:
+    """`require` that entries are counts 0, 1, 2, ..., up to `most` where it is given: by default, out of so many."""
+    ending = "2, ..." if most is None else f"..., {most} out of num_trials = {most}"
+
+    def ok(values: Any, xp: Any) -> Any:
+        whole = (values >= 0) & (values == xp.round(values))
+        return whole if most is None else whole & (values <= most)
+
+    require(x, ok, f"counts 0, 1, {ending}" if expected is None else expected, column)
+
+
 def check_vector(name: str, value: Any, size: int, low: float, high: float) -> None:
     """Raises ValueError unless value is a vector of `size` numbers from low to high."""
     check_kind(name, value)

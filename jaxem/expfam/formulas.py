@@ -4,6 +4,7 @@ The one place where these formulas are written, for `jaxem.expfam`, for priors a
 concentrations and shapes themselves: natural parameters are these less 1, which in float32 keeps nothing of 1e-9.
 """
 
+import math
 from typing import Protocol
 
 import jax
@@ -11,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.scipy.special import betaln, digamma, gammaln
+
+from jaxem.core.special import bend, log_minus_digamma, log_peak
 
 
 class Groups(Protocol):
@@ -115,3 +118,46 @@ def beta_draw(key: Array, a: Array, b: Array) -> tuple[Array, Array]:
 def beta_log_prob(logs: tuple[Array, Array], a: Array, b: Array) -> Array:
     """Log density of x, given log x and log(1 - x), nats."""
     return (a - 1) * logs[0] + (b - 1) * logs[1] - betaln(a, b)
+
+
+def gamma_log_normaliser(shape: Array, rate: Array) -> Array:
+    """Log Gamma(shape) - shape log rate."""
+    return gammaln(shape) - shape * jnp.log(rate)
+
+
+def gamma_kl(shape: Array, rate: Array, other_shape: Array, other_rate: Array) -> Array:
+    """KL from Gamma(other_shape, other_rate), nats, in a form that keeps its digits for any shape."""
+    ratio = (shape / rate) / (other_shape / other_rate)
+    gap = log_peak(shape) - log_peak(other_shape) - (shape - other_shape) * log_minus_digamma(shape)
+    return gap + other_shape * bend(ratio - 1)
+
+
+def gamma_draw(key: Array, shape: Array, rate: Array) -> Array:
+    """Log x of a draw; finite where a small shape makes x underflow."""
+    return jax.random.loggamma(key, shape, dtype=shape.dtype) - jnp.log(rate)
+
+
+def gamma_log_prob(log: Array, shape: Array, rate: Array) -> Array:
+    """Log density of x, given log x, nats."""
+    return (shape - 1) * log - rate * jnp.exp(log) - gamma_log_normaliser(shape, rate)
+
+
+def wishart(dof: Array, log_det: Array, dim: int, rank: Array | int) -> tuple[Array, Array]:
+    """(log-normaliser, E log |x|) of Wishart matrices, given log |inverse scale|.
+
+    Args:
+      dof: (...,) degrees of freedom > rank - 1.
+      log_det: (...,).
+      dim: D, or more than the rank.
+      rank: number of rows of a matrix, which may be traced; the rest of the D count for nothing.
+
+    Returns:
+      (...,) each.
+    """
+    steps = jnp.arange(dim, dtype=dof.dtype)
+    half = 0.5 * (dof[..., None] - jnp.broadcast_to(steps, (*dof.shape, dim)))
+    counted = jnp.broadcast_to(steps < rank, half.shape)
+    half = jnp.where(counted, half, 1)
+    log_gamma = jnp.sum(jnp.where(counted, gammaln(half), 0), -1) + 0.25 * rank * (rank - 1) * math.log(math.pi)
+    log_scale = rank * math.log(2) - log_det
+    return 0.5 * dof * log_scale + log_gamma, jnp.sum(jnp.where(counted, digamma(half), 0), -1) + log_scale

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.scipy.special import multigammaln
 
 from jaxem.core import constraints
 from jaxem.core.numerics import einsum
+from jaxem.expfam import formulas
 from jaxem.expfam.family import LOG_2PI, ExponentialFamily, as_floats
 
 
@@ -120,7 +120,7 @@ class WishartStatistics(NamedTuple):
 
 def _wishart_log_normaliser(inverse_scale: Array, dof: Array) -> Array:
     dim = inverse_scale.shape[-1]
-    return 0.5 * dof * (dim * jnp.log(2.0).astype(dof.dtype) - _log_det(inverse_scale)) + multigammaln(0.5 * dof, dim)
+    return formulas.wishart(dof, _log_det(inverse_scale), dim, dim)[0]
 
 
 def bartlett(key: Array, dof: Array, dim: int, steps: Array | None = None) -> tuple[Array, Array]:

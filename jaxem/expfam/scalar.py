@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.scipy.special import betaln, gammaln
+from jax.scipy.special import betaln
 
 from jaxem.core import constraints
 from jaxem.expfam import formulas
@@ -110,8 +110,11 @@ class Gamma(ExponentialFamily):
 
     def log_normaliser(self, natural: GammaStatistics) -> Array:
         """A = log Gamma(shape) - shape log rate."""
-        shape = natural.log + 1
-        return gammaln(shape) - shape * jnp.log(-natural.x)
+        return formulas.gamma_log_normaliser(natural.log + 1, -natural.x)
+
+    def kl(self, natural: Any, other: Any) -> Array:
+        """KL(p(. | natural) || p(. | other)), nats, which keeps its digits for large shapes."""
+        return formulas.gamma_kl(natural.log + 1, -natural.x, other.log + 1, -other.x)
 
     def valid(self, natural: GammaStatistics) -> Array:
         """Whether shape and rate are positive."""
@@ -129,7 +132,7 @@ class Gamma(ExponentialFamily):
 
     def draw(self, key: Array, natural: GammaStatistics) -> GammaStatistics:
         """Statistics of a draw; its logarithm is finite where a small shape makes x underflow."""
-        log = jax.random.loggamma(key, natural.log + 1, dtype=natural.log.dtype) - jnp.log(-natural.x)
+        log = formulas.gamma_draw(key, natural.log + 1, -natural.x)
         return GammaStatistics(jnp.exp(log), log)
 
     def distribution(self, natural: GammaStatistics) -> Any:
@@ -167,8 +170,7 @@ class InverseGamma(ExponentialFamily):
 
     def log_normaliser(self, natural: InverseGammaStatistics) -> Array:
         """A = log Gamma(shape) - shape log scale."""
-        shape = -natural.log - 1
-        return gammaln(shape) - shape * jnp.log(-natural.inverse)
+        return formulas.gamma_log_normaliser(-natural.log - 1, -natural.inverse)
 
     def valid(self, natural: InverseGammaStatistics) -> Array:
         """Whether shape and scale are positive."""
@@ -186,7 +188,7 @@ class InverseGamma(ExponentialFamily):
 
     def draw(self, key: Array, natural: InverseGammaStatistics) -> InverseGammaStatistics:
         """Statistics of a draw."""
-        log = jnp.log(-natural.inverse) - jax.random.loggamma(key, -natural.log - 1, dtype=natural.log.dtype)
+        log = -formulas.gamma_draw(key, -natural.log - 1, -natural.inverse)
         return InverseGammaStatistics(jnp.exp(-log), log)
 
     def distribution(self, natural: InverseGammaStatistics) -> Any:
@@ -344,8 +346,7 @@ class NormalGamma(ExponentialFamily):
     def log_normaliser(self, natural: NormalGammaStatistics) -> Array:
         """A = log Gamma(shape) - shape log rate - log(strength) / 2."""
         params = self.conventional(natural)
-        shape = params["shape"]
-        return gammaln(shape) - shape * jnp.log(params["rate"]) - 0.5 * jnp.log(params["strength"])
+        return formulas.gamma_log_normaliser(params["shape"], params["rate"]) - 0.5 * jnp.log(params["strength"])
 
     def valid(self, natural: NormalGammaStatistics) -> Array:
         """Whether strength, shape and rate are positive."""
@@ -372,7 +373,7 @@ class NormalGamma(ExponentialFamily):
         params = self.conventional(natural)
         gamma_key, key = jax.random.split(key)
         noise = jax.random.normal(key, natural.precision.shape, natural.precision.dtype) / jnp.sqrt(params["strength"])
-        log = jax.random.loggamma(gamma_key, params["shape"], dtype=noise.dtype) - jnp.log(params["rate"])
+        log = formulas.gamma_draw(gamma_key, params["shape"], params["rate"])
         root = jnp.exp(0.5 * log)
         standardised = root * params["location"] + noise  # sqrt(precision) * mean
         return NormalGammaStatistics(jnp.exp(log), log, root * standardised, standardised**2)

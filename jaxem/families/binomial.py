@@ -9,7 +9,7 @@ from jax.scipy.special import xlog1py, xlogy
 
 from jaxem.core import constraints
 from jaxem.core.arguments import check_integer
-from jaxem.core.checks import as_matrix, check_vector, require
+from jaxem.core.checks import as_matrix, check_vector, require_counts
 from jaxem.core.pytree import dataclass, static
 from jaxem.families import mean as _mean
 from jaxem.families.counts import log_binomial, sample_binomial
@@ -89,9 +89,7 @@ class Binomial(_mean.MeanFamily):
         return 0.9 * mean + 0.1 * overall
 
     def _check(self, x: Array) -> None:
-        n = self.num_trials
-        expected = f"counts 0, 1, ..., {n} out of num_trials = {n}"
-        require(x, lambda v, xp: (v >= 0) & (v <= n) & (v == xp.round(v)), expected)
+        require_counts(x, self.num_trials)
 
     def _check_pseudo_mean(self, dim: int) -> None:
         check_vector("pseudo_mean", self.pseudo_mean, dim, 0, self.num_trials)

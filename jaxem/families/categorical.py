@@ -11,7 +11,7 @@ from jax.scipy.special import xlogy
 
 from jaxem.core import constraints
 from jaxem.core.arguments import shown
-from jaxem.core.checks import require
+from jaxem.core.checks import require_counts
 from jaxem.core.numerics import is_concrete, safe_log
 from jaxem.core.pytree import dataclass, static
 from jaxem.families import mean as _mean
@@ -120,8 +120,7 @@ class Categorical(_mean.MeanFamily):
 
     def _check(self, x: Array) -> None:
         for d, num in enumerate(self.num_levels[: x.shape[1]]):
-            expected = f"levels 0, ..., {num - 1} (num_levels[{d}] = {num})"
-            require(x, lambda v, xp, n=num: (v >= 0) & (v < n) & (v == xp.round(v)), expected, d)
+            require_counts(x, num - 1, f"levels 0, ..., {num - 1} (num_levels[{d}] = {num})", d)
 
     def _check_pseudo_mean(self, dim: int) -> None:
         _as_probs("pseudo_mean", self.pseudo_mean, [(num,) for num in self.num_levels])

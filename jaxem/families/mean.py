@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxem.core.checks import check_matrix, check_strength
+from jaxem.core.normal import standard_promotion
 from jaxem.core.numerics import einsum, is_concrete
 from jaxem.core.pytree import dataclass
 from jaxem.families.family import Family
@@ -189,7 +190,8 @@ def independent(name: str, **values: Any) -> Any:
     import distrax
     from tensorflow_probability.substrates.jax import distributions as tfd
 
-    return distrax.Independent(getattr(tfd, name)(**values), 1)
+    with standard_promotion():
+        return distrax.Independent(getattr(tfd, name)(**values), 1)
 
 
 def product_log(t: Array, log: Array) -> Array:

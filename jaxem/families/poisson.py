@@ -9,7 +9,7 @@ from jax import Array
 from jax.scipy.special import xlogy
 
 from jaxem.core import constraints
-from jaxem.core.checks import as_matrix, check_vector, require
+from jaxem.core.checks import as_matrix, check_vector, require_counts
 from jaxem.core.pytree import dataclass
 from jaxem.families import mean as _mean
 from jaxem.families.counts import log_poisson, sample_poisson
@@ -83,7 +83,7 @@ class Poisson(_mean.MeanFamily):
         return jnp.maximum(mean, 0.05 * jnp.minimum(overall, 1))
 
     def _check(self, x: Array) -> None:
-        require(x, lambda v, xp: (v >= 0) & (v == xp.round(v)), "counts 0, 1, 2, ...")
+        require_counts(x)
 
     def _check_pseudo_mean(self, dim: int) -> None:
         check_vector("pseudo_mean", self.pseudo_mean, dim, 0, np.inf)

@@ -11,13 +11,14 @@ from jax import Array
 
 from jaxem.core import constraints
 from jaxem.core.arguments import check_integer
-from jaxem.core.checks import check_matrix, require
+from jaxem.core.checks import check_matrix, require, require_counts
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.tree import PyTree
 from jaxem.families.counts import is_count, sample_binomial, sample_poisson
+from jaxem.families.mean import independent
 from jaxem.likelihoods._logs import log_binomial_logits, log_poisson_log_rate
 from jaxem.likelihoods.columns import Columns, moments, standard
-from jaxem.likelihoods.likelihood import Likelihood, independent
+from jaxem.likelihoods.likelihood import Likelihood
 
 # Up to here log binomial coefficients are looked up: three log-gammas would take longer than a layer of a network.
 TABLE = 1024
@@ -128,11 +129,9 @@ class Binomial(_Counts):
 
     def validate(self, x: Any) -> None:
         """Raises unless n is an integer >= 1 and x is (N, D) with counts from 0 to n."""
-        n = self.num_trials
-        check_integer("num_trials", n, 1)
+        check_integer("num_trials", self.num_trials, 1)
         check_matrix(x)
-        expected = f"counts 0, 1, ..., {n} out of num_trials = {n}"
-        require(x, lambda v, xp: (v >= 0) & (v <= n) & (v == xp.round(v)), expected)
+        require_counts(x, self.num_trials)
 
     def standardise(self, x: Array, weights: Array, common: bool = False) -> Columns:
         """Log-odds of the columns' mean counts."""
@@ -181,7 +180,7 @@ class Poisson(_Counts):
     def validate(self, x: Any) -> None:
         """Raises unless x is (N, D) with counts 0, 1, 2, ..."""
         check_matrix(x)
-        require(x, lambda v, xp: (v >= 0) & (v == xp.round(v)), "counts 0, 1, 2, ... for a Poisson likelihood")
+        require_counts(x)
 
     def standardise(self, x: Array, weights: Array, common: bool = False) -> Columns:
         """Logarithms of the columns' means, by units that move the rate by about a standard deviation."""
@@ -237,10 +236,9 @@ class Categorical(_Counts):
 
     def validate(self, x: Any) -> None:
         """Raises unless L is an integer >= 2 and x is (N, D) with codes below it."""
-        n = self.levels
-        check_integer("levels", n, 2)
+        check_integer("levels", self.levels, 2)
         check_matrix(x)
-        require(x, lambda v, xp: (v >= 0) & (v < n) & (v == xp.round(v)), f"codes 0, ..., {n - 1} of {n} levels")
+        require_counts(x, self.levels - 1, f"codes 0, ..., {self.levels - 1} of {self.levels} levels")
 
     def standardise(self, x: Array, weights: Array, common: bool = False) -> Columns:
         """Logarithms of the levels' shares in every column; a unit is a unit of a logit."""

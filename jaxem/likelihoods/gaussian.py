@@ -1,6 +1,8 @@
 """Gaussian likelihoods: fixed, shared or predicted noise, never below a floor."""
 
+import inspect
 import math
+from abc import ABCMeta
 from typing import Any
 
 import jax
@@ -33,9 +35,60 @@ class Noise:
     columns: PyTree = ()
 
 
+class _ByScale(ABCMeta):
+    """Calling `Gaussian` makes the one of its subclasses that the scale asks for; they are called as any class."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **kwargs) if cls is not Gaussian else _by_scale(*args, **kwargs)
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        own = inspect.signature(_by_scale if cls is Gaussian else vars(cls)["__init__"])
+        return own.replace(parameters=[p for p in own.parameters.values() if p.name != "self"])
+
+
+def _by_scale(scale: float | Array | str = "shared", floor: float | Array = 1e-3) -> "Gaussian":
+    if not isinstance(scale, str):
+        return FixedGaussian(floor, scale)
+    if scale not in KINDS:
+        remedy = nearest(scale, KINDS)
+        raise ValueError(f"scale: expected a number, 'shared' or 'predicted'; found {scale!r}{remedy}")
+    return SharedGaussian(floor) if scale == "shared" else PredictedGaussian(floor)
+
+
 @dataclass
-class _Gaussian(Likelihood):
-    """Base of the three, written in the coordinates of `Columns`; see `Gaussian`."""
+class Gaussian(Likelihood, metaclass=_ByScale):
+    """Real columns: x_nd | z ~ N(mean_nd(z), scale_nd^2).
+
+        log p(x | z) = sum_d { -(x_d - mean_d)^2 / (2 scale_d^2) - log scale_d - log(2 pi) / 2 }
+
+    A density has no upper end: a decoder that reproduces its training data gains log(1 / scale) for every entry as the
+    noise falls, so a learned scale has a floor. A fit whose shared scale is within about 3 times the floor ends as
+    DEGENERATE; of a predicted one only a look at the scales, or at held-out data, tells.
+
+    Learned noise and its floor are relative to the columns' own standard deviations where a `VAE` standardises: scale_d
+    is a learned number times that of column d, so that units and offsets change nothing but the log-density, by the
+    logarithms of the units. A constant column counts as one of deviation 1. With `VAE(..., standardise="table")` they
+    are relative to one deviation for all columns, with None, and with params from `init`, in the data's own units.
+
+    One of the three classes below, by the scale.
+
+    Args:
+      scale: a number > 0 or an array (D,): known noise, always in the data's own units; "shared": one learned scale;
+        "predicted": the decoder's second half of outputs, by floor + log2(1 + exp(output)).
+      floor: least standard deviation of learned noise, relative as the noise is.
+
+    Raises:
+      ValueError: a name that is neither "shared" nor "predicted".
+
+    Examples:
+      >>> Gaussian(1.0).log_prob((), jnp.zeros((1, 1)), jnp.zeros((1, 1))).round(4).tolist()
+      [-0.9189]
+
+    References:
+      Mattei and Frellsen (2018), Leveraging the exact likelihood of deep latent variable models, section 2 (that the
+      likelihood is unbounded).
+    """
 
     floor: float | Array = 1e-3
 
@@ -94,7 +147,7 @@ class _Gaussian(Likelihood):
 
 
 @dataclass
-class FixedGaussian(_Gaussian):
+class FixedGaussian(Gaussian):
     """Known noise; `Gaussian(number)`.
 
     Attributes:
@@ -115,7 +168,7 @@ class FixedGaussian(_Gaussian):
 
 
 @dataclass
-class SharedGaussian(_Gaussian):
+class SharedGaussian(Gaussian):
     """One learned scale for all rows and columns, relative to the columns' own; `Gaussian("shared")`.
 
     Attributes:
@@ -150,7 +203,7 @@ class SharedGaussian(_Gaussian):
 
 
 @dataclass
-class PredictedGaussian(_Gaussian):
+class PredictedGaussian(Gaussian):
     """The decoder says the noise of every entry; `Gaussian("predicted")`.
 
     Attributes:
@@ -164,46 +217,3 @@ class PredictedGaussian(_Gaussian):
     def _parts(self, params: PyTree, outputs: Array) -> tuple[Array, Array]:
         mean, raw = jnp.split(outputs, 2, 1)
         return mean, jnp.asarray(self.floor, outputs.dtype) + jax.nn.softplus(raw) / math.log(2)
-
-
-def Gaussian(  # noqa: N802 - it reads as a class beside the others
-    scale: float | Array | str = "shared", floor: float | Array = 1e-3
-) -> FixedGaussian | SharedGaussian | PredictedGaussian:
-    """Real columns: x_nd | z ~ N(mean_nd(z), scale_nd^2).
-
-        log p(x | z) = sum_d { -(x_d - mean_d)^2 / (2 scale_d^2) - log scale_d - log(2 pi) / 2 }
-
-    A density has no upper end: a decoder that reproduces its training data gains log(1 / scale) for every entry as the
-    noise falls, so a learned scale has a floor. A fit whose shared scale is within about 3 times the floor ends as
-    DEGENERATE; of a predicted one only a look at the scales, or at held-out data, tells.
-
-    Learned noise and its floor are relative to the columns' own standard deviations where a `VAE` standardises: scale_d
-    is a learned number times that of column d, so that units and offsets change nothing but the log-density, by the
-    logarithms of the units. A constant column counts as one of deviation 1. With `VAE(..., standardise="table")` they
-    are relative to one deviation for all columns, with None, and with params from `init`, in the data's own units.
-
-    Args:
-      scale: a number > 0 or an array (D,): known noise, always in the data's own units; "shared": one learned scale;
-        "predicted": the decoder's second half of outputs, by floor + log2(1 + exp(output)).
-      floor: least standard deviation of learned noise, relative as the noise is.
-
-    Returns:
-      The likelihood.
-
-    Raises:
-      ValueError: a name that is neither "shared" nor "predicted".
-
-    Examples:
-      >>> Gaussian(1.0).log_prob((), jnp.zeros((1, 1)), jnp.zeros((1, 1))).round(4).tolist()
-      [-0.9189]
-
-    References:
-      Mattei and Frellsen (2018), Leveraging the exact likelihood of deep latent variable models, section 2 (that the
-      likelihood is unbounded).
-    """
-    if isinstance(scale, str):
-        if scale not in KINDS:
-            remedy = nearest(scale, KINDS)
-            raise ValueError(f"scale: expected a number, 'shared' or 'predicted'; found {scale!r}{remedy}")
-        return SharedGaussian(floor) if scale == "shared" else PredictedGaussian(floor)
-    return FixedGaussian(floor, scale)

@@ -103,12 +103,3 @@ class FromDecoder(Likelihood):
     def distribution(self, params: PyTree, outputs: Any) -> Any:
         """The distribution, as it is."""
         return outputs
-
-
-def independent(name: str, **values: Any) -> Any:
-    """TFP's distribution of that name with values (n, D), independent over columns, as a distrax distribution."""
-    import distrax
-    from tensorflow_probability.substrates.jax import distributions as tfd
-
-    with standard_promotion():
-        return distrax.Independent(getattr(tfd, name)(**values), 1)

@@ -177,7 +177,7 @@ class EmpiricalBayes(Wrapper):
         """Those of the model and of the settings."""
         return EmpiricalBayesParams(self.model.constraints(), self.hyperconstraints())  # type: ignore[arg-type]
 
-    def canonical(self, params: EmpiricalBayesParams, reorder: bool = True) -> EmpiricalBayesParams:
+    def canonical(self, params: EmpiricalBayesParams, reorder: bool | Array = True) -> EmpiricalBayesParams:
         """The model's own order."""
         return EmpiricalBayesParams(self.model.canonical(params.inner, reorder), params.settings)
 

@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 
 from jaxem.core.arguments import expect, shown
+from jaxem.core.assignment import matching
 from jaxem.core.numerics import is_concrete, safe_divide
 from jaxem.core.pytree import dataclass
 from jaxem.core.tree import PyTree, sum_rows
@@ -99,8 +100,6 @@ class PartlyLabelled(Wrapper, DiscreteLatent):
 
     def init(self, key: Array, data: PyTree, weights: Array) -> PyTree:
         """A start of the model, its components matched to the labels, and one M-step that respects them."""
-        import optax  # here, because it takes as long to import as all of jaxem
-
         x, known = data
         here = self.model.at(self.model.init(key, x, weights))
         resp = jax.nn.softmax(here.log_joint(x), 1)
@@ -111,16 +110,13 @@ class PartlyLabelled(Wrapper, DiscreteLatent):
             0,
             safe_divide(allowed.astype(resp.dtype), allowed.sum(1, keepdims=True).astype(resp.dtype)),
         )
-        overlap = (weights[:, None] * told).T @ resp
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            rows, columns = optax.assignment.hungarian_algorithm(-overlap)
-        order = columns[jnp.argsort(rows)]
+        order = matching((weights[:, None] * told).T @ resp)
         resp = jnp.where(allowed, resp[:, order] + 1e-3, 0)
         resp = weights[:, None] * resp / jnp.sum(resp, 1, keepdims=True)
         collect = lambda rows, w: here.statistics(rows[0], jnp.where((w > 0)[:, None], rows[1], 0))
         return here.m_step(sum_rows(collect, (x, resp), weights, self.rows_at_once(data)))
 
-    def canonical(self, params: PyTree, reorder: bool = True) -> PyTree:
+    def canonical(self, params: PyTree, reorder: bool | Array = True) -> PyTree:
         """Components in the order that they have: the labels name them."""
         return self.model.canonical(params, reorder=False)
 

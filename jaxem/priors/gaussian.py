@@ -13,12 +13,13 @@ from jaxem.core import constraints
 from jaxem.core.checks import check_array, check_strength
 from jaxem.core.numerics import einsum, is_concrete
 from jaxem.core.pytree import dataclass
+from jaxem.expfam import formulas
 from jaxem.expfam.matrix import bartlett
 from jaxem.families import Gaussian, GaussianParams
 from jaxem.families.covariance import SHAPES, Penalty, row_norms
 from jaxem.priors.prior import PosteriorAt, Prior
 
-LOG_2, LOG_PI = 0.6931471805599453, 1.1447298858494002
+LOG_2 = 0.6931471805599453
 
 
 @dataclass
@@ -54,14 +55,7 @@ class GaussianPosterior:
 def _wishart(family: Gaussian, dof: Array, log_det: Array, dim: int) -> tuple[Array, Array]:
     """Log-normaliser of each component's precisions, summed over columns, and E log |precision|, for log |C|."""
     if family.covariance in ("full", "tied"):
-        log_c, rank = log_det, family.rank(dim)
-        steps = jnp.arange(dim, dtype=dof.dtype)
-        half = 0.5 * (dof[..., None] - jnp.broadcast_to(steps, (*dof.shape, dim)))
-        counted = jnp.broadcast_to(steps < rank, half.shape)
-        half = jnp.where(counted, half, 1)
-        psi = jnp.sum(jnp.where(counted, digamma(half), 0), -1)
-        log_gamma = jnp.sum(jnp.where(counted, gammaln(half), 0), -1) + 0.25 * rank * (rank - 1) * LOG_PI
-        return 0.5 * dof * (rank * LOG_2 - log_c) + log_gamma, psi + rank * LOG_2 - log_c
+        return formulas.wishart(dof, log_det, dim, family.rank(dim))
     if family.covariance == "diag":
         normaliser = 0.5 * dof * (dim * LOG_2 - log_det) + dim * gammaln(0.5 * dof)
         return normaliser, dim * (digamma(0.5 * dof) + LOG_2) - log_det

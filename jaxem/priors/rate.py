@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import gammaln
@@ -10,9 +9,8 @@ from jax.scipy.special import gammaln
 from jaxem.core.checks import check_array
 from jaxem.core.numerics import einsum
 from jaxem.core.pytree import dataclass
-from jaxem.core.special import bend, log_minus_digamma, log_peak
-from jaxem.expfam import Gamma
-from jaxem.expfam.scalar import GammaStatistics
+from jaxem.core.special import log_minus_digamma, log_peak
+from jaxem.expfam import formulas
 from jaxem.families import Exponential, ExponentialParams, Poisson, PoissonParams
 from jaxem.families.mean import MeanStats
 from jaxem.priors.prior import PosteriorAt, Prior
@@ -36,22 +34,17 @@ class _RatesAt(PosteriorAt):
     """Posteriors of the rates of any of the families."""
 
     def kl(self) -> Array:
-        """That of K D pairs of gamma distributions, in a form that keeps its digits for any shape."""
-        a, a0 = self.posterior.shape, self.prior.shape[None]
-        ratio = (a / self.posterior.rate) / (a0 / self.prior.rate[None])
-        return jnp.sum(log_peak(a) - log_peak(a0) - (a - a0) * log_minus_digamma(a) + a0 * bend(ratio - 1))
+        """That of K D pairs of gamma distributions."""
+        q, prior = self.posterior, self.prior
+        return jnp.sum(formulas.gamma_kl(q.shape, q.rate, prior.shape[None], prior.rate[None]))
 
     def draw(self, key: Array) -> tuple[Any, Array, Array]:
-        """Rates; in the densities one that has underflowed counts as the smallest normal number."""
-        a, b = self.posterior.shape, self.posterior.rate
-        rate = jax.random.gamma(key, a, dtype=a.dtype) / b
-        seen = jnp.maximum(rate, jnp.finfo(a.dtype).tiny)
-
-        def log_prob(shape: Array, rate: Array) -> Array:
-            point = GammaStatistics(seen, jnp.log(seen))
-            return jnp.sum(Gamma().expected_log_prob(Gamma().natural(shape, rate), point), 1)
-
-        return type(self.plug.params)(rate), log_prob(a, b), log_prob(self.prior.shape[None], self.prior.rate[None])
+        """Rates; the densities are right where they underflow."""
+        q, prior = self.posterior, self.prior
+        logs = formulas.gamma_draw(key, q.shape, q.rate)
+        ends = (q.shape, q.rate), (prior.shape[None], prior.rate[None])
+        log_q, log_p = (jnp.sum(formulas.gamma_log_prob(logs, *end), 1) for end in ends)
+        return type(self.plug.params)(jnp.exp(logs)), log_q, log_p
 
 
 @dataclass

@@ -114,7 +114,7 @@ class Structured(DiscreteLatent):
     @property
     def climbed_by(self) -> str:  # type: ignore[override]
         """The family's."""
-        return "m_step" if self.components.closed_form else "gradient"
+        return "m_step" if self.family.closed_form else "gradient"
 
     @property
     def row_keys(self) -> tuple[str, ...] | None:  # type: ignore[override]
@@ -205,12 +205,12 @@ class Structured(DiscreteLatent):
         count, _ = structure.split(structure.spread(resp, data))
         return self.params_type(self.law.update(count), components)
 
-    def canonical(self, params: Any, reorder: bool = True) -> Any:
+    def canonical(self, params: Any, reorder: bool | Array = True) -> Any:
         """Components by mixing, largest first; in the order of their priors where the family gives each its own."""
         components = self.components.adopt(params.components)
-        if not (reorder and self.components.exchangeable):
+        if reorder is False or not self.components.exchangeable:
             return dataclasses.replace(params, components=components)
-        index = self.law.rank(params.mixing)
+        index = self.law.rank(params.mixing) if reorder is True else reorder
         return self.params_type(self.law.order(params.mixing, index), self.components.order(components, index))
 
     def health(self, params: Any) -> Health:

@@ -287,7 +287,7 @@ class VariationalAutoencoder(ELBOModel):
         influence = health.influence if share is None else jnp.maximum(health.influence, share)
         return dataclasses.replace(health, influence=influence, least_elbo=least)
 
-    def canonical(self, params: PyTree, reorder: bool = True) -> PyTree:
+    def canonical(self, params: PyTree, reorder: bool | Array = True) -> PyTree:
         """Components of a mixture prior by mixing, largest first."""
         return params if self.prior is None else {**params, "prior": self.prior.canonical(params["prior"], reorder)}
 
