@@ -12,12 +12,13 @@ from jaxem.core import constraints
 from jaxem.core.arguments import check_choice
 from jaxem.core.checks import check_array, check_covariance, check_matrix, check_strength
 from jaxem.core.foreign import named, named_fields
+from jaxem.core.moments import moments
 from jaxem.core.numerics import einsum, is_concrete, namespace
 from jaxem.core.pytree import dataclass, static
 from jaxem.families import _spikes
 from jaxem.families._mean_prior import MeanPrior, PlacedFamily
 from jaxem.families.covariance import SHAPES, Covariance
-from jaxem.families.dependence import Span, find_span, spreads
+from jaxem.families.dependence import Span, find_span
 from jaxem.families.family import DerivedFamily
 from jaxem.families.gaussian_kernel import GaussianAt, GaussianParams, GaussianScale, Penalty
 from jaxem.families.reasons import FEWEST_OBSERVATIONS, collapses, name_columns
@@ -111,22 +112,16 @@ class Gaussian(DerivedFamily, PlacedFamily):
 
     def bind(self, x: Array, weights: Array) -> "Gaussian":
         """Takes location, variances and total weight from the data, accurately at any offset."""
-        total = jnp.sum(weights)
-        share = weights / total
-        origin = x[0]
-        location = origin + einsum("n,nd->d", share, x - origin[None])
-        # Again about the mean: the first row may lie far away, as an outlier of weight 0.
-        location = location + einsum("n,nd->d", share, x - location[None])
-        std, constant = spreads(x, weights, location)
+        seen = moments(x, weights)
+        location, std, constant = seen.mean, seen.std, seen.constant
         span = self._span(x, weights, location, std, constant)
         if self.pseudo_covariance is not None:
             std = jnp.sqrt(jnp.asarray(self.pseudo_covariance, x.dtype))
         std, constant = self._shape.common(std, constant)
         nu = jnp.asarray(self.pseudo_observations, x.dtype)
-        mean_weight = total / jnp.sum(weights > 0, dtype=x.dtype)
         held = constant if span is None else constant | span.dependent
         penalty = Penalty(jnp.where(constant, 1, std), held, nu)
-        scale = GaussianScale(location, total, mean_weight, penalty, span, self._mean_prior(location))
+        scale = GaussianScale(location, seen.total, seen.mean_weight, penalty, span, self._mean_prior(location))
         return dataclasses.replace(self, scale=scale)
 
     @property
