@@ -249,6 +249,10 @@ class At:
         """Sufficient statistics weighted by resp (N, K), summed over n."""
         return self.explain(data)[1](resp)
 
+    def posterior(self, data: PyTree, rule: Rule) -> Array:
+        """(N, K) responsibilities by the rule."""
+        return rule(self.log_joint(data))[1]
+
     def e_step(self, data: PyTree, weights: Array, rule: Rule) -> EStep:
         """Expected statistics and ELBO.data, additive over data."""
         return self.model.e_step(self.params, data, weights, rule)

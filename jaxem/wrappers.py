@@ -96,7 +96,7 @@ class InnerAt(At):
         return self.inner.explain(data)
 
     def posterior(self, data: PyTree, rule: Rule) -> Array:
-        return self.inner.posterior(data, rule)  # type: ignore[attr-defined]
+        return self.inner.posterior(data, rule)
 
     def e_step(self, data: PyTree, weights: Array, rule: Rule) -> EStep:
         return self.inner.e_step(data, weights, rule)
