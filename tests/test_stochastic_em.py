@@ -101,7 +101,7 @@ def test_labels_are_aligned(x):
     moved = dataclasses.replace(
         params,
         mixing=params.mixing[order],
-        components=model.family.order(jax.tree.map(lambda a: a * 1.02, params.components), order),
+        components=model.family.canonical(jax.tree.map(lambda a: a * 1.02, params.components), order),
     )
     align = jax.jit(lambda new: _align(jaxem.chunked(model, 100), new, params, jnp.asarray(x)))
     back = align(moved)

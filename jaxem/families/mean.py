@@ -104,17 +104,15 @@ class MeanFamily(Family):
         """D of params."""
         return jax.tree.leaves(params)[0].shape[-1]
 
-    def validate(self, x: Any) -> None:
-        """Checks the prior."""
-        check_strength("pseudo_observations", self.pseudo_observations)
-        if self.pseudo_mean is not None and is_concrete(self.pseudo_mean):
-            self._check_pseudo_mean(x.shape[1])
-
-    def check_rows(self, x: Any, params: Any = None) -> None:
-        """Checks that data are one (N, D) array of values that the family can make, as wide as params."""
+    def check(self, x: Any, params: Any = None) -> None:
+        """Checks that data are one (N, D) array of possible values, as wide as params; without these the prior, too."""
         check_matrix(x, None if params is None else self._num_columns(params))
         if is_concrete(x):
             self._check(x)
+        if params is None:
+            check_strength("pseudo_observations", self.pseudo_observations)
+            if self.pseudo_mean is not None and is_concrete(self.pseudo_mean):
+                self._check_pseudo_mean(x.shape[1])
 
     def _default_pseudo_mean(self, mean: Array) -> Array:
         """(F,) the pseudo-mean where none is given, from the data's mean."""
