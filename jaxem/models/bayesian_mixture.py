@@ -387,6 +387,8 @@ class BayesianGMM(BayesianMixture):
       2 of 5 components used; expected counts 120.0, 80.0, 0.0 (not used), 0.0 (not used), 0.0 (not used)
     """
 
+    __repr__ = BayesianMixture.__repr__
+
     @constructor
     def __init__(
         self,
