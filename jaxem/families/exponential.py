@@ -104,7 +104,8 @@ class Exponential(_mean.MeanFamily):
 
         A prior that is meant to weigh (a of about 1 and more) keeps means away from 0 and is not taken for a spike.
         """
-        a, total = self._prior(count.dtype)
+        pseudo = self.pseudo_statistics(count.dtype)
+        a, total = pseudo.count, pseudo.total
         mean = 1 / params.rate
         share = total / (mean * (count + a)[:, None])
         return jnp.max(jnp.where((a > 0) & (a * mean < SPIKE * total), share, 0), 1)

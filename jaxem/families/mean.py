@@ -131,13 +131,13 @@ class MeanFamily(Family):
         pseudo = self._default_pseudo_mean(mean) if self.pseudo_mean is None else self._given_mean(x.dtype)
         return dataclasses.replace(self, scale=MeanScale(mean, pseudo, features.mean, spread))  # type: ignore[type-var]
 
-    def _prior(self, dtype: Any) -> tuple[Array, Array]:
-        """Count () and sums (1, F) of the pseudo-observations; none where there is no mean for them."""
+    def pseudo_statistics(self, dtype: Any) -> MeanStats:
+        """Count () and sums (1, F) of the pseudo-observations of a component; none where there is no mean for them."""
         if self.scale is None and self.pseudo_mean is None:  # not bound to data: plain maximum likelihood
-            return jnp.zeros((), dtype), jnp.zeros((1, 1), dtype)
+            return MeanStats(jnp.zeros((), dtype), jnp.zeros((1, 1), dtype))
         mean = self._given_mean(dtype) if self.scale is None else self.scale.pseudo_mean
         a = jnp.asarray(self.pseudo_observations, dtype)
-        return a, (a * mean)[None]
+        return MeanStats(a, (a * mean)[None])
 
     def start(self, num_components: int) -> Any:
         """K copies of the data's own mean."""
@@ -158,10 +158,10 @@ class MeanFamily(Family):
         return MeanStats(jnp.sum(resp, 0), einsum("nk,nf->kf", resp, self._transform(x)))
 
     def _means(self, params: Any, stats: MeanStats) -> Array:
-        a, total = self._prior(stats.count.dtype)
-        count = (stats.count + a)[:, None]
+        pooled = jax.tree.map(jnp.add, stats, self.pseudo_statistics(stats.count.dtype))
+        count = pooled.count[:, None]
         empty = count <= 0
-        return jnp.where(empty, self._mean(params), (stats.total + total) / jnp.where(empty, 1, count))
+        return jnp.where(empty, self._mean(params), pooled.total / jnp.where(empty, 1, count))
 
     def m_step(self, params: Any, stats: MeanStats) -> Any:
         """Means with the pseudo-observations'; a component of count 0 takes theirs, or keeps its params without any."""
@@ -174,7 +174,8 @@ class MeanFamily(Family):
 
     def elbo_params(self, params: Any) -> Array:
         """Log prior up to a constant, nats: what the pseudo-observations add to the log-likelihood; 0 without any."""
-        return self._log_prior(params, *self._prior(jax.tree.leaves(params)[0].dtype))
+        pseudo = self.pseudo_statistics(jax.tree.leaves(params)[0].dtype)
+        return self._log_prior(params, pseudo.count, pseudo.total)
 
     def num_parameters(self, params: Any, num_components: int) -> int:
         """K D means."""
