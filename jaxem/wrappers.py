@@ -95,6 +95,9 @@ class InnerAt(At):
     def explain(self, data: PyTree) -> tuple[Array, Any]:
         return self.inner.explain(data)
 
+    def posterior(self, data: PyTree, rule: Rule) -> Array:
+        return self.inner.posterior(data, rule)  # type: ignore[attr-defined]
+
     def e_step(self, data: PyTree, weights: Array, rule: Rule) -> EStep:
         return self.inner.e_step(data, weights, rule)
 

@@ -16,7 +16,7 @@ from jaxem.core.numerics import einsum
 from jaxem.core.pytree import dataclass
 from jaxem.core.tree import PyTree
 from jaxem.model import At, LatentModel
-from jaxem.rules import Sampled
+from jaxem.rules import Exact, Sampled
 from jaxem.stopping import Status
 
 # Rows by which labels are aligned: enough to tell components apart, few beside an E-step.
@@ -164,6 +164,6 @@ def _align(model: Any, params: PyTree, average: PyTree, data: PyTree) -> PyTree:
     stride = max(1, _tree.num_rows(data) // ALIGN_ROWS)
     rows = jax.tree.map(lambda a: a[::stride], data)
     pair = jax.tree.map(lambda a, b: jnp.stack([a, b]), params, average)
-    new, old = jax.vmap(lambda params: model.posterior(params, rows))(pair)
+    new, old = jax.vmap(lambda params: model.at(params).posterior(rows, Exact()))(pair)
     overlap = einsum("nj,nk->jk", old, new) + 1e-3 * jnp.eye(model.num_states, dtype=new.dtype)
     return model.canonical(params, matching(overlap))
