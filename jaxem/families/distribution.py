@@ -87,7 +87,7 @@ class Distribution(Family):
         with standard_promotion():
             return self.make(**params)
 
-    def check_rows(self, x: Any, params: Any = None) -> None:
+    def check(self, x: Any, params: Any = None) -> None:
         """Checks that rows have the shape of the distribution, or of the fit, and a density under its first values."""
         if len(jax.tree.leaves(x)) != 1 or not hasattr(x, "ndim") or x.ndim < 2:
             found = f"shape {x.shape}" if hasattr(x, "shape") else f"a {type(x).__name__}"

@@ -123,20 +123,19 @@ class Gamma(DerivedFamily, PlacedFamily):
     def __repr__(self) -> str:
         return "Gamma()"
 
-    def validate(self, x: Any) -> None:
-        """Checks the prior."""
+    def check(self, x: Any, params: GammaParams | None = None) -> None:
+        """Checks that data are one (N, D) array of positive numbers, as wide as params; and the prior."""
+        check_matrix(x, None if params is None else params.shape.shape[-1])
+        if is_concrete(x):
+            require(x, lambda v, xp: v > 0, "positive numbers for Gamma")
+        if params is not None:
+            return
         check_strength("pseudo_observations", self.pseudo_observations)
         dim = x.shape[1]
         if self.pseudo_shape is not None:
             check_array("pseudo_shape", self.pseudo_shape, ((), (dim,)), positive=True)
         if self.pseudo_mean is not None:
             check_array("pseudo_mean", self.pseudo_mean, ((dim,), (None, dim)), positive=True)
-
-    def check_rows(self, x: Any, params: GammaParams | None = None) -> None:
-        """Checks that data are one (N, D) array of positive numbers, as wide as params."""
-        check_matrix(x, None if params is None else params.shape.shape[-1])
-        if is_concrete(x):
-            require(x, lambda v, xp: v > 0, "positive numbers for Gamma")
 
     def bind(self, x: Array, weights: Array) -> "Gamma":
         """Takes means, spreads and the location of the logs from the data."""
@@ -180,13 +179,13 @@ class Gamma(DerivedFamily, PlacedFamily):
             return jnp.log(x)
         return (jnp.log(x) - self.scale.log_mean[None]) / self.scale.log_std[None]
 
-    def derive(self, params: GammaParams) -> "GammaAt":
+    def at(self, params: GammaParams) -> "GammaAt":
         """With the means of the components."""
         return GammaAt(self, params, params.mean)
 
-    def notes(self) -> list[str]:
+    def notes(self, params: GammaParams | None = None, count: Array | None = None) -> list[str]:
         """Names the columns without variation."""
-        if self.scale is None or not np.any(self.scale.constant):
+        if params is not None or self.scale is None or not np.any(self.scale.constant):
             return []
         columns = np.flatnonzero(np.asarray(self.scale.constant)).tolist()
         return [f"columns {columns} are constant: their shape is held at 1"]

@@ -174,9 +174,7 @@ class BayesianMixture(Structured):
             num = jax.tree.leaves(plug)[0].shape[0]
             if num != self.num_components:
                 raise ValueError(f"params: expected those of {self.num_components} components; found {num}")
-        self.family.check_rows(data, plug)
-        if params is None:
-            self.family.validate(data)
+        self.family.check(data, plug)
 
     def bind(self, data: PyTree, weights: Array) -> "BayesianMixture":
         """Binds the family and the prior to the data."""

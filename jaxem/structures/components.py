@@ -9,7 +9,7 @@ from jax import Array
 from jaxem.core.pytree import dataclass
 from jaxem.core.tree import PyTree
 from jaxem.families.family import At, Family
-from jaxem.priors import Prior, adopt, order
+from jaxem.priors import Prior, canonical
 
 
 @dataclass
@@ -99,13 +99,9 @@ class Posterior(Family):
         """The posterior given a partition."""
         return self.prior.posterior(*self.family.partition_statistics(x, weights, resp))
 
-    def adopt(self, params: Any) -> Any:
-        """The family's, of the plug-in params."""
-        return adopt(self.family, params)
-
-    def order(self, params: Any, index: Array) -> Any:
-        """The components in another order."""
-        return order(self.family, params, index)
+    def canonical(self, params: Any, index: Array | None = None) -> Any:
+        """Plug-in params as the family's."""
+        return canonical(self.family, params, index)
 
     def constraints(self) -> Any:
         """The prior's."""
