@@ -13,13 +13,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxem.core.arguments import check_decorated, shown
-from jaxem.core.numerics import slack, weigh
+from jaxem.core.numerics import weigh
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.rows import Rows, takes_rows
-from jaxem.core.tree import PyTree, float_dtype, map_rows, num_rows, ones_for, sum_rows
+from jaxem.core.tree import PyTree, float_dtype, map_rows, num_rows, ones_for, sum_blocks, sum_rows
 from jaxem.elbo import Decomposition, decompose
 from jaxem.rules import Exact, Rule
-from jaxem.stopping import Stop, StopRule
 
 
 @dataclass
@@ -74,7 +73,7 @@ class ELBOModel(ABC):
     params_type: ClassVar[type | None] = None
     # What `fit` climbs it by unless told: "m_step", "coordinates" (an m_step for each part in turn) or "gradient".
     climbed_by: ClassVar[str] = "gradient"
-    # Whether the objective scales with the data, as a distortion does; else it is nats, and rows add up in it.
+    # Whether the objective scales with the data, as a distortion does: tolerances are then relative; else it is nats.
     scales: ClassVar[bool] = False
     # States of its latent variable, where that is discrete and they are known before there are params.
     num_states: ClassVar[int | None] = None
@@ -128,16 +127,6 @@ class ELBOModel(ABC):
         for such rows, and rows that are not as wide as the params. Values are looked at only where they are no tracers.
         """
 
-    def check_params(self, params: PyTree) -> None:
-        """Raises TypeError for what is no params of this model, as data in their place; on the host."""
-        expected = self.params_type
-        if expected is not None and not isinstance(params, expected):
-            swapped = "; params come first, then data" if hasattr(params, "shape") or isinstance(params, list) else ""
-            hint = "; give its .params" if hasattr(params, "params") else swapped
-            raise TypeError(
-                f"params: expected {expected.__name__}, as in fit.params; found a {type(params).__name__}{hint}"
-            )
-
     def __dir__(self) -> list[str]:
         # What a person calls; what the engine calls is out of the way.
         hooks = _hooks(type(self))
@@ -185,23 +174,6 @@ class ELBOModel(ABC):
         it did, each reason with a remedy.
         """
         return []
-
-    def same_optimum(self, elbo: Array, best: Array, total_weight: Array) -> Array:
-        """Whether two restarts' objectives count as one optimum: within 0.01 nats + 1e-6 for each unit of weight.
-
-        A stop rule per unit of weight leaves a distance that grows with the weight: the default one, 1e-8 a step, about
-        1e-6 at a rate of 0.99. Of an objective that scales with the data: within a relative 1e-4. `fit` counts,
-        besides, what `slack` cannot tell apart.
-        """
-        return abs(elbo - best) <= (1e-4 * abs(best) if self.scales else 0.01 + 1e-6 * total_weight)
-
-    def slack(self, elbo: Array, total_weight: Array) -> Array:
-        """How far the objective may fall by rounding alone; a fall beyond it ends a restart as DECREASED."""
-        return 64 * jnp.finfo(elbo.dtype).eps * jnp.abs(elbo) if self.scales else slack(elbo, total_weight)
-
-    def default_stop(self) -> StopRule:
-        """The stop rule used when `fit` is given none: per unit of weight, or relative where the objective scales."""
-        return Stop(atol=0.0, rtol=1e-7) if self.scales else Stop()
 
 
 # Methods of the protocols that are for people; all others are for the engine.
@@ -313,13 +285,13 @@ class DiscreteAt(At):
     def e_step(self, data: PyTree, weights: Array, rule: Rule) -> EStep:
         """Responsibilities by the rule, then statistics; O(N K) time."""
 
-        def block(x: PyTree, w: Array) -> EStep:
+        def block(x: PyTree, w: Array, number: Any) -> EStep:
             log_joint, collect = self.explain(x)
-            value, resp = self.infer(log_joint, rule)
+            value, resp = self.infer(log_joint, rule.fold(number))
             weighed = jax.tree.map(lambda leaf: weigh(w, leaf), resp)
             return EStep(collect(weighed), jnp.sum(weigh(w, value)))
 
-        return sum_rows(block, data, weights, self.model.rows_at_once(data))
+        return sum_blocks(block, data, weights, self.model.rows_at_once(data))
 
 
 class _OwnStep(DiscreteAt):

@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from jaxem.core.arguments import check_key, check_number, tabulated
+from jaxem.core.keys import DRAWS, own_or_fits
 from jaxem.core.pytree import dataclass
 from jaxem.core.reverse_kl import reverse_kl
 from jaxem.elbo import soften
@@ -26,8 +27,16 @@ class Rule(ABC):
     def __call__(self, log_joint: Array, axis: int = -1) -> tuple[Array, Array]:
         """(value, resp): a lower bound of log p(x_n), and q, normalised along `axis`, the axis of the states."""
 
-    def tabulate(self, num_steps: int) -> "Rule":
-        """The rule with callables of the step replaced by arrays over steps 0..num_steps; called on the host."""
+    def prepare(self, key: Array | None, num_steps: int) -> "Rule":
+        """The rule ready for one fit: its settings checked, callables of the step as arrays over steps 0..num_steps.
+
+        Called on the host with the key of the fit, which a rule that draws takes unless it has one of its own; None
+        outside a fit.
+        """
+        return self
+
+    def fold(self, number: Any) -> "Rule":
+        """The rule with draws of its own for a restart or a block of rows; itself where it does not draw."""
         return self
 
     def at(self, step: Array) -> "Rule":
@@ -53,14 +62,12 @@ class Exact(Rule):
         return value, resp
 
 
-def _draw_key(key: Array, log_joint: Array) -> Array:
-    """A key of its own for each block of rows, lane and params: the key with the bits of the log-joints folded in.
-
-    A rule is one object for all blocks and lanes and sees nothing else of them. Integer sums wrap, so the order of the
-    rows and of the sum does not matter.
-    """
-    bits = jax.lax.bitcast_convert_type(log_joint, jnp.uint32)
-    return jax.random.fold_in(key, jnp.sum(bits, dtype=jnp.uint32))
+def key_of(rule: Any) -> Array:
+    """The key of a rule that draws; TypeError where it has none."""
+    if rule.key is None:
+        name = type(rule).__name__
+        raise TypeError(f"rule: {name} draws, and outside a fit needs a random key: {name}(jax.random.key(0))")
+    return rule.key
 
 
 @dataclass
@@ -78,7 +85,7 @@ class Tempered(Rule):
     At a high T all components become equal, which is a fixed point at every T: without a perturbation, rounding alone
     takes a run away from it as T falls. With a `key`, log q is perturbed by normal noise while T > 1, after which the
     components separate by themselves once T is below the largest at which separate ones are better. Draws depend on
-    key, step and the log-joints of the block of rows, as for `Sampled`.
+    key, restart, step and block of rows, as for `Sampled`.
 
     Attributes:
       temperature: T >= 0, a scalar, an array (num_steps,), or a callable step -> T.
@@ -98,7 +105,7 @@ class Tempered(Rule):
     key: Array | None = None
     noise: float | Array = 0.1
 
-    def tabulate(self, num_steps: int) -> "Tempered":
+    def prepare(self, key: Array | None, num_steps: int) -> "Tempered":
         """The rule with a callable temperature replaced by its values at steps 0..num_steps, its settings checked.
 
         Raises:
@@ -116,12 +123,15 @@ class Tempered(Rule):
             check_key("key", self.key)
         return dataclasses.replace(self, temperature=temperature)
 
+    def fold(self, number: Any) -> "Tempered":
+        """The rule with a perturbation of its own, if any."""
+        return self if self.key is None else dataclasses.replace(self, key=jax.random.fold_in(self.key, number))
+
     def at(self, step: Array) -> "Tempered":
-        """The rule with the temperature of a step, and a key of its own."""
+        """The rule with the temperature of a step, and a perturbation of its own."""
         table = jnp.asarray(self.temperature)
         temperature = self.temperature if table.ndim == 0 else table.at[step].get(mode="clip")
-        key = None if self.key is None else jax.random.fold_in(self.key, step)
-        return Tempered(temperature, key, self.noise)
+        return dataclasses.replace(self.fold(step), temperature=temperature)
 
     def settled(self, step: Array) -> Array:
         """Whether T keeps its last value after `step`, and is not perturbed at it."""
@@ -144,7 +154,7 @@ class Tempered(Rule):
         temperature = jnp.asarray(self.temperature, log_joint.dtype)
         disturbed = log_joint
         if self.key is not None:
-            draw = jax.random.normal(_draw_key(self.key, log_joint), log_joint.shape, log_joint.dtype)
+            draw = jax.random.normal(self.key, log_joint.shape, log_joint.dtype)
             size = jnp.where(temperature > 1, temperature * jnp.asarray(self.noise, log_joint.dtype), 0)
             disturbed = log_joint + size * draw
         _, resp, _ = soften(disturbed, temperature, axis)
@@ -196,7 +206,7 @@ class ReverseKL(Rule):
 
     lam: float | Array = 0.5
 
-    def tabulate(self, num_steps: int) -> "ReverseKL":
+    def prepare(self, key: Array | None, num_steps: int) -> "ReverseKL":
         """The rule itself, once lam is known to lie in [0, 1].
 
         Raises:
@@ -223,14 +233,12 @@ class Sampled(Rule):
     The value reported is log p(x), so a fit records the log-likelihood of the chain that the params run through; it
     rises and falls, and no fit stops before max_steps. A row of weight w gets one draw, counted w times.
 
-    Draws depend on the key, the step and the log-joints of the block of rows (so blocks and restarts draw apart), and
-    on nothing else: the same program on the same device repeats them bit for bit, another block size, lane width or
-    precision does not, and additivity over data holds in distribution only. Restarts that start from equal params draw
-    alike. A component that loses all its rows has proportion 0 and never gets any back, unless the proportions have a
-    Dirichlet prior.
+    Draws depend on the key, the restart, the step and the block of rows, and on nothing else: another block size gives
+    others, so that additivity over data holds in distribution only. A component that loses all its rows has proportion
+    0 and never gets any back, unless the proportions have a Dirichlet prior.
 
     Attributes:
-      key: random key.
+      key: random key; None for that of the fit.
 
     Examples:
       >>> value, resp = Sampled(jax.random.key(0))(jnp.log(jnp.array([[0.25, 0.25], [0.0, 1.0]])))
@@ -241,16 +249,19 @@ class Sampled(Rule):
       Celeux and Diebolt (1985), The SEM algorithm, Computational Statistics Quarterly 2.
     """
 
-    key: Array
+    key: Array | None = None
 
-    def tabulate(self, num_steps: int) -> "Sampled":
-        """The rule itself, once its key is known to be one; TypeError where it is none."""
-        check_key("key", self.key)
-        return self
+    def prepare(self, key: Array | None, num_steps: int) -> "Sampled":
+        """The rule with its key, or that of the fit; TypeError where it is none."""
+        return Sampled(own_or_fits(self.key, key, DRAWS))
+
+    def fold(self, number: Any) -> "Sampled":
+        """The rule with draws of its own."""
+        return Sampled(jax.random.fold_in(key_of(self), number))
 
     def at(self, step: Array) -> "Sampled":
-        """The rule with a key of the step's own."""
-        return Sampled(jax.random.fold_in(self.key, step))
+        """The rule with draws of the step's own."""
+        return self.fold(step)
 
     def settled(self, step: Array) -> Array:
         """False: a small change of a chain tells nothing."""
@@ -263,5 +274,5 @@ class Sampled(Rule):
     def __call__(self, log_joint: Array, axis: int = -1) -> tuple[Array, Array]:
         """(value, resp) along the axis of the states: log p(x) and a one-hot of the draw."""
         value, _, _ = soften(log_joint, jnp.ones((), log_joint.dtype), axis)
-        state = jax.random.categorical(_draw_key(self.key, log_joint), log_joint, axis)
+        state = jax.random.categorical(key_of(self), log_joint, axis)
         return value, jax.nn.one_hot(state, log_joint.shape[axis], dtype=log_joint.dtype, axis=axis)

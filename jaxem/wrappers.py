@@ -12,7 +12,7 @@ from jax import Array
 from jaxem.core.arguments import check_integer, expect, shown
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.rows import takes_rows
-from jaxem.core.tree import PyTree, map_rows, ones_for, sum_rows
+from jaxem.core.tree import PyTree, map_rows, ones_for, sum_blocks
 from jaxem.model import At, ELBOModel, EStep, LatentModel
 from jaxem.rules import Rule
 
@@ -25,6 +25,14 @@ class Wrapper(LatentModel):
     """
 
     model: Any
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        # The ELBO of an E-step of the wrapper's own is that E-step's, not that of the model inside.
+        super().__init_subclass__(**kwargs)
+        if "e_step" in vars(cls) and "elbo_data" not in vars(cls):
+            cls.elbo_data = LatentModel.elbo_data  # type: ignore[method-assign]
+        if "elbo_data" in vars(cls) and "training_elbo" not in vars(cls):
+            cls.training_elbo = ELBOModel.training_elbo  # type: ignore[method-assign]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name == "model":
@@ -43,10 +51,6 @@ class Wrapper(LatentModel):
     def at(self, params: PyTree) -> At:
         """The wrapper at params; one with an E-step of its own is asked for it."""
         return At(self, params)
-
-    def check_params(self, params: PyTree) -> None:
-        """That of the model inside."""
-        self.model.check_params(params)
 
 
 def protocol() -> dict[str, Any]:
@@ -91,6 +95,9 @@ class InnerAt(At):
     def explain(self, data: PyTree) -> tuple[Array, Any]:
         return self.inner.explain(data)
 
+    def posterior(self, data: PyTree, rule: Rule) -> Array:
+        return self.inner.posterior(data, rule)  # type: ignore[attr-defined]
+
     def e_step(self, data: PyTree, weights: Array, rule: Rule) -> EStep:
         return self.inner.e_step(data, weights, rule)
 
@@ -110,7 +117,8 @@ class ChunkedAt(InnerAt):
 
     def e_step(self, data: PyTree, weights: Array, rule: Rule) -> EStep:
         """The model's E-step, summed over chunks."""
-        return sum_rows(lambda x, w: self.inner.e_step(x, w, rule), data, weights, self.model.size)
+        one = lambda x, w, number: self.inner.e_step(x, w, rule.fold(number))
+        return sum_blocks(one, data, weights, self.model.size)
 
 
 @dataclass
@@ -135,14 +143,16 @@ class Chunked(Wrapper):
 
     @takes_rows
     def elbo_data(self, params: PyTree, data: PyTree, weights: Array | None = None, key: Array | None = None) -> Array:
-        """The model's ELBO.data, summed over chunks; a key serves all chunks, whose rows differ."""
+        """The model's ELBO.data, summed over chunks."""
         weights = ones_for(data) if weights is None else weights
-        return sum_rows(lambda x, w: self.model.elbo_data(params, x, w, key), data, weights, self.size)
+        folded = lambda number: None if key is None else jax.random.fold_in(key, number)
+        one = lambda x, w, number: self.model.elbo_data(params, x, w, folded(number))
+        return sum_blocks(one, data, weights, self.size)
 
     def training_elbo(self, params: PyTree, data: PyTree, weights: Array, key: Array, step: Array) -> Array:
         """The model's, summed over chunks."""
-        one = lambda x, w: self.model.training_elbo(params, x, w, key, step)
-        return sum_rows(one, data, weights, self.size)
+        one = lambda x, w, number: self.model.training_elbo(params, x, w, jax.random.fold_in(key, number), step)
+        return sum_blocks(one, data, weights, self.size)
 
     @takes_rows
     def posterior(self, params: PyTree, data: PyTree) -> Array:

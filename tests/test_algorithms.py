@@ -10,7 +10,16 @@ import pytest
 
 import jaxem
 from jaxem import expfam
-from jaxem.algorithms import EM, Algorithm, CoordinateAscent, EMState, GeneralizedEM, GradientAscent, OnlineEM
+from jaxem.algorithms import (
+    EM,
+    Algorithm,
+    CoordinateAscent,
+    EMState,
+    GeneralizedEM,
+    GradientAscent,
+    OnlineEM,
+    StochasticEM,
+)
 from jaxem.algorithms.algorithm import Found, accept
 from jaxem.core.ascent import coordinates
 from jaxem.core.tree import where
@@ -173,3 +182,33 @@ def test_an_algorithm_holds_another_and_decides_on_what_it_rejects():
     trace = np.asarray(reckless.trace)[: int(reckless.num_steps) + 1]
     assert np.isnan(trace).any()
     assert np.diff(trace[np.isfinite(trace)]).min() >= -1e-9
+
+
+DRAWN = {
+    "Sampled": lambda key: EM(jaxem.Sampled(key)),
+    "Tempered": lambda key: EM(jaxem.Tempered(2.0, KEY if key is None else key)),
+    "StochasticEM": lambda key: StochasticEM(key, 2, 5),
+    "OnlineEM": lambda key: OnlineEM(40, key=key, rule=jaxem.Sampled(key)),
+    "GradientAscent": lambda key: GradientAscent(batch_size=40, learning_rate=0.05, key=key),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_draws_come_from_the_key_of_the_fit_or_their_own(name, blobs):
+    """The same bits whatever the number of restarts and whether under jit; equal starts draw apart."""
+    model = jaxem.GMM(3, "diag")
+
+    def fit(seed, own=None, num=2, params=None):
+        options = {"params": params, "num_restarts": num, "restart_batch": 1, "max_steps": 3}
+        return jaxem.fit(model, blobs, key=jax.random.key(seed), algorithm=DRAWN[name](own), **options)
+
+    first = fit(0)
+    for other in (fit(0, num=3), jax.jit(lambda: fit(0))()):
+        np.testing.assert_array_equal(other.restarts.trace[:2], first.restarts.trace)
+    start = jax.tree.map(lambda a: jnp.stack([a, a]), first.params)
+    one, two = fit(1, params=start), fit(2, params=start)
+    ends = np.asarray([one.restarts.elbo.total, two.restarts.elbo.total])
+    apart = [one.restarts.elbo.total[0] != one.restarts.elbo.total[1], (ends[0] != ends[1]).any()]
+    assert apart == [True, name != "Tempered"]  # which has a key of its own
+    own = [np.asarray(fit(seed, jax.random.key(9), params=start).restarts.trace) for seed in (1, 2)]
+    np.testing.assert_array_equal(*own)

@@ -136,16 +136,31 @@ def test_draws_differ_between_steps_rows_blocks_and_restarts_and_repeat(x):
     again = step(Normals(), PARAMS, x, w, rule.at(jnp.int32(3)))
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(a, b)
+    for other in (rule.at(jnp.int32(4)), rule.fold(1).at(jnp.int32(3))):
+        assert abs(float(step(Normals(), PARAMS, x, w, other).stats[1] - first.stats[1])) > 1e-3
+    # The same noise at params that moved a little, of which the result is then a smooth function.
     moved = {**PARAMS, "mean": jnp.asarray(1.0 + 1e-9)}
-    for params, other in ((PARAMS, rule.at(jnp.int32(4))), (moved, rule.at(jnp.int32(3)))):
-        assert abs(float(step(Normals(), params, x, w, other).stats[1] - first.stats[1])) > 1e-3
+    near = step(Normals(), moved, x, w, rule.at(jnp.int32(3))).stats[1]
+    assert abs(float(near - first.stats[1])) < 1e-4
     model = Normals()
     q = lambda rows: model.proposal(PARAMS, x[rows])
     one, two = (
-        np.asarray(rule.draw(q(rows), x[rows])) - np.asarray(q(rows).loc) for rows in (slice(0, 70), slice(70, 140))
+        np.asarray(rule.fold(number).draw(q(rows))) - np.asarray(q(rows).loc)
+        for number, rows in enumerate((slice(0, 70), slice(70, 140)))
     )
     assert np.abs(one - two).min() > 0
     assert len(np.unique(one)) == one.size
+
+
+def test_blocks_and_chunks_draw_apart(x):
+    """With one datum in all rows, blocks that shared their draws would have equal statistics."""
+    same, w = np.full(180, 1.0), jnp.ones(180)
+    for model in (InBlocks(), jaxem.chunked(Normals(), 60)):
+        spread = lambda key, model=model: model.e_step(PARAMS, same, w, MonteCarlo(key, 1)).stats[1]
+        means = np.asarray(jax.jit(jax.vmap(spread))(jax.random.split(KEY, 300)))
+        assert means.var() == pytest.approx(180 * 0.6, rel=0.35)  # of sums of independent draws, v = 0.6
+        score = lambda key, model=model: model.elbo_data(PARAMS, same, w, key)
+        assert np.isfinite(float(score(KEY)))
 
 
 def test_blocks_and_weights(x):

@@ -118,5 +118,5 @@ def test_a_schedule_settles_when_it_stops_changing():
 
 
 def test_an_optax_schedule_is_tabulated():
-    rule = Tempered(optax.linear_schedule(5.0, 1.0, 4)).tabulate(6)
+    rule = Tempered(optax.linear_schedule(5.0, 1.0, 4)).prepare(None, 6)
     np.testing.assert_allclose(rule.temperature, [5, 4, 3, 2, 1, 1, 1])

@@ -1,5 +1,7 @@
 """E-step rules beyond those of test_elbo.py: draws, reverse KL, and annealing that leaves symmetric points."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,19 +44,30 @@ def test_draws_follow_the_posterior():
     assert (np.asarray(never[:, 0]) == 0).all()
 
 
-def test_draws_differ_between_steps_blocks_and_keys_and_repeat():
+@pytest.mark.parametrize("rule", [Sampled(KEY), Tempered(3.0, KEY)], ids=lambda r: type(r).__name__)
+def test_draws_differ_between_restarts_steps_blocks_and_keys_and_repeat(rule):
     l = log_joints(2)
-    draw = lambda rule, l: np.asarray(rule(l)[1])
-    rule = Sampled(KEY)
-    np.testing.assert_array_equal(draw(rule.at(jnp.int32(4)), l), draw(rule.at(jnp.int32(4)), l))
-    first = draw(rule.at(jnp.int32(4)), l)
-    for other in (rule.at(jnp.int32(5)), Sampled(jax.random.key(9)).at(jnp.int32(4))):
-        assert (draw(other, l) != first).any()
-    # A block whose rows have almost the same posterior, as another lane has.
-    assert (draw(rule.at(jnp.int32(4)), l + 1e-9) != first).mean() > 0.1
-    lanes = jax.vmap(lambda l: rule(l)[1])(jnp.stack([l, l + 1e-9]))
-    np.testing.assert_array_equal(lanes[0], draw(rule, l))
-    np.testing.assert_array_equal(lanes[1], draw(rule, l + 1e-9))
+    draw = lambda rule, l=l: np.asarray(rule(l)[1])
+    base = rule.fold(1).at(jnp.int32(4))
+    first = draw(base.fold(0))
+    np.testing.assert_array_equal(first, draw(rule.fold(1).at(jnp.int32(4)).fold(0)))
+    other_key = dataclasses.replace(rule, key=jax.random.key(9)).fold(1).at(jnp.int32(4))
+    for other in (rule.fold(2).at(jnp.int32(4)), rule.fold(1).at(jnp.int32(5)), base.fold(1), other_key):
+        assert (draw(other.fold(0)) != first).any()
+    # Of nothing else: nearly the same log-joints, as of params a rounding apart, give nearly the same q.
+    assert np.abs(draw(base.fold(0), l + 1e-12) - first).max() < 1e-9
+    lanes = jax.vmap(lambda number: base.fold(number)(l)[1])(jnp.arange(2))
+    np.testing.assert_allclose(lanes[0], first, rtol=1e-12)
+
+
+def test_a_rule_that_draws_needs_a_key_outside_a_fit(blobs):
+    model = jaxem.GMM(3).bind(jnp.asarray(blobs), jnp.ones(120))
+    params = model.init(KEY, jnp.asarray(blobs), jnp.ones(120))
+    with pytest.raises(TypeError, match=r"rule: Sampled draws, and outside a fit needs a random key: Sampled\(jax"):
+        model.e_step(params, blobs, rule=Sampled())
+    with pytest.raises(TypeError, match="rule: Sampled draws, and outside a fit"):
+        Sampled()(log_joints(2))
+    assert np.isfinite(float(model.e_step(params, blobs, rule=Sampled(KEY)).elbo_data))
 
 
 @pytest.mark.parametrize("rule", [ReverseKL(0.5), Sampled(KEY), Tempered(3.0, KEY)], ids=lambda r: type(r).__name__)

@@ -20,6 +20,7 @@ import jaxem
 from jaxem import Status, static
 from jaxem.structures.components import Posterior
 from jaxem.structures.mixing import Dirichlet, Proportions
+from jaxem.structures.structure import Structure
 from jaxem.structures.structured import Structured
 
 KEY = jax.random.key(0)
@@ -32,7 +33,7 @@ def smoothed(rule, values, axis):
 
 
 @jaxem.dataclass
-class Chain:
+class Chain(Structure):
     """z_1 ~ initial, z_t | z_(t-1) ~ its row of the transitions, x_t | z_t ~ the family. Data (S, T, D)."""
 
     def rows(self, data):
@@ -76,6 +77,9 @@ class ChainLaw:
 
     law: Any
     num: int = static()
+
+    def check(self, num):
+        self.law.check(num)
 
     def update(self, count):
         return self.law.update(count[0]), jax.vmap(self.law.update)(count[1])

@@ -16,19 +16,21 @@ LABELS = np.where(np.arange(48) % 6 == 0, np.arange(48) // 24, -1)
 
 
 @jaxem.dataclass
-class Doubled(Wrapper):
-    """A user's wrapper, of which nothing in the library knows: each row counts twice."""
+class Halves(Wrapper):
+    """A user's wrapper, of which nothing in the library knows: an E-step on either half of the rows."""
 
     def e_step(self, params, data, weights=None, rule=None):
-        weights = jnp.ones(48) if weights is None else weights
-        return self.model.e_step(params, data, 2 * weights, rule)
+        num = jax.tree.leaves(data)[0].shape[0]
+        weights = jnp.ones(num) if weights is None else weights
+        parts = [jax.tree.map(lambda a, s=s: a[s], (data, weights)) for s in (slice(0, num // 2), slice(num // 2, num))]
+        return jax.tree.map(jnp.add, *(self.model.e_step(params, *part, rule) for part in parts))
 
 
 WRAPPERS = {
     "chunked": lambda model: jaxem.chunked(model, 20),
     "labelled": jaxem.partly_labelled,
     "empirical": lambda model: jaxem.EmpiricalBayes(model, ("concentration",)),
-    "doubled": Doubled,
+    "halves": Halves,
 }
 
 
@@ -64,17 +66,17 @@ def test_the_list_of_what_is_forwarded_is_complete():
 @pytest.mark.parametrize("name", sorted(protocol()))
 def test_each_name_reaches_the_model_inside(name):
     """Planted in a model inside, an answer comes out of the wrapper."""
-    own = ("at", "bind", "inside", "e_step", "check_params")
+    own = ("at", "bind", "inside", "e_step")
     if name in own:
         pytest.skip("a wrapper has one of its own")
     settings = not callable(protocol()[name])
     planted = "planted" if settings else lambda self, *args: "planted"
     model = type("Planted", (jaxem.BayesianMixture,), {name: planted})(jaxem.families.Poisson(), 2)
-    found = getattr(Doubled(model), name)
+    found = getattr(Wrapper(model), name)
     assert (found if settings else found()) == "planted"
 
 
-REFUSED = {("labelled", "empirical"): "a DiscreteLatent|discrete latent", ("empirical", "empirical"): "hyperparameters"}
+REFUSED = {("empirical", "empirical"): "hyperparameters"}
 
 
 @pytest.mark.parametrize("outer", WRAPPERS)
@@ -86,16 +88,14 @@ def test_wrapper_around_wrapper(plain, outer, inner):
             fit(WRAPPERS[outer](WRAPPERS[inner](bayesian())), data)
         return
     found = fit(WRAPPERS[outer](WRAPPERS[inner](bayesian())), data)
-    assert found.status == jaxem.Status.CONVERGED
-    one = fit(WRAPPERS[outer](bayesian()), rows(outer))
-    names = (outer, inner)
-    if names.count("chunked") == 2 or (outer == inner == "labelled"):  # once or twice is the same
-        np.testing.assert_allclose(found.elbo.total, one.elbo.total, rtol=1e-9)
-    if "doubled" not in names and "empirical" not in names and "labelled" not in names:
-        np.testing.assert_allclose(found.elbo.total, plain.elbo.total, rtol=1e-9)
-    swapped = fit(WRAPPERS[inner](WRAPPERS[outer](bayesian())), data) if (inner, outer) not in REFUSED else found
-    np.testing.assert_allclose(found.elbo.total, swapped.elbo.total, rtol=1e-6)
-    np.testing.assert_array_equal(found.predict(X)[[0, -1]], swapped.predict(X)[[0, -1]])
+    # Chunks and halves change nothing, so that what is left is what one wrapper, or none, gives.
+    rest = [name for name in (outer, inner) if name in ("labelled", "empirical")]
+    alone = fit(WRAPPERS[rest[0]](bayesian()), rows(rest[0])) if rest else plain
+    if len(set(rest)) < 2:
+        np.testing.assert_allclose(found.elbo.total, alone.elbo.total, rtol=1e-9)
+        assert found.status == alone.status
+    first = np.asarray(found.predict(X))
+    np.testing.assert_array_equal(first == first[0], np.arange(48) < 24)
     assert found.sample(3, key=KEY)[0].shape == (3, 2)
 
 
@@ -115,6 +115,10 @@ def test_wrapper_under_algorithm(name, algorithm):
     wrap = WRAPPERS.get(name, lambda model: model)
     model = wrap(bayesian() if name == "empirical" else jaxem.Mixture(jaxem.families.Poisson(), 2))
     data = rows(name)
+    if (name, algorithm) == ("empirical", "GeneralizedEM"):
+        with pytest.raises(TypeError, match="GeneralizedEM needs a model with a log_joint"):
+            fit(model, data, algorithm=ALGORITHMS[algorithm]())
+        return
     best = fit(model, data, num_restarts=1)
     found = fit(model, data, num_restarts=1, algorithm=ALGORITHMS[algorithm](), max_steps=40)
     assert np.isfinite(found.elbo.total)

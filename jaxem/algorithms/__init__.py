@@ -6,7 +6,7 @@ from jaxem.algorithms.em import EM
 from jaxem.algorithms.generalized_em import GeneralizedEM
 from jaxem.algorithms.gradient_ascent import GradientAscent, GradientAscentState
 from jaxem.algorithms.online_em import OnlineEM, OnlineState
-from jaxem.algorithms.stochastic_em import StochasticEM, StochasticEMState
+from jaxem.algorithms.stochastic_em import StochasticEM
 
 __all__ = [
     "Algorithm",
@@ -19,5 +19,4 @@ __all__ = [
     "OnlineEM",
     "OnlineState",
     "StochasticEM",
-    "StochasticEMState",
 ]

@@ -9,7 +9,7 @@ from jax import Array
 
 from jaxem.core import tree as _tree
 from jaxem.core.arguments import expect, shown
-from jaxem.core.numerics import namespace
+from jaxem.core.numerics import namespace, slack
 from jaxem.core.pytree import dataclass
 from jaxem.core.tree import PyTree
 from jaxem.elbo import ELBO
@@ -17,7 +17,7 @@ from jaxem.model import At, EStep, LatentModel
 from jaxem.models.continuous import ContinuousLatent, MonteCarlo
 from jaxem.rules import Rule
 from jaxem.stopping import Status
-from jaxem.wrappers import Wrapper
+from jaxem.wrappers import unwrapped
 
 # Data and their weights (N,).
 Rows = tuple[PyTree, Array]
@@ -33,6 +33,7 @@ class EMState:
       elbo: their ELBO; -inf before the first step.
       step: number of M-steps behind `candidate`.
       status: a `Status` code.
+      restart: number of the restart, which its draws depend on.
       here: `model.at(candidate)` while a step lasts, whose halves share it; else None.
     """
 
@@ -41,6 +42,7 @@ class EMState:
     elbo: ELBO
     step: Array
     status: Array
+    restart: Any = dataclasses.field(default=0, kw_only=True)
     here: Any = dataclasses.field(default=None, kw_only=True)
 
     @property
@@ -111,7 +113,8 @@ class Algorithm(ABC):
         xp = namespace(params)
         low = xp.full(num_restarts, -xp.inf, dtype)
         zero = xp.zeros(num_restarts, xp.int32)
-        return EMState(params, params, ELBO(low, low), zero, zero + xp.int32(Status.RUNNING))
+        restart = xp.arange(num_restarts, dtype=xp.int32)
+        return EMState(params, params, ELBO(low, low), zero, zero + xp.int32(Status.RUNNING), restart=restart)
 
     @abstractmethod
     def evaluate(self, model: Any, state: Any, data: PyTree, weights: Array) -> Found:
@@ -162,18 +165,22 @@ def rule_of(rule: Rule | None, model: Any) -> Rule:
     return model.default_rule() if rule is None else rule
 
 
-def prepared(rule: Rule | None, model: Any, num_steps: int) -> Rule | None:
-    """The rule with its schedule as an array; raises TypeError for none that suits the model."""
+def rule_at(rule: Rule | None, model: Any, state: EMState) -> Rule:
+    """The rule of one restart at one step."""
+    return rule_of(rule, model).fold(state.restart).at(state.step)
+
+
+def prepared(rule: Rule | None, model: Any, key: Array, num_steps: int) -> Rule | None:
+    """The rule ready for a fit; raises TypeError for none that suits the model."""
     check_rule(rule, model)
-    return None if rule is None else rule.tabulate(num_steps)
+    return None if rule is None else rule.prepare(key, num_steps)
 
 
 def check_rule(rule: Any, model: Any) -> None:
     """Raises TypeError unless this is a rule, or None where the model has one of its own, that suits the model."""
     rule = rule_of(rule, model)  # raises where there is none
     expect("rule", rule, Rule, "a rule, as jaxem.Hard() or jaxem.Tempered(2.0), or None")
-    while isinstance(model, Wrapper):
-        model = model.model
+    model = unwrapped(model)
     if isinstance(rule, MonteCarlo) and not isinstance(model, ContinuousLatent):
         raise TypeError(
             f"rule: MonteCarlo draws a continuous latent, of a ContinuousLatent model; found {shown(model)}; use "
@@ -212,7 +219,7 @@ def accept(
     """
     elbo = ELBO(found.elbo_data, log_prior.astype(found.elbo_data.dtype))
     finite = jnp.isfinite(elbo.total) & sound
-    fell = promised & (elbo.total < state.elbo.total - model.slack(elbo.total, found.weight))
+    fell = promised & (elbo.total < state.elbo.total - slack(elbo.total, found.weight, model.scales))
     accepted = finite & ~fell
     ended = jnp.where(finite, Status.DECREASED, Status.NONFINITE)
     kept = accepted & better

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem.algorithms.algorithm import Algorithm, EMState, Found, Rows, accept, at_candidate, prepared, rule_of
+from jaxem.algorithms.algorithm import Algorithm, EMState, Found, Rows, accept, at_candidate, prepared, rule_at, rule_of
 from jaxem.core.pytree import dataclass
 from jaxem.core.tree import PyTree
 from jaxem.model import LatentModel
@@ -34,7 +34,7 @@ class EM(Algorithm):
     def prepare(self, model: Any, data: PyTree, key: Array, num_steps: int) -> "EM":
         """The algorithm with its rule's schedule as an array; checks that the model has an m_step, and the rule."""
         super().prepare(model, data, key, num_steps)
-        return dataclasses.replace(self, rule=prepared(self.rule, model, num_steps))
+        return dataclasses.replace(self, rule=prepared(self.rule, model, key, num_steps))
 
     def settled(self, model: LatentModel, step: Array) -> Array:
         """Whether a stop rule may be trusted from `step` on."""
@@ -42,7 +42,7 @@ class EM(Algorithm):
 
     def evaluate(self, model: LatentModel, state: EMState, data: PyTree, weights: Array) -> Found:
         """The E-step at the candidate."""
-        rule = rule_of(self.rule, model).at(state.step)
+        rule = rule_at(self.rule, model, state)
         found = at_candidate(model, state).e_step(data, weights, rule)
         return Found(found.stats, found.elbo_data, jnp.sum(weights))
 

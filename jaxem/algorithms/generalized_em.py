@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem.algorithms.algorithm import Algorithm, EMState, Found, Rows, accept, at_candidate, prepared, rule_of
+from jaxem.algorithms.algorithm import Algorithm, EMState, Found, Rows, accept, at_candidate, prepared, rule_at, rule_of
 from jaxem.core import tree as _tree
 from jaxem.core.arguments import check_constraints
 from jaxem.core.ascent import ascend, check_optimizer
 from jaxem.core.numerics import weigh
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.tree import PyTree
+from jaxem.model import At
 from jaxem.rules import Rule
 
 
@@ -77,7 +78,7 @@ class GeneralizedEM(Algorithm):
                 "algorithm: GeneralizedEM needs a model with a log_joint of states that can be enumerated; found "
                 f"{type(model).__name__}"
             )
-        rule = prepared(self.rule, model, num_steps)
+        rule = prepared(self.rule, model, key, num_steps)
         check_constraints(model.constraints())
         check_optimizer(self.optimizer, self.num_steps)
         return dataclasses.replace(self, rule=rule)
@@ -88,34 +89,34 @@ class GeneralizedEM(Algorithm):
 
     def evaluate(self, model: Any, state: EMState, data: PyTree, weights: Array) -> Found:
         """The score of the candidate; no statistics."""
-        rule = rule_of(self.rule, model).at(state.step)
+        rule = rule_at(self.rule, model, state)
         return Found((), at_candidate(model, state).e_step(data, weights, rule).elbo_data, jnp.sum(weights))
 
     def update(self, model: Any, state: EMState, found: Found, rows: Rows | None = None) -> EMState:
         """Accepts the candidate or ends the restart, and climbs to the next, for which it needs the rows."""
         assert rows is not None
-        rule, here = rule_of(self.rule, model), at_candidate(model, state)
-        objective = _expected(model, state.candidate, *rows, rule.at(state.step))
+        here = at_candidate(model, state)
+        objective = _expected(model, here, *rows, rule_at(self.rule, model, state))
         spec = model.constraints()
         following = ascend(objective, state.candidate, spec, self.optimizer, self.num_steps, found.weight)
-        promised = rule.monotone(jnp.maximum(state.step - 1, 0))
+        promised = rule_of(self.rule, model).monotone(jnp.maximum(state.step - 1, 0))
         return accept(model, state, found, here.elbo_params(), following, promised=promised)
 
 
-def _expected(model: Any, old: PyTree, data: PyTree, weights: Array, rule: Rule) -> Any:
+def _expected(model: Any, old: At, data: PyTree, weights: Array, rule: Rule) -> Any:
     """Q(theta, old) + G(theta) as a function of theta; responsibilities at `old` are recomputed a block at a time."""
-    size, here = model.rows_at_once(data), model.at(old)
+    size = model.rows_at_once(data)
 
     def objective(params: PyTree) -> Array:
         new = model.at(params)
 
-        def block(x: PyTree, w: Array) -> Array:
-            resp = weigh(w, rule(here.log_joint(x))[1])
+        def block(x: PyTree, w: Array, number: Any) -> Array:
+            resp = weigh(w, rule.fold(number)(old.log_joint(x))[1])
             used = resp > 0  # elsewhere a log-joint may be -inf, and 0 times it is 0
             return jnp.sum(jnp.where(used, resp * jnp.where(used, new.log_joint(x), 0), 0))
 
         # Kept for the backward pass are the rows of a block, not its (rows, K) arrays.
         blocks = block if size >= _tree.num_rows(data) else jax.checkpoint(block, prevent_cse=False)
-        return _tree.sum_rows(blocks, data, weights, size) + new.elbo_params()
+        return _tree.sum_blocks(blocks, data, weights, size) + new.elbo_params()
 
     return objective

@@ -17,14 +17,11 @@ from jaxem.core import tree as _tree
 from jaxem.core.arguments import as_key, check_constraints, check_integer, check_key, check_number, check_optimizer
 from jaxem.core.foreign import named_fields
 from jaxem.core.inputs import as_more
+from jaxem.core.keys import DRAWS, SCORE
 from jaxem.core.numerics import namespace
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.tree import PyTree
 from jaxem.stopping import Status
-
-# `fit` draws the start of restart i from fold_in(key, i), i < 2^31; training and scoring take the other half.
-STREAM = np.uint32(1 << 31)
-SCORE = np.uint32((1 << 32) - 1)
 
 
 @dataclass
@@ -33,7 +30,6 @@ class GradientAscentState(EMState):
 
     Attributes:
       opt_state: the optimiser's state at `candidate`.
-      restart: number of the restart, which its draws depend on.
       taken: steps behind `params`.
       latest: ELBO.total of the params scored last, NaN where it was not finite.
       best: held-out ELBO.data of `params`, -inf before the first score.
@@ -42,7 +38,6 @@ class GradientAscentState(EMState):
     """
 
     opt_state: PyTree
-    restart: Array
     taken: Array
     latest: Array
     best: Array
@@ -226,7 +221,6 @@ class GradientAscent(Algorithm):
         return GradientAscentState(
             **vars(state),
             opt_state=opt_states(self.optimizer, model, params),
-            restart=xp.arange(num_restarts, dtype=xp.int32),
             taken=zero,
             latest=state.elbo.data,
             best=state.elbo.data,
@@ -284,7 +278,7 @@ class GradientAscent(Algorithm):
         rate = jnp.asarray(self.learning_rate, weights.dtype)
         batches = self._batches(_tree.num_rows(data))
         updates = Updates(model, rate, jnp.sum(weights), self.optimizer, batches, self.num_samples)
-        stream = jax.random.fold_in(self.key, state.restart.astype(jnp.uint32) + STREAM)
+        stream = jax.random.fold_in(self.key, state.restart.astype(jnp.uint32) + DRAWS)
 
         def sweep(i: Array, climb: Climb) -> Climb:
             index = state.step * self.num_passes + i

@@ -21,13 +21,15 @@ from jaxem.algorithms.algorithm import (
     check_climbs,
     check_rule,
     prepared,
+    rule_at,
     rule_of,
 )
 from jaxem.core import rows as _rows
 from jaxem.core import tree as _tree
-from jaxem.core.arguments import as_key, check_flag, check_integer, check_number, expect, shown
+from jaxem.core.arguments import check_flag, check_integer, check_number, expect, shown
 from jaxem.core.foreign import named_fields
 from jaxem.core.inputs import as_params, cast_floats
+from jaxem.core.keys import ORDER, own_or_fits
 from jaxem.core.numerics import is_concrete
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.tree import PyTree
@@ -49,7 +51,7 @@ class OnlineEM(Algorithm):
     changes no statistics. Statistics that are relative to the params they were taken at are carried along by
     `model.rebase`. Memory: one batch and two sets of statistics, whatever the number of rows.
 
-    Driven, `fit(model, data, algorithm=OnlineEM(B, key=key), max_steps=passes)`: a step scores the params on all rows,
+    Driven, `fit(model, data, algorithm=OnlineEM(B), max_steps=passes)`: a step scores the params on all rows,
     so that the ELBO reported is exactly theirs, and takes one pass over the rows in ceil(N / B) shuffled batches whose
     sizes differ by at most one, each row once; so a step costs two passes and no memory. The pass starts
     from the statistics of the scoring E-step, which are there anyway: errors do not add up over passes, and a cluster
@@ -86,12 +88,12 @@ class OnlineEM(Algorithm):
         coordinates. A fit restarts the average in each pass, and the next pass from the averaged params.
       rule: the E-step rule; None for the model's own. Its schedule, if any, counts passes in a fit, updates in a
         stream, where it must be an array.
-      key: random key of the shuffles; needed by `fit`, not by a stream.
+      key: random key of the shuffles; None for that of the fit.
 
     Examples:
       >>> import jaxem
       >>> x = jax.random.normal(jax.random.key(0), (1000, 1)).at[:500].add(6.0)
-      >>> algorithm = OnlineEM(50, key=jax.random.key(1))
+      >>> algorithm = OnlineEM(50)
       >>> fit = jaxem.fit(jaxem.GMM(2), x, key=jax.random.key(2), algorithm=algorithm, max_steps=5)
       >>> sorted(round(mean) for mean in fit.params.components.mean[:, 0].tolist())
       [0, 6]
@@ -129,7 +131,9 @@ class OnlineEM(Algorithm):
         if self.batch_size > num:
             raise ValueError(f"batch_size: expected at most the number of rows, {num}; found {self.batch_size}")
         rate = _stepwise.tabulated(self.rate) if callable(self.rate) else self.rate
-        return dataclasses.replace(self, rate=rate, rule=prepared(self.rule, model, num_steps), key=as_key(self.key))
+        return dataclasses.replace(
+            self, rate=rate, rule=prepared(self.rule, model, key, num_steps), key=own_or_fits(self.key, key, ORDER)
+        )
 
     def _check(self, model: Any) -> None:
         """Raises TypeError or ValueError for settings of the wrong class or out of range."""
@@ -149,7 +153,7 @@ class OnlineEM(Algorithm):
                     f"rule: expected its schedule as an array in a stream; found {shown(self.rule)}; tabulate it, as "
                     "jnp.array([schedule(t) for t in range(100)])"
                 )
-            self.rule.tabulate(0)
+            self.rule.prepare(None, 0)
 
     def _rate(self, step: Array, dtype: Any) -> Array:
         """Rho of the update after `step` others."""
@@ -164,7 +168,7 @@ class OnlineEM(Algorithm):
 
     def evaluate(self, model: LatentModel, state: EMState, data: PyTree, weights: Array) -> Found:
         """The E-step at the candidate, on all rows."""
-        rule = rule_of(self.rule, model).at(state.step)
+        rule = rule_at(self.rule, model, state)
         found = at_candidate(model, state).e_step(data, weights, rule)
         return Found(found.stats, found.elbo_data, jnp.sum(weights))
 
@@ -180,10 +184,10 @@ class OnlineEM(Algorithm):
         if batches == 1:  # the batch's statistics are those of all rows
             return at_candidate(model, state).m_step(stats)
         dtype, small, longer = weights.dtype, num // batches, num % batches
-        assert self.key is not None  # `tabulate` has checked
+        assert self.key is not None  # `prepare` has set it
         key = jax.random.fold_in(self.key, state.step)
         slots = jnp.arange(small + (longer > 0), dtype=jnp.int32)
-        rule = rule_of(self.rule, model).at(state.step)
+        rule = rule_at(self.rule, model, state)
 
         def body(now: OnlineState, batch: Array) -> tuple[OnlineState, None]:
             start = batch * small + jnp.minimum(batch, longer)

@@ -9,7 +9,7 @@ from jax import Array
 
 from jaxem.core.arguments import shown
 from jaxem.core.numerics import is_concrete
-from jaxem.core.rows import as_data, place
+from jaxem.core.rows import as_data, check_params, place
 from jaxem.core.tree import PyTree
 from jaxem.core.treedefs import check_structure
 
@@ -51,7 +51,7 @@ def cast_floats(tree: PyTree, dtype: Any) -> PyTree:
 
 def as_params(params: PyTree, shapes: PyTree, num_restarts: int, dtype: Any, model: Any) -> PyTree:
     """Given params in the data's dtype, with the structure and shapes that the model's own would have."""
-    model.check_params(params)
+    check_params(model, params)
     check_structure("params", params, shapes, f"{shown(model)} has")
     lead = (num_restarts,) if num_restarts > 1 else ()
 

@@ -33,13 +33,14 @@ def weigh(weights: Array, values: Array) -> Array:
     return jnp.where(w > 0, w * values, 0)
 
 
-def slack(elbo: Array, total_weight: Array) -> Array:
-    """How far a sum of log-densities can fall by rounding alone.
+def slack(elbo: Array, total_weight: Array, scales: bool = False) -> Array:
+    """How far a sum of log-densities can fall by rounding alone; a fall beyond it ends a restart as DECREASED.
 
-    64 eps (|elbo| + W): rows of both signs cancel in the sum, so the number of rows counts beside the sum itself.
+    64 eps (|elbo| + W): rows of both signs cancel in the sum, so the number of rows counts beside the sum itself. In an
+    objective that scales with the data, a distortion, rows do not count.
     """
-    eps = jnp.finfo(elbo.dtype).eps
-    return 64 * eps * (jnp.abs(elbo) + total_weight)
+    size = jnp.abs(elbo) if scales else jnp.abs(elbo) + total_weight
+    return 64 * jnp.finfo(elbo.dtype).eps * size
 
 
 def namespace(tree: Any) -> Any:

@@ -250,7 +250,7 @@ def rows(model: Any, params: PyTree, data: Any, name: str = "data") -> PyTree:
     """Rows for a model at its params: read, held against the fit, the params and the support, cast to their dtype.
 
     Args:
-      model: with `check_params`, `check`, `row_keys` and `rows`, as every `ELBOModel`.
+      model: with `params_type`, `check`, `row_keys` and `rows`, as every `ELBOModel`.
       params: its params, whose float dtype the rows take.
       data: rows in any container; tracers are cast and not checked.
       name: of the argument, for messages.
@@ -261,7 +261,7 @@ def rows(model: Any, params: PyTree, data: Any, name: str = "data") -> PyTree:
     Raises:
       TypeError, ValueError: naming what was found, where, and what was expected.
     """
-    model.check_params(params)
+    check_params(model, params)
     if not is_concrete(data):
         return as_floats(data, float_dtype(params))
     data, seen = read(data, name, model.row_keys)
@@ -270,6 +270,17 @@ def rows(model: Any, params: PyTree, data: Any, name: str = "data") -> PyTree:
     data = _cast(data, float_dtype(params), name, seen)
     model.check(data, params)
     return data
+
+
+def check_params(model: Any, params: PyTree) -> None:
+    """Raises TypeError for what is no params of the model, as data in their place; on the host."""
+    expected = model.params_type
+    if expected is not None and not isinstance(params, expected):
+        swapped = "; params come first, then data" if hasattr(params, "shape") or isinstance(params, list) else ""
+        hint = "; give its .params" if hasattr(params, "params") else swapped
+        raise TypeError(
+            f"params: expected {expected.__name__}, as in fit.params; found a {type(params).__name__}{hint}"
+        )
 
 
 def takes_rows(method: Method) -> Method:

@@ -144,31 +144,37 @@ def _slice(tree: PyTree, start: Array | int, size: int) -> PyTree:
 
 
 def sum_rows(f: Callable[[PyTree, Array], PyTree], data: PyTree, weights: Array, size: int) -> PyTree:
-    """Sum of `f(block, weights)` over blocks of at most `size` rows, without copying or padding the data.
+    """`sum_blocks` of a function that does not ask for the number of the block."""
+    return sum_blocks(lambda x, w, _: f(x, w), data, weights, size)
+
+
+def sum_blocks(f: Callable[[PyTree, Array, Any], PyTree], data: PyTree, weights: Array, size: int) -> PyTree:
+    """Sum of `f(block, weights, number)` over blocks of at most `size` rows, without copying or padding the data.
 
     The last block is moved back to end at the last row; rows that it shares with the block before get weight 0 there.
 
     Args:
-      f: rows and their weights (n,) to a pytree of sums over the rows; rows of weight 0 must add 0.
+      f: rows, their weights (n,) and the number of the block to a pytree of sums over the rows; rows of weight 0 must
+        add 0. Functions that draw use the number, for streams of their own.
       data: a pytree whose leaves have a leading axis N.
       weights: (N,).
       size: most rows in a block.
 
     Returns:
-      The pytree that `f(data, weights)` would give, to rounding; f itself is called once where one block is enough.
+      The pytree that `f(data, weights, 0)` would give, to rounding; f itself is called once where one block is enough.
     """
     num = num_rows(data)
     blocks, length = _block(num, size)
     if blocks == 1:
-        return f(data, weights)
+        return f(data, weights, 0)
 
     def body(total: PyTree, block: Array) -> tuple[PyTree, None]:
         start = jnp.minimum(block * length, num - length)
         fresh = start + jnp.arange(length) >= block * length
         w = jnp.where(fresh, _slice(weights, start, length), 0)
-        return jax.tree.map(jnp.add, total, f(_slice(data, start, length), w)), None
+        return jax.tree.map(jnp.add, total, f(_slice(data, start, length), w, block)), None
 
-    shapes = jax.eval_shape(lambda d, w: f(_slice(d, 0, length), _slice(w, 0, length)), data, weights)
+    shapes = jax.eval_shape(lambda d, w: f(_slice(d, 0, length), _slice(w, 0, length), 0), data, weights)
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     return jax.lax.scan(body, zero, jnp.arange(blocks))[0]
 

@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from jaxem.algorithms import EM, Algorithm, CoordinateAscent, GeneralizedEM, GradientAscent
+from jaxem.core import numerics
 from jaxem.core import rows as _rows
 from jaxem.core import tree as _tree
 from jaxem.core.arguments import as_key, as_numbers, check_integer, check_leaves, expect, shown
@@ -31,7 +32,7 @@ from jaxem.families.dependence import clearly_independent
 from jaxem.families.reasons import DEGENERATE
 from jaxem.model import ELBOModel, Health, LatentModel, check_model
 from jaxem.rules import Rule
-from jaxem.stopping import Status, StopRule
+from jaxem.stopping import Status, Stop, StopRule
 
 
 @named
@@ -213,7 +214,8 @@ def choose_algorithm(model: ELBOModel, algorithm: Any) -> Algorithm:
 
 def choose_stop(model: ELBOModel, stop: Any) -> StopRule:
     """The stop rule, or the model's own; raises where it is none, or does not suit the model."""
-    stop = model.default_stop() if stop is None else stop
+    if stop is None:  # per unit of weight, or relative where the objective scales with the data
+        stop = Stop(atol=0.0, rtol=1e-7) if model.scales else Stop()
     if as_numbers(stop) is not None:
         found = f"{shown(stop)}; write jaxem.Stop(atol={shown(stop)})"
         raise TypeError(f"stop: expected a stop rule, as jaxem.Stop(); found {found}")
@@ -243,8 +245,18 @@ def _lanes(cost: int) -> int:
 def _examine(model: Any, packed: Packed, weights: Array) -> tuple[Health, Array, Array, Array]:
     """Health and slack of all restarts, the sum of the weights and the number of rows that have one."""
     states, total = packed.unpack(), jnp.sum(weights)
-    slack = jax.vmap(model.slack, (0, None))(states.elbo.total, total)
+    slack = numerics.slack(states.elbo.total, total, model.scales)
     return jax.vmap(model.health)(states.params), slack, total, jnp.sum(weights > 0, dtype=jnp.int32)
+
+
+def _same_optimum(model: Any, elbo: Array, best: Array, total_weight: Array, slack: Array) -> Array:
+    """Whether restarts' objectives count as one optimum: within 0.01 nats + 1e-6 for each unit of weight.
+
+    A stop rule per unit of weight leaves a distance that grows with the weight: the default one, 1e-8 a step, about
+    1e-6 at a rate of 0.99. Of an objective that scales with the data: within a relative 1e-4. Rounding counts besides.
+    """
+    near = 1e-4 * abs(best) if model.scales else 0.01 + 1e-6 * total_weight
+    return (abs(elbo - best) <= near) | (abs(elbo - best) <= slack)
 
 
 def finish(problem: Problem, table: Table) -> Fit:
@@ -274,8 +286,7 @@ def _finish(problem: Problem, table: Table) -> Fit:
     grade = xp.where(finite, xp.where(spike, 1, grade), 0)
     winner = xp.argmax(xp.where(finite & (grade == xp.max(grade)), total, -xp.inf))
     won, health_won = jax.tree.map(lambda a: a[winner], (states, health))
-    same = model.same_optimum(total, won.elbo.total, total_weight) | (abs(total - won.elbo.total) <= slack[winner])
-    hits = finite & ~(spike & ~spike[winner]) & same
+    hits = finite & ~(spike & ~spike[winner]) & _same_optimum(model, total, won.elbo.total, total_weight, slack[winner])
     result = Fit(
         model=model,
         params=model.canonical(won.params, reorder=problem.params is None),

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from jaxem.core import tree as _tree
-from jaxem.core.numerics import is_concrete, namespace
+from jaxem.core.numerics import is_concrete, namespace, slack
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.tree import Packed, PyTree
 from jaxem.families.dependence import independent
@@ -230,7 +230,7 @@ def _step(problem: Problem, table: Table, state: Any, trace: Array | None) -> An
             old_params=state.params,
             params=after.params,
             total_weight=total,
-            rounding=model.slack(elbo, total),
+            rounding=slack(elbo, total, model.scales),
             model=model,
             data=data,
             weights=weights,

@@ -5,7 +5,6 @@ concentrations and shapes themselves: natural parameters are these less 1, which
 """
 
 import math
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,36 +15,23 @@ from jax.scipy.special import betaln, digamma, gammaln
 from jaxem.core.special import bend, log_minus_digamma, log_peak
 
 
-class Groups(Protocol):
-    """A partition of the last axis, of length F, into G groups; each is a simplex of its own."""
+class Whole:
+    """The last axis of (..., F) concentrations as one simplex; a subclass has G groups of it, a simplex each."""
 
     def total(self, values: Array) -> Array:
         """(..., G) sums over the groups."""
-        ...
-
-    def spread(self, values: Array) -> Array:
-        """(..., F), or what broadcasts to it: the group's value at each entry."""
-        ...
-
-    def log_total(self, logs: Array) -> Array:
-        """(..., G) logarithms of sums of exponentials."""
-        ...
-
-
-class _Whole:
-    """The whole axis as one group."""
-
-    def total(self, values: Array) -> Array:
         return jnp.sum(values, -1, keepdims=True)
 
     def spread(self, values: Array) -> Array:
+        """(..., F), or what broadcasts to it: the group's value at each entry."""
         return values
 
     def log_total(self, logs: Array) -> Array:
+        """(..., G) logarithms of sums of exponentials."""
         return jax.nn.logsumexp(logs, -1, keepdims=True)
 
 
-class Items:
+class Items(Whole):
     """Items with several levels each, one after the other."""
 
     def __init__(self, levels: tuple[int, ...]):
@@ -53,7 +39,7 @@ class Items:
         self.num = len(levels)
 
     def total(self, values: Array) -> Array:
-        """(..., D) sums over the levels."""
+        """(..., G) sums over the levels."""
         return jax.ops.segment_sum(values.T, self.item, self.num, indices_are_sorted=True).T
 
     def spread(self, values: Array) -> Array:
@@ -61,37 +47,37 @@ class Items:
         return values[..., self.item]
 
     def log_total(self, logs: Array) -> Array:
-        """(..., D) logarithms of sums of exponentials."""
+        """(..., G) logarithms of sums of exponentials."""
         top = jax.ops.segment_max(logs.T, self.item, self.num, indices_are_sorted=True).T
         return top + jnp.log(self.total(jnp.exp(logs - self.spread(top))))
 
 
-WHOLE = _Whole()
+WHOLE = Whole()
 
 
-def dirichlet_log_normaliser(concentration: Array, groups: Groups = WHOLE) -> Array:
+def dirichlet_log_normaliser(concentration: Array, groups: Whole = WHOLE) -> Array:
     """(...,) sum log Gamma(c) - log Gamma(sum c), of (..., F) concentrations, groups added up."""
     return jnp.sum(gammaln(concentration), -1) - jnp.sum(gammaln(groups.total(concentration)), -1)
 
 
-def dirichlet_mean_log(concentration: Array, groups: Groups = WHOLE) -> Array:
+def dirichlet_mean_log(concentration: Array, groups: Whole = WHOLE) -> Array:
     """(..., F) E log x."""
     return digamma(concentration) - groups.spread(digamma(groups.total(concentration)))
 
 
-def dirichlet_kl(concentration: Array, other: Array, groups: Groups = WHOLE) -> Array:
+def dirichlet_kl(concentration: Array, other: Array, groups: Whole = WHOLE) -> Array:
     """(...,) KL from concentrations `other`, nats."""
     gap = jnp.sum((concentration - other) * dirichlet_mean_log(concentration, groups), -1)
     return gap - dirichlet_log_normaliser(concentration, groups) + dirichlet_log_normaliser(other, groups)
 
 
-def dirichlet_draw(key: Array, concentration: Array, groups: Groups = WHOLE) -> Array:
+def dirichlet_draw(key: Array, concentration: Array, groups: Whole = WHOLE) -> Array:
     """(..., F) log x of a draw; finite where small concentrations make x underflow."""
     logs = jax.random.loggamma(key, concentration, dtype=concentration.dtype)
     return logs - groups.spread(groups.log_total(logs))
 
 
-def dirichlet_log_prob(logs: Array, concentration: Array, groups: Groups = WHOLE) -> Array:
+def dirichlet_log_prob(logs: Array, concentration: Array, groups: Whole = WHOLE) -> Array:
     """(...,) log density of x, given log x, nats."""
     return jnp.sum((concentration - 1) * logs, -1) - dirichlet_log_normaliser(concentration, groups)
 

@@ -7,7 +7,8 @@ from jaxem.families.distribution import Distribution, from_distribution
 from jaxem.families.exponential import Exponential, ExponentialParams
 from jaxem.families.family import Family
 from jaxem.families.gamma import Gamma, GammaParams
-from jaxem.families.gaussian import Gaussian, GaussianParams
+from jaxem.families.gaussian import Gaussian
+from jaxem.families.gaussian_kernel import GaussianParams
 from jaxem.families.linear_regression import LinearRegression, LinearRegressionParams
 from jaxem.families.poisson import Poisson, PoissonParams
 from jaxem.families.product import Product

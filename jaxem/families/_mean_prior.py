@@ -23,9 +23,10 @@ class MeanPrior:
     centre: Array
     strength: Array
 
-    def gap(self, mean: Array) -> Array:
-        """(K, D) m0 - mean."""
-        return (self.centre if self.centre.ndim == 2 else self.centre[None]) - mean
+    @property
+    def place(self) -> Array:
+        """(1 or K, D) m0."""
+        return self.centre if self.centre.ndim == 2 else self.centre[None]
 
 
 class PlacedFamily(Family):

@@ -14,6 +14,7 @@ from jax import Array
 from jaxem.core import constraints as _constraints
 from jaxem.core.arguments import check_constraints, shown
 from jaxem.core.ascent import ascend
+from jaxem.core.moments import moments
 from jaxem.core.normal import standard_promotion
 from jaxem.core.numerics import einsum, is_concrete
 from jaxem.core.pytree import dataclass, static
@@ -109,10 +110,8 @@ class Distribution(Family):
 
     def bind(self, x: Array, weights: Array) -> "Distribution":
         """Takes the location and spread of each column."""
-        flat, total = x.reshape(x.shape[0], -1), jnp.sum(weights)
-        location = flat[0] + einsum("n,nd->d", weights, flat - flat[:1]) / total
-        spread = jnp.sqrt(einsum("n,nd->d", weights, (flat - location[None]) ** 2) / total)
-        return dataclasses.replace(self, location=location, spread=jnp.where(spread > 0, spread, 1))
+        seen = moments(x.reshape(x.shape[0], -1), weights)
+        return dataclasses.replace(self, location=seen.mean, spread=jnp.where(seen.constant, 1, seen.std))
 
     def start(self, num_components: int) -> dict[str, Array]:
         """K equal components; the family must be bound."""

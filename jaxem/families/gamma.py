@@ -12,6 +12,7 @@ from jax import Array
 from jaxem.core import constraints
 from jaxem.core import special as _special
 from jaxem.core.checks import check_array, check_matrix, check_strength, require
+from jaxem.core.moments import moments
 from jaxem.core.numerics import einsum, is_concrete, namespace, safe_divide
 from jaxem.core.pytree import dataclass
 from jaxem.core.tree import against_each
@@ -139,16 +140,13 @@ class Gamma(DerivedFamily, PlacedFamily):
 
     def bind(self, x: Array, weights: Array) -> "Gamma":
         """Takes means, spreads and the location of the logs from the data."""
-        share = weights / jnp.sum(weights)
-        weighted = lambda values: einsum("n,nd->d", share, values)
-        mean = weighted(x)
-        mean = mean + weighted(x - mean[None])
+        seen = moments(x, weights)
+        mean, constant = seen.mean, seen.constant
         d = jnp.where((weights > 0)[:, None], (x - mean[None]) / mean[None], 0)
-        constant = jnp.max(jnp.abs(d), 0) <= 4 * jnp.finfo(x.dtype).eps
         unit = _special.log_minus_digamma(jnp.ones_like(mean))
-        bent = weighted(_special.bend(d))
+        bent = moments(_special.bend(d), weights).mean
         spread = jnp.where(constant, unit, bent)
-        log_std = jnp.where(constant, 1, jnp.sqrt(weighted((jnp.log1p(d) + bent[None]) ** 2)))
+        log_std = jnp.where(constant, 1, moments(jnp.log1p(d), weights).std)
         if self.pseudo_shape is not None:
             given = _special.log_minus_digamma(jnp.asarray(self.pseudo_shape, x.dtype))
             spread = jnp.where(constant, unit, jnp.broadcast_to(given, mean.shape))
@@ -163,7 +161,7 @@ class Gamma(DerivedFamily, PlacedFamily):
             return jnp.zeros((), mean.dtype), zero, zero
         a, d = self.scale.strength, zero
         if self.pseudo_mean is not None:
-            d = MeanPrior(jnp.asarray(self.pseudo_mean, mean.dtype), a).gap(mean) / mean
+            d = (MeanPrior(jnp.asarray(self.pseudo_mean, mean.dtype), a).place - mean) / mean
         return a, a * d, a * (_special.bend(d) + self.scale.spread[None])
 
     def start(self, num_components: int) -> GammaParams:

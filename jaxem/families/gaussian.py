@@ -1,7 +1,6 @@
 """Gaussian components with full, tied, diagonal or spherical covariance."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,75 +12,16 @@ from jaxem.core import constraints
 from jaxem.core.arguments import check_choice
 from jaxem.core.checks import check_array, check_covariance, check_matrix, check_strength
 from jaxem.core.foreign import named, named_fields
-from jaxem.core.numerics import einsum, is_concrete, namespace, safe_divide
+from jaxem.core.moments import moments
+from jaxem.core.numerics import einsum, is_concrete, namespace
 from jaxem.core.pytree import dataclass, static
 from jaxem.families import _spikes
 from jaxem.families._mean_prior import MeanPrior, PlacedFamily
-from jaxem.families.covariance import SHAPES, Covariance, Penalty
-from jaxem.families.dependence import Span, find_span, spreads
-from jaxem.families.family import Derived, DerivedFamily
+from jaxem.families.covariance import SHAPES, Covariance
+from jaxem.families.dependence import Span, find_span
+from jaxem.families.family import DerivedFamily
+from jaxem.families.gaussian_kernel import GaussianAt, GaussianParams, GaussianScale, Penalty
 from jaxem.families.reasons import FEWEST_OBSERVATIONS, collapses, name_columns
-
-
-@dataclass
-class GaussianParams:
-    """K Gaussian components.
-
-    Attributes:
-      mean: (K, D).
-      scale: a factor of the covariances: lower Cholesky factors (K, D, D) for full, (D, D) for tied; standard
-        deviations (K, D) for diag, (K,) for spherical. In the units of the data. A column that is a linear combination
-        of earlier ones has 0 on the diagonal.
-      covariance_type: which of the four.
-    """
-
-    mean: Array
-    scale: Array
-    covariance_type: str = static(default="full")
-
-    @property
-    def covariance(self) -> Array:
-        """(K, D, D) covariance matrices, whatever the shape they are stored in.
-
-        Squares of the data's units: of float32 data beyond 1e-19 and 1e19 they under- or overflow; `scale` does not.
-        """
-        return SHAPES[self.covariance_type].dense(self.scale, *self.mean.shape)
-
-
-@dataclass
-class GaussianStats:
-    """Responsibility-weighted statistics of residuals whitened by the params of the E-step, y = scale^-1 (x - mean).
-
-    Attributes:
-      count: (K,) sum of resp.
-      sum_y: (K, D) sum of resp * y.
-      sum_yy: second moments of y, in the covariance's shape (summed over components for tied).
-    """
-
-    count: Array
-    sum_y: Array
-    sum_yy: Array
-
-
-@dataclass
-class GaussianScale:
-    """What a fit takes from its data.
-
-    Attributes:
-      location: (D,) weighted mean.
-      total_weight: sum of weights.
-      mean_weight: of the rows that have one.
-      penalty: that on the covariances.
-      span: the independent columns (full, tied).
-      mean_prior: that on the means; None where there is none, so that programs without it do not change.
-    """
-
-    location: Array
-    total_weight: Array
-    mean_weight: Array
-    penalty: Penalty
-    span: Span | None = None
-    mean_prior: MeanPrior | None = None
 
 
 @named_fields
@@ -147,7 +87,7 @@ class Gaussian(DerivedFamily, PlacedFamily):
         return f"Gaussian({self.covariance!r})"
 
     @property
-    def _shape(self) -> Covariance:
+    def _shape(self) -> type[Covariance]:
         check_choice("covariance", self.covariance, SHAPES)
         return SHAPES[self.covariance]
 
@@ -172,31 +112,22 @@ class Gaussian(DerivedFamily, PlacedFamily):
 
     def bind(self, x: Array, weights: Array) -> "Gaussian":
         """Takes location, variances and total weight from the data, accurately at any offset."""
-        total = jnp.sum(weights)
-        share = weights / total
-        origin = x[0]
-        location = origin + einsum("n,nd->d", share, x - origin[None])
-        # Again about the mean: the first row may lie far away, as an outlier of weight 0.
-        location = location + einsum("n,nd->d", share, x - location[None])
-        std, constant = spreads(x, weights, location)
+        seen = moments(x, weights)
+        location, std, constant = seen.mean, seen.std, seen.constant
         span = self._span(x, weights, location, std, constant)
         if self.pseudo_covariance is not None:
             std = jnp.sqrt(jnp.asarray(self.pseudo_covariance, x.dtype))
-        if self.covariance == "spherical":
-            unit = jnp.maximum(jnp.max(std), jnp.finfo(x.dtype).tiny)
-            std = jnp.broadcast_to(unit * jnp.sqrt(jnp.mean((std / unit) ** 2)), std.shape)
-            constant = jnp.broadcast_to(jnp.all(constant), constant.shape)
+        std, constant = self._shape.common(std, constant)
         nu = jnp.asarray(self.pseudo_observations, x.dtype)
-        mean_weight = total / jnp.sum(weights > 0, dtype=x.dtype)
         held = constant if span is None else constant | span.dependent
         penalty = Penalty(jnp.where(constant, 1, std), held, nu)
-        scale = GaussianScale(location, total, mean_weight, penalty, span, self._mean_prior(location))
+        scale = GaussianScale(location, seen.total, seen.mean_weight, penalty, span, self._mean_prior(location))
         return dataclasses.replace(self, scale=scale)
 
     @property
     def finds_span(self) -> bool:
         """Whether the covariance has off-diagonal entries."""
-        return self.covariance in ("full", "tied")
+        return self._shape.correlated
 
     def _span(self, x: Array, weights: Array, location: Array, std: Array, constant: Array) -> Span | None:
         if not self.finds_span or min(x.shape) < 2:
@@ -209,33 +140,18 @@ class Gaussian(DerivedFamily, PlacedFamily):
         centre = location if self.pseudo_mean is None else jnp.asarray(self.pseudo_mean, location.dtype)
         return MeanPrior(centre, jnp.asarray(self.mean_pseudo_observations, location.dtype))
 
-    def _penalty(self, dim: int, dtype: Any) -> Penalty:
-        if self.scale is None:  # not bound to data: plain maximum likelihood
-            return Penalty(jnp.ones(dim, dtype), jnp.zeros(dim, bool), jnp.zeros((), dtype))
-        return self.scale.penalty
-
-    def _dependent(self, dim: int) -> Array:
-        """(D,) bool, the columns that are combinations of others; none where not bound."""
-        span = None if self.scale is None else self.scale.span
-        return jnp.zeros(dim, bool) if span is None else span.dependent
-
-    def rank(self, dim: int) -> Any:
-        """Number of columns that count: D, or a scalar array of those that are no combinations of others."""
-        span = None if self.scale is None else self.scale.span
-        return dim if span is None else jnp.sum((~span.dependent).astype(self.scale.location.dtype))  # type: ignore[union-attr]
-
     def start(self, num_components: int) -> GaussianParams:
         """K copies of N(mean of the data, S0)."""
         if self.scale is None:
             raise ValueError("family: not bound to data; call bind(data, weights) first")
         self.check_places(num_components)
         mean = jnp.broadcast_to(self.scale.location[None], (num_components, self.scale.location.shape[0]))
-        scale = self._shape.start(num_components, self.scale.penalty.std, self.scale.span)
-        return GaussianParams(mean, scale, self.covariance)
+        factor = self._shape.start(num_components, self.scale.penalty.std, self.scale.span)
+        return GaussianParams(mean, factor.scale, self.covariance)
 
     def derive(self, params: GaussianParams) -> "GaussianAt":
         """With the inverse factors."""
-        return GaussianAt(self, params, self._shape.invert(params.scale))
+        return GaussianAt(self, params, params.factor.inverse())
 
     def start_at(self, num_components: int) -> "GaussianAt":
         """The family at `start(K)`, whose inverse factors are known without a substitution."""
@@ -256,7 +172,7 @@ class Gaussian(DerivedFamily, PlacedFamily):
         if self.scale is None:
             return []
         penalty, total, nu = self.scale.penalty, float(self.scale.total_weight), float(self.scale.penalty.strength)
-        follow = np.asarray(self._dependent(penalty.held.shape[0]))
+        follow = np.asarray(self.scale.dependent)
         constant, dependent = name_columns(np.asarray(penalty.held) & ~follow), name_columns(follow)
         said = [f"columns {constant} are constant: their variance is held at 1"] if constant else []
         if dependent:
@@ -280,12 +196,12 @@ class Gaussian(DerivedFamily, PlacedFamily):
             np.asarray(count) / rows,
             gauge / rows * (np.asarray(self.scale.penalty.std) / std) ** 2,
             np.asarray(self.scale.penalty.held),
-            self.covariance,
+            self._shape,
         )
 
     def order(self, params: GaussianParams, index: Array) -> GaussianParams:
         """The components in another order."""
-        return GaussianParams(params.mean[index], self._shape.order(params.scale, index), self.covariance)
+        return GaussianParams(params.mean[index], params.factor.order(index).scale, self.covariance)
 
     def adopt(self, params: GaussianParams) -> GaussianParams:
         """Params in which dependent columns follow the others, as they do in the data; the others as they are."""
@@ -299,39 +215,40 @@ class Gaussian(DerivedFamily, PlacedFamily):
         with jax.default_matmul_precision("highest"):
             follow = location + (((mean - location) / span.std[None]) @ span.matrix.T) * span.std[None]
         mean = xp.where(xp.broadcast_to(span.dependent[None], mean.shape), follow, mean)
-        return GaussianParams(mean, self._follow(params.scale), self.covariance)
+        return GaussianParams(mean, self.follow(params.factor).scale, self.covariance)
 
-    def _follow(self, scale: Array) -> Array:
-        """Factors (full, tied) in which the rows of dependent columns are made of the others'."""
-        assert self.scale is not None  # as the callers have seen
-        xp, shape = namespace((scale, self.scale)), scale.shape
-        span, scale = jax.tree.map(xp.asarray, (self.scale.span, scale))
+    def follow(self, factor: Any) -> Any:
+        """The factor in which the rows of dependent columns are made of the others'; as it is without such columns."""
+        if self.scale is None or self.scale.span is None:
+            return factor
+        xp, shape = namespace((factor, self.scale)), factor.tril.shape
+        span, tril = jax.tree.map(xp.asarray, (self.scale.span, factor.tril))
         dependent, std = span.dependent, xp.broadcast_to(span.std[:, None], shape)
         eye = xp.broadcast_to(xp.eye(shape[-1], dtype=bool), shape)
         row, column = (xp.broadcast_to(part, shape) for part in (dependent[:, None], dependent[None]))
-        missing = eye & ~row & (scale == 0)  # dependent in other data than these
-        factor = xp.where(column, 0, xp.where(missing, std, scale))
+        missing = eye & ~row & (tril == 0)  # dependent in other data than these
+        tril = xp.where(column, 0, xp.where(missing, std, tril))
         with jax.default_matmul_precision("highest"):
-            follow = std * (span.matrix @ (factor / std))
-        return xp.where(row, follow, factor)
+            follow = std * (span.matrix @ (tril / std))
+        return type(factor)(xp.where(row, follow, tril))
 
-    def factor(self, covariance: Array) -> Array:
+    def factor(self, covariance: Array) -> Covariance:
         """The factor of covariances in their natural shape, dependent columns taken from the others."""
         if self.scale is None or self.scale.span is None:
-            return self._shape.factor(covariance)
+            return self._shape.of(covariance)
         dependent, shape = self.scale.span.dependent, covariance.shape
         held = jnp.broadcast_to(dependent[:, None] | dependent[None], shape)
         eye = jnp.broadcast_to(jnp.eye(shape[-1], dtype=covariance.dtype), shape)
-        return self._follow(self._shape.factor(jnp.where(held, eye, covariance)))
+        return self.follow(self._shape.of(jnp.where(held, eye, covariance)))
 
     def coincident(self, params: GaussianParams) -> Array:
         """(K, K) pairs of components that agree to 1e-4 of their standard deviations, and in correlations."""
         xp, num = namespace(params), params.mean.shape[0]
-        std = self._shape.deviations(params.scale, *params.mean.shape)
+        std = xp.broadcast_to(params.factor.deviations(), params.mean.shape)
         least = xp.min(std, 0)[None]
         parts = xp.concatenate([(params.mean - xp.mean(params.mean, 0)[None]) / least, xp.log(std / least)], 1)
         near = xp.stack([xp.max(xp.abs(parts - part[None]), -1) < 1e-4 for part in parts])
-        if self.covariance != "full" or (is_concrete(near) and near.sum() == num):
+        if not self.finds_span or self._shape.shared or (is_concrete(near) and near.sum() == num):
             return near
         # Correlations of the pairs that are left, one component against all: never (K, K, D, D).
         unit = params.scale / std[:, :, None]
@@ -351,7 +268,7 @@ class Gaussian(DerivedFamily, PlacedFamily):
 
     def num_parameters(self, params: GaussianParams, num_components: int) -> int:
         """K D means and the covariances' free entries; constant and dependent columns do not count, once bound."""
-        rank: Any = self._shape.rank(params.scale, params.mean.shape[1])
+        rank: Any = params.factor.rank(params.mean.shape[1])
         rank = int(np.max(rank)) if is_concrete(rank) else jnp.max(rank)
         constant = self._constant(params.mean.shape[1]).sum()
         rank = rank - (int(constant) if is_concrete(constant) else constant.astype(params.mean.dtype))
@@ -361,16 +278,18 @@ class Gaussian(DerivedFamily, PlacedFamily):
         """(N, D) one draw for each entry of component; memory O(N D), and O(K D^2) for full."""
         noise = jax.random.normal(key, (component.shape[0], params.mean.shape[1]), params.mean.dtype)
         noise = jnp.where(self._constant(noise.shape[1])[None], 0, noise)
-        return params.mean[component] + self._shape.draw(params.scale, noise, component)
+        return params.mean[component] + params.factor.draw(noise, component)
 
     def distribution(self, params: GaussianParams) -> Any:
         """A batch of K `distrax.MultivariateNormalTri`; raises ValueError where dependent columns have no density."""
         import distrax
 
-        dim = params.mean.shape[1]
-        if is_concrete(params) and np.any(self._shape.rank(params.scale, dim) < dim):
+        num, dim = params.mean.shape
+        if is_concrete(params) and np.any(params.factor.rank(dim) < dim):
             raise ValueError("params: expected covariances with a density; found dependent columns: leave them out")
-        return distrax.MultivariateNormalTri(params.mean, self._shape.dense_factor(params.scale, *params.mean.shape))
+        return distrax.MultivariateNormalTri(
+            params.mean, jnp.broadcast_to(params.factor.dense_factor(dim), (num, dim, dim))
+        )
 
     @named
     def make_params(self, *, mean: Any, covariance: Any) -> GaussianParams:  # type: ignore[override]
@@ -389,118 +308,9 @@ class Gaussian(DerivedFamily, PlacedFamily):
         if is_concrete(mean, covariance):
             _check_positive(np.asarray(mean, np.float64), np.asarray(covariance, np.float64), self.finds_span)
         factor = self.factor(covariance)
-        if is_concrete(factor) and not np.isfinite(factor).all():
+        if is_concrete(factor) and not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(factor)):
             raise ValueError("covariance: expected positive definite matrices; found others")
-        return GaussianParams(mean, factor, self.covariance)
-
-
-@dataclass
-class GaussianAt(Derived):
-    """Gaussian components at their params.
-
-    Attributes:
-      family: the family.
-      params: its params.
-      inverse: the inverse of the factor.
-    """
-
-    inverse: Array
-
-    @property
-    def _shape(self) -> Covariance:
-        return self.family._shape
-
-    def residuals(self, x: Array) -> Array:
-        """(K, D, n) whitened residuals of rows x (n, D)."""
-        # The origin keeps offsets of the data out of the products: x - origin is exact where x is near the means.
-        mean = self.params.mean
-        origin = jnp.mean(mean, 0)
-        return self._shape.whiten(self.inverse, x - origin[None], mean - origin[None])
-
-    def explain(self, x: Array) -> tuple[Array, Callable[[Array], GaussianStats]]:
-        """log_prob, and the function from resp to statistics; both are of the same whitened residuals."""
-        y = self.residuals(x)
-
-        def collect(resp: Array) -> GaussianStats:
-            r = resp.T
-            return GaussianStats(jnp.sum(resp, 0), einsum("kn,kdn->kd", r, y), self._shape.second(r, y))
-
-        return self._log_prob(y), collect
-
-    def _log_prob(self, y: Array) -> Array:
-        scale, dim = self.params.scale, self.params.mean.shape[1]
-        rank = self._shape.rank(scale, dim)
-        log_norm = self._shape.log_det(scale, dim) + 0.5 * rank * jnp.log(2 * jnp.pi).astype(y.dtype)
-        return -(0.5 * jnp.sum(y * y, 1) + jnp.broadcast_to(log_norm, y.shape[:1])[:, None]).T
-
-    def m_step(self, stats: GaussianStats) -> GaussianParams:
-        """Weighted means and penalised covariances; an empty component keeps its mean and takes Sigma = S0.
-
-        Under a prior on the means its pseudo-observations count like any others, so that it goes to the prior's mode.
-        """
-        params, stats = self.params, self._with_prior(stats)
-        shift = safe_divide(stats.sum_y, stats.count[:, None])
-        penalty = self.family._penalty(params.mean.shape[1], params.mean.dtype)
-        scale = self._shape.update(params.scale, self.inverse, stats.sum_yy, shift, stats.count, penalty)
-        mean = params.mean + self._shape.unwhiten(params.scale, shift)
-        return GaussianParams(mean, scale, self.family.covariance)
-
-    def _pull(self, prior: MeanPrior) -> Array:
-        """(K, D) m0 in whitened coordinates."""
-        return self._shape.unwhiten(self.inverse, prior.gap(self.params.mean))
-
-    def _with_prior(self, stats: GaussianStats) -> GaussianStats:
-        """Statistics with the pseudo-observations of the means, if there are any."""
-        prior = None if self.family.scale is None else self.family.scale.mean_prior
-        if prior is None:
-            return stats
-        y = self._pull(prior)
-        resp = jnp.broadcast_to(prior.strength, (y.shape[0], 1))
-        return GaussianStats(
-            stats.count + prior.strength,
-            stats.sum_y + prior.strength * y,
-            stats.sum_yy + self._shape.second(resp, y[:, :, None]),
-        )
-
-    def rebase(self, stats: GaussianStats, new: Any) -> GaussianStats:
-        """Statistics of residuals whitened here, as if whitened by `new`: y' = B y + d, with B = new^-1 old."""
-        shift = self._shape.unwhiten(new.inverse, self.params.mean - new.params.mean)
-        return GaussianStats(stats.count, *self._shape.rebase(stats, self.params.scale, new.inverse, shift))
-
-    def elbo_params(self) -> Array:
-        """G of the family's docstring and the log prior of the means, nats; finite for positive definite ones."""
-        family, params = self.family, self.params
-        dim = params.mean.shape[1]
-        penalty = family._penalty(dim, params.mean.dtype)
-        log_std = jnp.where(family._dependent(dim), 0, jnp.log(penalty.std))
-        log_det = 2 * (self._shape.log_det(params.scale, dim) - jnp.sum(log_std))
-        trace = self._shape.trace(self.inverse, penalty)
-        value = -0.5 * penalty.strength * jnp.sum(trace - family.rank(dim) + log_det)
-        prior = None if family.scale is None else family.scale.mean_prior
-        if prior is None:
-            return value
-        distance = jnp.sum(self._pull(prior) ** 2, 1)
-        return value - 0.5 * prior.strength * jnp.sum(distance + jnp.broadcast_to(log_det, distance.shape))
-
-    def influence(self, count: Array) -> Array:
-        """(K,) about 1 for a spike, near 0 for an honest component, whatever the penalty; see `_spikes.influence`.
-
-        A small variance is held against more where it rests on fewer than 2 (D + 1) rows (4 for diag and spherical).
-        0 under a prior of at least one pseudo-observation, where the spread is not the data's alone but was asked for;
-        where all weights together are less than a hundredth of an observation; and where the family is not bound.
-        """
-        scale, covariance = self.family.scale, self.family.covariance
-        if scale is None:
-            return jnp.zeros_like(count)
-        penalty, tied = scale.penalty, covariance == "tied"
-        if scale.mean_prior is not None:
-            count = count + scale.mean_prior.strength
-        total = jnp.broadcast_to(jnp.sum(count), count.shape) if tied else count
-        spread = jnp.broadcast_to(self._shape.spread(self.inverse, penalty), count.shape)
-        enough = 2 * (self.params.mean.shape[1] + 1) if covariance == "full" else 4
-        share = _spikes.influence(spread, total, penalty.strength, scale.mean_weight, 0 if tied else enough)
-        known = (penalty.strength < 1) & (scale.total_weight > FEWEST_OBSERVATIONS)
-        return jnp.where(known, share, 0)
+        return GaussianParams(mean, factor.scale, self.covariance)
 
 
 _adopted = jax.jit(lambda family, params: family.adopt(params))
@@ -509,7 +319,7 @@ _adopted = jax.jit(lambda family, params: family.adopt(params))
 @jax.jit  # one program where the operations would be some forty
 def _looked_at(family: Gaussian, params: GaussianParams, count: Array) -> tuple[Array, Array]:
     """Influence (K,), and the standard deviations of columns (K, D)."""
-    return family.influence(params, count), family._shape.deviations(params.scale, *params.mean.shape)
+    return family.influence(params, count), jnp.broadcast_to(params.factor.deviations(), params.mean.shape)
 
 
 def _check_positive(mean: np.ndarray, covariance: np.ndarray, matrices: bool) -> None:

@@ -12,10 +12,11 @@ from jax import Array
 from jaxem.core import constraints
 from jaxem.core.arguments import check_flag
 from jaxem.core.checks import check_strength
+from jaxem.core.moments import moments
 from jaxem.core.numerics import einsum, is_concrete, namespace, safe_divide
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.tree import PyTree
-from jaxem.families.dependence import find_span, spreads
+from jaxem.families.dependence import find_span
 from jaxem.families.family import Derived, DerivedFamily
 from jaxem.families.reasons import DEGENERATE, FEWEST_OBSERVATIONS, least_strength, name_columns
 
@@ -195,21 +196,21 @@ class LinearRegression(DerivedFamily):
         """Takes centres and spreads of covariates and response from the data."""
         design, y = _split(x)
         table = jnp.concatenate([design, y[:, None]], 1)
-        share = weights / jnp.sum(weights)
-        mean = table[0] + einsum("n,nd->d", share, table - table[:1])
-        mean = mean + einsum("n,nd->d", share, table - mean[None])
-        about = mean if self.fit_intercept else mean.at[:-1].set(0)
-        std, constant = spreads(table, weights, about)
-        std = jnp.where(constant, 1, std)
+        seen = moments(table, weights)
+        mean = seen.mean
+        if not self.fit_intercept:
+            seen = seen.about(mean.at[:-1].set(0))
+        about, constant = seen.mean, seen.constant
+        std = jnp.where(constant, 1, seen.std)
         dependent = jnp.zeros(design.shape[1:], bool)
         if min(design.shape) > 1:
             found = find_span(design, weights, about[:-1], std[:-1], constant[:-1], centred=self.fit_intercept)
             dependent = found.dependent
-        strength, total = jnp.asarray(self.pseudo_observations, y.dtype), jnp.sum(weights)
-        gauge = jnp.maximum(strength, least_strength(weights))
+        strength = jnp.asarray(self.pseudo_observations, y.dtype)
+        gauge = jnp.maximum(strength, least_strength(seen.mean_weight))
         scale = RegressionScale(
             *(about[:-1], std[:-1], constant[:-1], dependent),
-            *(mean[-1], std[-1], constant[-1], strength, gauge, total),
+            *(mean[-1], std[-1], constant[-1], strength, gauge, seen.total),
         )
         return dataclasses.replace(self, scale=scale)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxem.core.checks import check_matrix, check_strength
+from jaxem.core.moments import moments
 from jaxem.core.normal import standard_promotion
 from jaxem.core.numerics import einsum, is_concrete
 from jaxem.core.pytree import dataclass
@@ -126,14 +127,11 @@ class MeanFamily(Family):
     def bind(self, x: Array, weights: Array) -> "MeanFamily":
         """Takes the mean of T(x) and the scales of the features from the data."""
         t = self._transform(x)
-        total = jnp.sum(weights)
-        mean = einsum("n,nf->f", weights, t) / total
-        features = self._features(t, mean)
-        centre = einsum("n,nf->f", weights, features) / total
-        spread = jnp.sqrt(einsum("n,nf->f", weights, (features - centre[None]) ** 2) / total)
-        spread = jnp.where(spread > 0, spread, 1)
+        mean = moments(t, weights).mean
+        features = moments(self._features(t, mean), weights)
+        spread = jnp.where(features.constant, 1, features.std)
         pseudo = self._default_pseudo_mean(mean) if self.pseudo_mean is None else self._given_mean(x.dtype)
-        return dataclasses.replace(self, scale=MeanScale(mean, pseudo, centre, spread))  # type: ignore[type-var]
+        return dataclasses.replace(self, scale=MeanScale(mean, pseudo, features.mean, spread))  # type: ignore[type-var]
 
     def _prior(self, dtype: Any) -> tuple[Array, Array]:
         """Count () and sums (1, F) of the pseudo-observations; none where there is no mean for them."""

@@ -14,15 +14,12 @@ LEAST_STRENGTH = 1e-6
 FEWEST_OBSERVATIONS = 1e-2
 
 
-def least_strength(weights: Array) -> Array:
+def least_strength(mean_weight: Array) -> Array:
     """The strength that collapse is judged by at least; with the mean weight where rows stand for many."""
-    mean = jnp.sum(weights) / jnp.sum((weights > 0).astype(weights.dtype))
-    return LEAST_STRENGTH * jnp.maximum(mean, 1)
+    return LEAST_STRENGTH * jnp.maximum(mean_weight, 1)
 
 
-def collapses(
-    influence: np.ndarray, count: np.ndarray, column: np.ndarray, held: np.ndarray, covariance: str
-) -> list[str]:
+def collapses(influence: np.ndarray, count: np.ndarray, column: np.ndarray, held: np.ndarray, shape: Any) -> list[str]:
     """One sentence for each kind of collapse among components.
 
     Args:
@@ -30,7 +27,7 @@ def collapses(
       count: (K,) expected observations.
       column: (K, D) the penalty's variance over that of each column alone.
       held: (D,) columns that cannot collapse.
-      covariance: "full", "tied", "diag" or "spherical".
+      shape: the class of the covariances, of `jaxem.families.covariance`.
 
     Returns:
       Sentences; none where no component is a spike.
@@ -38,9 +35,9 @@ def collapses(
     spikes = np.flatnonzero(influence > DEGENERATE).tolist()
     if not spikes:
         return []
-    joint = covariance in ("full", "tied")
+    joint, shared = shape.correlated, shape.shared
     rank = int(np.sum(~held))
-    total = np.full_like(count, count.sum()) if covariance == "tied" else count
+    total = np.full_like(count, count.sum()) if shared else count
     least = rank + 1 if joint else 2
     single = (column / np.maximum(total, 1e-30)[:, None] > DEGENERATE) & ~held[None]
     few = [k for k in spikes if total[k] <= least + 1e-3]
@@ -53,17 +50,17 @@ def collapses(
     if few:
         counts = ", ".join(f"{total[k]:.3g}" for k in few)
         said.append(
-            f"{_names(few, covariance)}: {counts} observations for {rank} columns are too few for a covariance: fewer "
+            f"{_names(few, shared)}: {counts} observations for {rank} columns are too few for a covariance: fewer "
             f"components, more rows, {'covariance diag, ' if joint else ''}or pseudo_observations=1"
         )
     if flat:
         columns = name_columns(single[flat].any(0))
         said.append(
-            f"{_names(flat, covariance)}: columns {columns} have one value there (a detection limit, or rounding): add "
+            f"{_names(flat, shared)}: columns {columns} have one value there (a detection limit, or rounding): add "
             "noise of the size of the rounding, model such rows apart, or take pseudo_observations=1"
         )
     if len(flat) < len(rest):
-        names = _names([k for k in rest if k not in flat], covariance)
+        names = _names([k for k in rest if k not in flat], shared)
         said.append(
             f"{names}: columns depend on each other there, though none is constant: leave one out, or take covariance "
             "diag or pseudo_observations=1"
@@ -79,7 +76,7 @@ def name_columns(which: Any) -> str:
     return f"{str(found[:10])[:-1]}, ...] ({len(found)} in all)"
 
 
-def _names(index: list[int], covariance: str) -> str:
-    if covariance == "tied":
+def _names(index: list[int], shared: bool) -> str:
+    if shared:
         return "the covariance of all components collapsed"
     return f"components {[int(k) for k in index]} collapsed"

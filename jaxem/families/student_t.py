@@ -14,9 +14,9 @@ from jaxem.core.checks import check_array, check_covariance, check_matrix
 from jaxem.core.foreign import named, named_fields
 from jaxem.core.numerics import einsum, namespace, safe_divide
 from jaxem.core.pytree import dataclass, static
-from jaxem.families.covariance import SHAPES
 from jaxem.families.family import Derived, DerivedFamily
-from jaxem.families.gaussian import Gaussian, GaussianAt, GaussianParams, GaussianScale, GaussianStats
+from jaxem.families.gaussian import Gaussian
+from jaxem.families.gaussian_kernel import GaussianAt, GaussianParams, GaussianScale, GaussianStats
 
 # Where estimated degrees of freedom may lie, and where they start. Below the lower end one row can carry a spike
 # inside a broad component; at the upper end a component is a Gaussian for all that its data can tell.
@@ -42,7 +42,7 @@ class StudentTParams:
     @property
     def scale_matrix(self) -> Array:
         """(K, D, D) Sigma; the covariance is df / (df - 2) times it where df > 2."""
-        return SHAPES[self.covariance_type].dense(self.scale, *self.mean.shape)
+        return _normal_params(self).covariance
 
 
 @dataclass
@@ -235,39 +235,31 @@ class StudentTAt(Derived):
             weight = resp.T * (1 + d)
             # E log u = log E u - (log - digamma)((df + D) / 2).
             bent = einsum("kn,kn->k", resp.T, _special.bend(d)) + count * _special.log_minus_digamma((df + dim) / 2)
-            moments = GaussianStats(
-                jnp.sum(weight, 1), einsum("kn,kdn->kd", weight, y), self.normal._shape.second(weight, y)
-            )
-            return StudentTStats(count, bent, moments)
+            return StudentTStats(count, bent, self.normal.moments(jnp.sum(weight, 1), weight, y))
 
         tail = 0.5 * (df + dim)[:, None] * jnp.log1p(distance / df[:, None])
         return (self._log_norm()[:, None] - tail).T, collect
 
     def _log_norm(self) -> Array:
         """(K,) log-density at the mean; the log-gammas in a form whose large terms have cancelled."""
-        params, dim = self.params, self._rank
-        half = 0.5 * params.degrees_of_freedom
+        half, dim = 0.5 * self.params.degrees_of_freedom, self._rank
         upper = half + 0.5 * dim
         ratio = upper * jnp.log1p(0.5 * dim / half) - _special.log_peak(upper) + _special.log_peak(half)
         constant = 0.5 * dim * (1 + jnp.log(2 * jnp.pi)).astype(half.dtype)
-        return ratio - constant - self.normal._shape.log_det(params.scale, params.mean.shape[1])
+        return ratio - constant - self.normal.factor.log_det(self.normal.num_columns)
 
     @property
     def _rank(self) -> Array:
         """Number of columns that are no combinations of others, (K,) or ()."""
-        params = self.params
-        return jnp.asarray(self.normal._shape.rank(params.scale, params.mean.shape[1]), params.mean.dtype)
+        return jnp.asarray(self.normal.factor.rank(self.normal.num_columns), self.params.mean.dtype)
 
     def m_step(self, stats: StudentTStats) -> StudentTParams:
         """Means and scale matrices weighted by u, and the degrees of freedom within their bounds."""
-        params, moments, normal = self.params, stats.moments, self.normal
-        shift = safe_divide(moments.sum_y, moments.count[:, None])
-        # The scatter loses sum(r u) shift shift' but is divided by sum(r), which `update` takes to be one number.
-        adjusted = shift * jnp.sqrt(safe_divide(moments.count, stats.count))[:, None]
-        penalty = normal.family._penalty(params.mean.shape[1], params.mean.dtype)
-        scale = normal._shape.update(params.scale, normal.inverse, moments.sum_yy, adjusted, stats.count, penalty)
-        mean = params.mean + normal._shape.unwhiten(params.scale, shift)
-        return StudentTParams(mean, scale, self._degrees_of_freedom(stats), self.family.covariance)
+        normal, pooled = self.normal, self.normal.pool(stats.moments, self.normal.pseudo_statistics())
+        # Means weigh rows by u, and covariances count them: sum(r u y y') over sum(r).
+        dof = normal.factor.pool(stats.count) + normal.scale.penalty.strength
+        like = normal.solve(dataclasses.replace(pooled, dof=dof))
+        return StudentTParams(like.mean, like.scale, self._degrees_of_freedom(stats), self.family.covariance)
 
     def _degrees_of_freedom(self, stats: StudentTStats) -> Array:
         old = self.params.degrees_of_freedom

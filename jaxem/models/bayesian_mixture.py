@@ -15,7 +15,7 @@ from jaxem.core.arguments import as_key, check_choice, expect
 from jaxem.core.foreign import constructor, named_fields
 from jaxem.core.numerics import is_concrete, weigh
 from jaxem.core.pytree import dataclass, static
-from jaxem.core.rows import takes_rows
+from jaxem.core.rows import check_params, takes_rows
 from jaxem.core.tree import PyTree, float_dtype, map_rows, num_rows, sum_rows
 from jaxem.families import Family, Gaussian
 from jaxem.models.mixture import Mixture, MixtureParams
@@ -128,6 +128,7 @@ class BayesianMixture(Structured):
     total_weight: Array | None = dataclasses.field(default=None, repr=False)
 
     params_type: ClassVar[type] = BayesianMixtureParams
+    climbed_by: ClassVar[str] = "m_step"  # bound or not: a conjugate posterior has an update in closed form
 
     def __repr__(self) -> str:
         return f"BayesianMixture({self.family!r}, {self.num_components}, mixing={self.mixing!r})"
@@ -173,9 +174,9 @@ class BayesianMixture(Structured):
             num = jax.tree.leaves(plug)[0].shape[0]
             if num != self.num_components:
                 raise ValueError(f"params: expected those of {self.num_components} components; found {num}")
+        self.family.check_rows(data, plug)
         if params is None:
             self.family.validate(data)
-        self.family.check_rows(data, plug)
 
     def bind(self, data: PyTree, weights: Array) -> "BayesianMixture":
         """Binds the family and the prior to the data."""
@@ -234,7 +235,7 @@ class BayesianMixture(Structured):
 
     def expected_mixing(self, params: BayesianMixtureParams) -> Array:
         """(K,) E mixing; sums to less than 1 where sticks leave a mass."""
-        self.check_params(params)
+        check_params(self, params)
         return _expected_mixing(self, params)
 
     def pruning(self, params: BayesianMixtureParams, min_count: float = 1.0) -> Pruning:
@@ -274,7 +275,7 @@ class BayesianMixture(Structured):
 
     def plug_in(self, params: BayesianMixtureParams) -> MixtureParams:
         """A point: params of `Mixture(family, K)` with proportions E mixing (rescaled) and the plug-in components."""
-        self.check_params(params)
+        check_params(self, params)
         return _plug_in(self, params)
 
     def draw(self, params: BayesianMixtureParams, *, key: Array) -> MixtureParams:
@@ -287,7 +288,7 @@ class BayesianMixture(Structured):
         Returns:
           `MixtureParams`; of sticks, the proportions are rescaled to sum to 1.
         """
-        self.check_params(params)
+        check_params(self, params)
         return _draw(self, params, as_key(key))
 
     def sample(self, params: BayesianMixtureParams, num_samples: int, *, key: Array) -> tuple[PyTree, Array]:
@@ -387,6 +388,8 @@ class BayesianGMM(BayesianMixture):
       >>> fit.model.pruning(fit.params)
       2 of 5 components used; expected counts 120.0, 80.0, 0.0 (not used), 0.0 (not used), 0.0 (not used)
     """
+
+    __repr__ = BayesianMixture.__repr__
 
     @constructor
     def __init__(

@@ -8,15 +8,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem.core.arguments import check_integer, check_key
+from jaxem.core.arguments import check_integer
+from jaxem.core.keys import DRAWS, own_or_fits
 from jaxem.core.normal import standard_promotion
 from jaxem.core.numerics import weigh
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.rows import takes_rows
-from jaxem.core.tree import PyTree, num_rows, ones_for, sum_rows
+from jaxem.core.tree import PyTree, num_rows, ones_for, sum_blocks
 from jaxem.elbo import soften
 from jaxem.model import EStep, LatentModel
-from jaxem.rules import Rule
+from jaxem.rules import Rule, key_of
 
 
 @dataclass
@@ -33,12 +34,11 @@ class MonteCarlo(Rule):
     A stream of `OnlineEM(rule=MonteCarlo(key, L), average=True).update` over all rows again and again averages over
     steps, and settles (stochastic approximation EM).
 
-    Draws depend on key, step, params and the block of rows (so blocks and restarts draw apart) and on nothing else: the
-    same program on the same device repeats them, another block size does not, and additivity over data holds in
-    distribution only. Restarts that start from equal params draw alike.
+    Draws depend on key, restart, step and block of rows, and on nothing else: another block size gives others, so that
+    additivity over data holds in distribution only.
 
     Attributes:
-      key: random key.
+      key: random key; None for that of the fit.
       num_samples: L >= 1, draws for each datum.
 
     References:
@@ -47,18 +47,21 @@ class MonteCarlo(Rule):
       Convergence of a stochastic approximation version of the EM algorithm.
     """
 
-    key: Array
+    key: Array | None = None
     num_samples: int = static(default=100)
 
-    def at(self, step: Array) -> "MonteCarlo":
-        """The rule with a key of the step's own."""
-        return MonteCarlo(jax.random.fold_in(self.key, step), self.num_samples)
-
-    def tabulate(self, num_steps: int) -> "MonteCarlo":
-        """The rule itself, once its number of samples and its key are known to be sound."""
+    def prepare(self, key: Array | None, num_steps: int) -> "MonteCarlo":
+        """The rule with its key, or that of the fit; raises where that or the number of samples is none."""
         check_integer("num_samples", self.num_samples, 1)
-        check_key("key", self.key)
-        return self
+        return MonteCarlo(own_or_fits(self.key, key, DRAWS), self.num_samples)
+
+    def fold(self, number: Any) -> "MonteCarlo":
+        """The rule with draws of its own."""
+        return MonteCarlo(jax.random.fold_in(key_of(self), number), self.num_samples)
+
+    def at(self, step: Array) -> "MonteCarlo":
+        """The rule with draws of the step's own."""
+        return self.fold(step)
 
     def settled(self, step: Array) -> Array:
         """False: a small change between noisy steps tells nothing."""
@@ -75,18 +78,10 @@ class MonteCarlo(Rule):
             "enumerated use Exact() or Sampled(key)"
         )
 
-    def draw(self, q: Any, data: PyTree) -> Array:
+    def draw(self, q: Any) -> Array:
         """(L, n, ...) draws from a proposal for a block of data."""
-        bits = [
-            jax.lax.bitcast_convert_type(leaf, jnp.uint32) for leaf in jax.tree.leaves((q, data)) if _is_float(leaf)
-        ]
-        mark = sum((jnp.sum(b, dtype=jnp.uint32) for b in bits), start=jnp.zeros((), jnp.uint32))
         with standard_promotion():
-            return q.sample(seed=jax.random.fold_in(self.key, mark), sample_shape=(self.num_samples,))
-
-
-def _is_float(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and leaf.dtype in (jnp.float32, jnp.float64)
+            return q.sample(seed=key_of(self), sample_shape=(self.num_samples,))
 
 
 class ContinuousLatent(LatentModel):
@@ -165,7 +160,7 @@ class ContinuousLatent(LatentModel):
         name = type(self).__name__
         if q is None:
             raise TypeError(f"{name}.proposal: expected a distribution; found None; does it end with a return?")
-        z = rule.draw(q, data)
+        z = rule.draw(q)
         log_joint = jax.vmap(lambda z: self.log_joint(params, data, z))(z)
         if log_joint is None:
             raise TypeError(
@@ -204,13 +199,13 @@ class ContinuousLatent(LatentModel):
         if not isinstance(rule, MonteCarlo):
             raise TypeError(f"rule: {type(self).__name__} needs a jaxem.MonteCarlo(key, num_samples); found {rule!r}")
 
-        def block(x: PyTree, w: Array) -> EStep:
-            z, value, resp = self._weighted(params, x, rule)
+        def block(x: PyTree, w: Array, number: Any) -> EStep:
+            z, value, resp = self._weighted(params, x, rule.fold(number))
             each = jax.vmap(lambda z, r: self.statistics(params, x, z, weigh(w, r)))(z, resp)
             return EStep(jax.tree.map(lambda a: jnp.sum(a, 0), each), jnp.sum(weigh(w, value)))
 
         weights = ones_for(data) if weights is None else weights
-        return sum_rows(block, data, weights, self.block_rows or max(1, num_rows(data)))
+        return sum_blocks(block, data, weights, self.block_rows or max(1, num_rows(data)))
 
     @takes_rows
     def elbo_data(self, params: PyTree, data: PyTree, weights: Array | None = None, key: Array | None = None) -> Array:
@@ -223,5 +218,5 @@ class ContinuousLatent(LatentModel):
             raise TypeError(f"key: {type(self).__name__}.elbo_data draws the latent; expected a random key; found None")
         weights = ones_for(data) if weights is None else weights
         rule = MonteCarlo(key, self.num_samples)
-        bound = lambda x, w: jnp.sum(weigh(w, self._weighted(params, x, rule)[1]))
-        return sum_rows(bound, data, weights, self.block_rows or max(1, num_rows(data)))
+        bound = lambda x, w, number: jnp.sum(weigh(w, self._weighted(params, x, rule.fold(number))[1]))
+        return sum_blocks(bound, data, weights, self.block_rows or max(1, num_rows(data)))

@@ -93,17 +93,18 @@ class EmpiricalBayes(Wrapper):
     num_steps: int = static(default=5)
 
     def inside(self, params: EmpiricalBayesParams) -> tuple[Any, PyTree]:
-        """The bound model with the estimated settings, and its params; for predictions."""
+        """The bound model with the estimated settings, out of its wrappers, and its params; for predictions."""
+        model, inner = self.with_settings(params)
+        return model.inside(inner)
+
+    def with_settings(self, params: EmpiricalBayesParams) -> tuple[Any, PyTree]:
+        """The model with the settings of params, and its params."""
         model = dataclasses.replace(self.model, rows=self.rows)
         for name, value in params.settings.items():
             model = _replace(model, name, value)
         return model, params.inner
 
     params_type: ClassVar[type] = EmpiricalBayesParams
-
-    def check_params(self, params: EmpiricalBayesParams) -> None:
-        """Raises TypeError for other params."""
-        ELBOModel.check_params(self, params)
 
     def hyperconstraints(self) -> dict[str, Constraint]:
         """Constraints of the settings that are estimated, by name."""
@@ -144,20 +145,22 @@ class EmpiricalBayes(Wrapper):
     @takes_rows
     def e_step(self, params: PyTree, data: PyTree, weights: Array | None = None, rule: Rule | None = None) -> EStep:
         """That of the model inside, which the settings do not enter."""
-        model, inner = self.inside(params)
+        model, inner = self.with_settings(params)
         return model.e_step(inner, data, weights, rule)
 
     @takes_rows
     def elbo_data(self, params: PyTree, data: PyTree, weights: Array | None = None, key: Array | None = None) -> Array:
         """That of the model inside, nats."""
-        model, inner = self.inside(params)
+        model, inner = self.with_settings(params)
         return model.elbo_data(inner, data, weights, key)
 
-    training_elbo = ELBOModel.training_elbo
+    def rows_at_once(self, data: PyTree) -> int:
+        """Rows of a block of the model inside."""
+        return self.model.rows_at_once(data)
 
     def at(self, params: EmpiricalBayesParams) -> EmpiricalBayesAt:
         """The model at params."""
-        model, inner = self.inside(params)
+        model, inner = self.with_settings(params)
         return EmpiricalBayesAt(self, params, model.at(inner))
 
     def m_step(self, params: EmpiricalBayesParams, stats: PyTree) -> EmpiricalBayesParams:
@@ -170,7 +173,7 @@ class EmpiricalBayes(Wrapper):
 
     def elbo_params(self, params: EmpiricalBayesParams) -> Array:
         """That of the model inside with the estimated settings, nats."""
-        model, inner = self.inside(params)
+        model, inner = self.with_settings(params)
         return model.elbo_params(inner)
 
     def constraints(self) -> EmpiricalBayesParams:
@@ -183,7 +186,7 @@ class EmpiricalBayes(Wrapper):
 
     def health(self, params: EmpiricalBayesParams) -> Health:
         """That of the model inside."""
-        model, inner = self.inside(params)
+        model, inner = self.with_settings(params)
         return model.health(inner)
 
     def notes(self, params: EmpiricalBayesParams | None = None) -> list[str]:

@@ -21,7 +21,7 @@ from jaxem.wrappers import InnerAt, Wrapper, unwrapped
 class LabelledAt(InnerAt, DiscreteAt):
     """A partly labelled model at params: `inner`, the model inside at its params, with some states ruled out."""
 
-    e_step = DiscreteAt.e_step
+    e_step, posterior = DiscreteAt.e_step, DiscreteAt.posterior
 
     def explain(self, data: PyTree) -> tuple[Array, Any]:
         """log_joint, -inf for states that are not allowed, and the function from resp to statistics."""
@@ -36,8 +36,7 @@ class PartlyLabelled(Wrapper, DiscreteLatent):
     model: Any
 
     row_keys: ClassVar[None] = None  # data are a pair
-    # What a wrapper would leave to the model inside, which takes rows without labels.
-    e_step, elbo_data, training_elbo = DiscreteLatent.e_step, DiscreteLatent.elbo_data, DiscreteLatent.training_elbo
+    e_step = DiscreteLatent.e_step  # which a wrapper would leave to the model inside, that takes rows without labels
 
     def check(self, data: PyTree, params: PyTree | None = None) -> None:
         """Checks the pair, the labels or the mask, and the observations as the model does."""
@@ -141,7 +140,8 @@ def partly_labelled(model: DiscreteLatent) -> PartlyLabelled:
         (N, K) a mask: 1 where a state is allowed, 0 where it is forbidden
 
     Args:
-      model: any `DiscreteLatent`, such as `GMM(3)`.
+      model: any `DiscreteLatent`, such as `GMM(3)`, in any wrapper. It is asked for its log-joints: a wrapper with an
+        E-step of its own has that where it goes around this model.
 
     Returns:
       A model. `fit.predict(x)`, `fit.posterior(x)` ... take new rows without labels; `fit.model.posterior(fit.params,

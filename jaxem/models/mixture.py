@@ -18,6 +18,7 @@ from jaxem.core.arguments import (
 from jaxem.core.foreign import constructor, named_fields
 from jaxem.core.numerics import is_concrete, namespace, safe_log
 from jaxem.core.pytree import dataclass, static
+from jaxem.core.rows import check_params
 from jaxem.core.tree import PyTree
 from jaxem.families import Family, Gaussian
 from jaxem.structures.mixing import Proportions
@@ -145,7 +146,7 @@ class Mixture(Structured):
         Raises:
           TypeError, ValueError: no params of this model, no count, no key.
         """
-        self.check_params(params)
+        check_params(self, params)
         check_integer("num_samples", num_samples, 1)
         drawn = _sample(self, params, as_key(key), max(32, 1 << (int(num_samples) - 1).bit_length()))
         return jax.tree.map(lambda leaf: leaf[:num_samples], drawn)
@@ -227,6 +228,8 @@ class GMM(Mixture):
       >>> fit.model.posterior(fit.params, x).shape
       (200, 2)
     """
+
+    __repr__ = Mixture.__repr__
 
     @constructor
     def __init__(

@@ -7,19 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.scipy.special import digamma, gammaln
 
 from jaxem.core import constraints
 from jaxem.core.checks import check_array, check_strength
-from jaxem.core.numerics import einsum, is_concrete
+from jaxem.core.numerics import is_concrete
 from jaxem.core.pytree import dataclass
-from jaxem.expfam import formulas
-from jaxem.expfam.matrix import bartlett
 from jaxem.families import Gaussian, GaussianParams
-from jaxem.families.covariance import SHAPES, Penalty, row_norms
+from jaxem.families.covariance import Tied
+from jaxem.families.gaussian_kernel import GaussianAt, PooledStats
 from jaxem.priors.prior import PosteriorAt, Prior
-
-LOG_2 = 0.6931471805599453
 
 
 @dataclass
@@ -52,129 +48,65 @@ class GaussianPosterior:
         return jnp.broadcast_to(self.dof, self.strength.shape)[:, None, None] * self.plug.covariance
 
 
-def _wishart(family: Gaussian, dof: Array, log_det: Array, dim: int) -> tuple[Array, Array]:
-    """Log-normaliser of each component's precisions, summed over columns, and E log |precision|, for log |C|."""
-    if family.covariance in ("full", "tied"):
-        return formulas.wishart(dof, log_det, dim, family.rank(dim))
-    if family.covariance == "diag":
-        normaliser = 0.5 * dof * (dim * LOG_2 - log_det) + dim * gammaln(0.5 * dof)
-        return normaliser, dim * (digamma(0.5 * dof) + LOG_2) - log_det
-    n = dim * dof
-    log_c = log_det / dim + jnp.log(jnp.asarray(dim, dof.dtype))
-    return 0.5 * n * (LOG_2 - log_c) + gammaln(0.5 * n), dim * (digamma(0.5 * n) + LOG_2 - log_c)
-
-
-def _log_det(family: Gaussian, scale: Array, dof: Array, dim: int) -> Array:
-    """Log |C| = log |C / dof| + D log dof, of each component."""
-    return 2 * family._shape.log_det(scale, dim) + family.rank(dim) * jnp.log(dof)
-
-
 @dataclass
 class GaussianPosteriorAt(PosteriorAt):
     """Normal-Wishart posteriors beside the Gaussians at their plug-in params."""
 
+    def _law(self, factor: Any, dof: Array) -> tuple[Array, Array]:
+        """Log-normaliser and E log |precision| of precisions, for the factor of C / dof."""
+        dim, rank = self.plug.num_columns, self.plug.scale.rank
+        log_c = 2 * factor.log_det(dim) + rank * jnp.log(dof)  # log |C| = log |C / dof| + D log dof
+        return factor.precision.log_normaliser(dof, log_c, dim, rank)
+
     def kl(self) -> Array:
         """That of the precisions, one if tied, and the expected one of the means given them."""
-        family, start, plug = self.family, self.prior, self.plug.params
-        strength, dof, dim = self.posterior.strength, self.posterior.dof, plug.mean.shape[1]
-        prior_det = _log_det(family, start._copies(family, 1).plug.scale, start.dof, dim).reshape(())
-        own, expected = _wishart(family, dof, _log_det(family, plug.scale, dof, dim), dim)
-        prior, _ = _wishart(family, start.dof, prior_det, dim)
-        whitened = start._whitened(family, self.plug.inverse)
-        if family.covariance in ("full", "tied"):
-            trace = jnp.trace(whitened, axis1=-2, axis2=-1)
-        else:
-            trace = jnp.sum(whitened, -1) if family.covariance == "diag" else whitened
-        rank = family.rank(dim)
-        precision = 0.5 * (trace - dof * rank + (dof - start.dof) * expected) - own + prior
-        ratio = start.strength / strength
-        distance = jnp.sum(start._prior_mean(self.plug) ** 2, 1)
-        mean = 0.5 * (rank * (ratio - 1 - jnp.log(ratio)) + start.strength * distance)
+        here, prior, strength, dof = self.plug, self.prior, self.posterior.strength, self.posterior.dof
+        dim, rank, root = here.num_columns, here.scale.rank, prior._root(here.family)
+        log_c = 2 * root.log_det(dim).reshape(())
+        own, expected = self._law(here.factor, dof)
+        start, _ = root.precision.log_normaliser(prior.dof, log_c, dim, rank)
+        trace = here.inverse.compose(root).trace(dim)
+        precision = 0.5 * (trace - dof * rank + (dof - prior.dof) * expected) - own + start
+        ratio = prior.strength / strength
+        distance = jnp.sum(here.inverse.apply(prior.mean[None] - here.params.mean) ** 2, 1)
+        mean = 0.5 * (rank * (ratio - 1 - jnp.log(ratio)) + prior.strength * distance)
         return jnp.sum(precision) + jnp.sum(mean)
 
     def log_predictive(self, x: Array) -> Array:
         """Student-t densities."""
-        family, plug, strength = self.family, self.plug.params, self.posterior.strength
-        dim, dof = plug.mean.shape[1], jnp.broadcast_to(self.posterior.dof, strength.shape)
-        y = self.plug.residuals(x)  # (K, D, n)
-        log_det = jnp.broadcast_to(family._shape.log_det(plug.scale, dim), strength.shape)
-        widen = (strength + 1) / strength
-        if family.covariance == "diag":
-            terms = -0.5 * (dof + 1)[:, None] * jnp.sum(jnp.log1p(y**2 / (dof * widen)[:, None, None]), 1)
-            constant = dim * (gammaln(0.5 * (dof + 1)) - gammaln(0.5 * dof) - 0.5 * jnp.log(dof * widen * jnp.pi))
-        else:
-            dim = family.rank(dim)
-            free = dim * dof if family.covariance == "spherical" else dof + 1 - dim
-            widen = widen if family.covariance == "spherical" else widen * dof / free
-            terms = -0.5 * (free + dim)[:, None] * jnp.log1p(jnp.sum(y**2, 1) / (free * widen)[:, None])
-            constant = gammaln(0.5 * (free + dim)) - gammaln(0.5 * free) - 0.5 * dim * jnp.log(free * widen * jnp.pi)
-        return (terms + (constant - log_det)[:, None]).T
+        here, strength = self.plug, self.posterior.strength
+        dof = jnp.broadcast_to(self.posterior.dof, strength.shape)
+        log_det = jnp.broadcast_to(here.factor.log_det(here.num_columns), strength.shape)
+        law, widen = here.factor.precision, (strength + 1) / strength
+        return (law.log_predictive(here.residuals(x), dof, widen, here.scale.rank) - log_det[:, None]).T
 
     def draw(self, key: Array) -> tuple[GaussianParams, Array, Array]:
         """Means and covariances."""
-        params = self._draw(key)
-        prior = self.prior._copies(self.family, params.mean.shape[0])
-        return params, self._log_prob(self.posterior, params), self._log_prob(prior, params)
-
-    def _draw(self, key: Array) -> GaussianParams:
         family, plug, strength = self.family, self.plug.params, self.posterior.strength
-        (num, dim), dtype = plug.mean.shape, plug.mean.dtype
-        dof = jnp.broadcast_to(self.posterior.dof, (num,))
+        num, dim = plug.mean.shape
         gamma_key, mean_key = jax.random.split(key)
-        shared = 1 if family.covariance == "tied" else num
-        if family.covariance in ("full", "tied"):
-            # Precision = F^-T A A' F^-1 with C = F F', A as Bartlett's; so covariance = (F A^-T)(F A^-T)'.
-            dependent = family._dependent(dim)
-            free = (~dependent).astype(dtype)
-            lower, _ = bartlett(gamma_key, dof[:shared], dim, jnp.where(dependent, 0, jnp.cumsum(free) - free))
-            held = jnp.broadcast_to(dependent[:, None] | dependent[None], lower.shape)
-            eye = jnp.broadcast_to(jnp.eye(dim, dtype=dtype), lower.shape)
-            lower = jnp.where(held, eye, lower)
-            root = jnp.sqrt(dof[:shared])[:, None, None] * plug.scale.reshape(shared, dim, dim)
-            factor = jax.lax.linalg.triangular_solve(lower, root.swapaxes(1, 2), left_side=True, lower=True)
-            factor = factor.swapaxes(1, 2)
-            # In units of the standard deviations: squares of the data's may not be in the range of the dtype.
-            std = row_norms(factor)[:, :, None]
-            correlation = einsum("kde,kfe->kdf", factor / std, factor / std)
-            scale = std * jnp.linalg.cholesky(jnp.where(held, eye, correlation))
-            scale = scale if family.scale is None or family.scale.span is None else family._follow(scale)
-            noise = einsum("kde,ke->kd", jnp.broadcast_to(scale, (num, dim, dim)), self._noise(mean_key, plug))
-            scale = scale[0] if family.covariance == "tied" else scale
-        else:
-            spherical = family.covariance == "spherical"
-            half = 0.5 * (dim * dof if spherical else jnp.broadcast_to(dof[:, None], (num, dim)))
-            # precision / E precision ~ Gamma(half, half)
-            scale = plug.scale / jnp.sqrt(jax.random.gamma(gamma_key, half, dtype=dtype) / half)
-            noise = (scale[:, None] if spherical else scale) * self._noise(mean_key, plug)
-        mean = plug.mean + noise / jnp.sqrt(strength)[:, None]
-        return GaussianParams(mean, scale, family.covariance)
+        dof = jnp.broadcast_to(self.posterior.dof, (num,))
+        factor = self.plug.factor
+        factor = family.follow(factor.precision.draw(gamma_key, factor, dof, dim, self.plug.scale.dependent))
+        noise = factor.apply(jax.random.normal(mean_key, plug.mean.shape, plug.mean.dtype))
+        params = GaussianParams(plug.mean + noise / jnp.sqrt(strength)[:, None], factor.scale, family.covariance)
+        there = family.at(params)
+        return params, self._log_prob(self.posterior, there), self._log_prob(self.prior._copies(family, num), there)
 
-    def _noise(self, key: Array, plug: GaussianParams) -> Array:
-        return jax.random.normal(key, plug.mean.shape, plug.mean.dtype)
-
-    def _log_prob(self, posterior: GaussianPosterior, params: GaussianParams) -> Array:
+    def _log_prob(self, posterior: GaussianPosterior, there: GaussianAt) -> Array:
         """(K,) log density of means and precisions: matrices, or one number for each column (diag) or all (spherical).
 
-        A tied precision is one variable, of which each component has a K-th. In coordinates whitened by `params`.
+        A tied precision is one variable, of which each component has a K-th. In coordinates whitened by the params.
         """
-        family, plug, strength, dof = self.family, posterior.plug, posterior.strength, posterior.dof
-        num, dim = plug.mean.shape
-        shape, inverse = family._shape, family.at(params).inverse
-        log_precision = -2 * shape.log_det(params.scale, dim)  # log |precision|
-        normaliser, _ = _wishart(family, dof, _log_det(family, plug.scale, dof, dim), dim)
-        rank = family.rank(dim)
-        if family.covariance in ("full", "tied"):
-            trace = jnp.sum(einsum("...de,...ef->...df", inverse, plug.scale) ** 2, (-2, -1))
-            power = 0.5 * (dof - rank - 1)
-        elif family.covariance == "diag":
-            trace, power = jnp.sum((inverse * plug.scale) ** 2, 1), 0.5 * dof - 1
-        else:
-            # One precision whose log determinant is D times its logarithm.
-            trace, power = dim * (inverse * plug.scale) ** 2, 0.5 * dof - 1 / dim
-        precision = power * log_precision - 0.5 * dof * trace - normaliser
-        if family.covariance == "tied":
+        plug, strength, dof = posterior.plug, posterior.strength, posterior.dof
+        (num, dim), rank = plug.mean.shape, there.scale.rank
+        log_precision = -2 * there.factor.log_det(dim)  # log |precision|
+        normaliser, _ = self._law(plug.factor, dof)
+        trace = there.inverse.compose(plug.factor).trace(dim)
+        precision = there.factor.precision.power(dof, dim, rank) * log_precision - 0.5 * dof * trace - normaliser
+        if there.factor.shared:
             precision = precision / num
-        distance = jnp.sum(shape.unwhiten(inverse, params.mean - plug.mean) ** 2, 1)
+        distance = jnp.sum(there.inverse.apply(there.params.mean - plug.mean) ** 2, 1)
         mean = rank * jnp.log(strength / (2 * jnp.pi)) + log_precision - strength * distance
         return precision + 0.5 * mean
 
@@ -225,9 +157,8 @@ class GaussianPrior(Prior):
     def check(self, family: Any, x: Any) -> None:
         """As `Prior`: every setting has its shape, and the prior is proper."""
         super().check(family, x)
-        dim = x.shape[1]
-        joint = family.covariance in ("full", "tied")
-        low = dim - 1 if joint else 0
+        dim, shape = x.shape[1], family._shape
+        low = shape.precision.least_dof(dim)
         if self.strength is not None:
             check_array("prior.strength", self.strength, ((),), positive=True)
         if self.mean is not None:
@@ -238,98 +169,78 @@ class GaussianPrior(Prior):
                 raise ValueError(f"prior.dof: expected a number > {low}, for a proper prior; found {self.dof!r}")
         if self.inverse_scale is None:
             return
-        shapes: tuple[Any, ...] = ((),) if family.covariance == "spherical" else ((), (dim,))
-        if joint and np.ndim(self.inverse_scale) == 2:
-            check_array("prior.inverse_scale", self.inverse_scale, ((dim, dim),))
-            if is_concrete(self.inverse_scale):
-                matrix = np.asarray(self.inverse_scale, np.float64)
-                if not np.allclose(matrix, matrix.T) or np.linalg.eigvalsh(matrix)[0] <= 0:
-                    raise ValueError(
-                        "prior.inverse_scale: expected a symmetric positive definite matrix; found eigenvalues "
-                        f"{np.linalg.eigvalsh(0.5 * (matrix + matrix.T)).tolist()}"
-                    )
-            return
-        check_array("prior.inverse_scale", self.inverse_scale, shapes, positive=True)
+        allowed = ((), (dim,), (dim, dim))[: self._axes(family) + 1]
+        if np.ndim(self.inverse_scale) < 2 or len(allowed) < 3:
+            return check_array("prior.inverse_scale", self.inverse_scale, allowed[:2], positive=True)
+        check_array("prior.inverse_scale", self.inverse_scale, allowed[2:])
+        if is_concrete(self.inverse_scale):
+            matrix = np.asarray(self.inverse_scale, np.float64)
+            if not np.allclose(matrix, matrix.T) or np.linalg.eigvalsh(matrix)[0] <= 0:
+                raise ValueError(
+                    "prior.inverse_scale: expected a symmetric positive definite matrix; found eigenvalues "
+                    f"{np.linalg.eigvalsh(0.5 * (matrix + matrix.T)).tolist()}"
+                )
+
+    @staticmethod
+    def _axes(family: Gaussian) -> int:
+        """Axes of one covariance in its natural shape."""
+        return len(family._shape.shape(1, 1)) - int(not family._shape.shared)
 
     def bind(self, family: Any, x: Array, weights: Array) -> "GaussianPrior":
         """Fills in the settings; `family` is bound to the same data."""
         if family.scale is None:
             raise ValueError("family: not bound to data; call bind(data, weights) first")
-        dim, dtype = x.shape[1], x.dtype
-        joint = family.covariance in ("full", "tied")
+        dim, dtype, shape = x.shape[1], x.dtype, family._shape
         strength = jnp.asarray(1.0 if self.strength is None else self.strength, dtype)
         mean = family.scale.location if self.mean is None else jnp.asarray(self.mean, dtype)
-        dof = jnp.asarray((family.rank(dim) if joint else 1) if self.dof is None else self.dof, dtype)
+        dof = jnp.asarray(shape.precision.default_dof(family.scale.rank) if self.dof is None else self.dof, dtype)
+        bound = GaussianPrior(strength, mean, dof)
         if self.inverse_scale is None:
-            factor = SHAPES["tied"].start(1, family.scale.penalty.std, family.scale.span) if joint else None
-            return GaussianPrior(strength, mean, dof, None, factor)
+            root = Tied.start(1, family.scale.penalty.std, family.scale.span) if shape.correlated else None
+            return dataclasses.replace(bound, factor=None if root is None else root.tril)
         scale = jnp.asarray(self.inverse_scale, dtype)
-        if family.covariance == "spherical":
-            return GaussianPrior(strength, mean, dof, scale)
-        scale = scale if scale.ndim == 2 else jnp.broadcast_to(scale, (dim,))
-        if joint:
+        if self._axes(family) > 0 and scale.ndim < 2:
+            scale = jnp.broadcast_to(scale, (dim,))
+        if shape.correlated:
             scale = scale if scale.ndim == 2 else jnp.diag(scale)
-            return GaussianPrior(strength, mean, dof, scale, family.factor(scale))
-        return GaussianPrior(strength, mean, dof, scale)
+            return dataclasses.replace(bound, inverse_scale=scale, factor=family.factor(scale).tril)
+        return dataclasses.replace(bound, inverse_scale=scale)
 
-    def _factor(self, family: Gaussian) -> Array:
-        """A factor F of C_0 = F F', in the shape of one covariance; not of its square where that is the data's own."""
-        if family.covariance in ("full", "tied"):
-            return self.factor
+    def _root(self, family: Gaussian) -> Any:
+        """A factor of C_0, as that of one component; not of its square where that is the data's own."""
+        shape, scale = family._shape, family.scale
+        if self.factor is not None:
+            return shape.of_scale(self.factor if shape.shared else self.factor[None])
         if self.inverse_scale is not None:
-            return jnp.sqrt(self.inverse_scale)
-        std = family.scale.penalty.std  # type: ignore[union-attr]
-        return std[0] if family.covariance == "spherical" else std
-
-    def _whitened(self, family: Gaussian, inverse: Array) -> Array:
-        """C_0 in whitened coordinates, in the shape of second moments (for spherical summed over columns)."""
-        factor = self._factor(family)
-        if family.covariance in ("full", "tied"):
-            relative = einsum("...de,ef->...df", inverse, factor)
-            return einsum("...de,...fe->...df", relative, relative)
-        if family.covariance == "diag":
-            return (inverse * factor[None]) ** 2
-        return self.mean.shape[0] * (inverse * factor) ** 2
+            return shape.of(self.inverse_scale[None])
+        return shape.start(1, scale.penalty.std, scale.span)  # type: ignore[union-attr]
 
     def _copies(self, family: Gaussian, num_components: int) -> GaussianPosterior:
         """K copies of the prior."""
-        shape, num = family.covariance, num_components
-        factor = self._factor(family) / jnp.sqrt(self.dof)
-        mean = jnp.repeat(self.mean[None], num, 0)
-        scale = factor if shape == "tied" else jnp.repeat(factor[None], num, 0)
-        dof = self.dof if shape == "tied" else jnp.full(num, self.dof)
-        return GaussianPosterior(GaussianParams(mean, scale, shape), jnp.full(num, self.strength), dof)
+        num, root = num_components, jax.tree.map(lambda leaf: leaf / jnp.sqrt(self.dof), self._root(family))
+        if not root.shared:
+            root = jax.tree.map(lambda leaf: jnp.repeat(leaf, num, 0), root)
+        plug = GaussianParams(jnp.repeat(self.mean[None], num, 0), root.scale, family.covariance)
+        return GaussianPosterior(
+            plug, jnp.full(num, self.strength), self.dof if root.shared else jnp.full(num, self.dof)
+        )
 
-    def _prior_mean(self, here: Any) -> Array:
-        """(K, D) the prior's mean in whitened coordinates."""
-        return here.family._shape.unwhiten(here.inverse, self.mean[None] - here.params.mean)
+    def pseudo_statistics(self, here: GaussianAt) -> PooledStats:
+        """The prior as statistics taken at the plug-in params: strength observations at the mean, and C_0."""
+        seen = here.at_place(self.mean[None], self.strength)
+        scatter = here.inverse.compose(self._root(here.family)).gram()
+        return dataclasses.replace(seen, sum_yy=seen.sum_yy + scatter, dof=self.dof)
 
-    def posterior(self, here: Any, stats: Any) -> GaussianPosterior:
+    def posterior(self, here: GaussianAt, stats: Any) -> GaussianPosterior:
         """The prior's pseudo-observations added to the whitened statistics; see the class."""
-        family, shape, inverse, plug = here.family, here.family._shape, here.inverse, here.params
-        num, dim = plug.mean.shape
-        y = self._prior_mean(here)
-        resp = jnp.full((num, 1), self.strength)
-        second = stats.sum_yy + shape.second(resp, y[:, :, None]) + self._whitened(family, inverse)
-        strength = stats.count + self.strength
-        shift = (stats.sum_y + self.strength * y) / strength[:, None]
-        tied = family.covariance == "tied"
-        dof = self.dof + (jnp.sum(stats.count) if tied else stats.count)
-        # The family's update divides the scatter by the counts (here beta_k) and a penalty's: make that dof_k.
-        rest = self.dof - (num if tied else 1) * self.strength
-        # No constant 0: the compiler takes constants out of squares, and squares the inverse factors alone.
-        nothing = 0 * family.scale.penalty.std
-        none = Penalty(nothing, family._dependent(dim), rest)
-        scale = shape.update(plug.scale, inverse, second, shift, strength, none)
-        mean = plug.mean + shape.unwhiten(plug.scale, shift)
-        return GaussianPosterior(GaussianParams(mean, scale, family.covariance), strength, dof)
+        pooled = here.pool(stats, self.pseudo_statistics(here))
+        return GaussianPosterior(here.solve(pooled), pooled.count, pooled.dof)
 
     def at(self, family: Gaussian, posterior: GaussianPosterior | None = None) -> "GaussianPosteriorAt":
         """With the plug-in Gaussians, and (E log |precision| - log |E precision| - D / strength) / 2."""
         q = self._copies(family, 1) if posterior is None else posterior
-        dim = q.plug.mean.shape[1]
-        _, expected = _wishart(family, q.dof, jnp.zeros_like(q.dof), dim)
-        rank = family.rank(dim)
+        dim, rank = q.plug.mean.shape[1], family.scale.rank  # type: ignore[union-attr]
+        _, expected = family._shape.precision.log_normaliser(q.dof, jnp.zeros_like(q.dof), dim, rank)
         gap = expected - rank * jnp.log(q.dof)  # log |C| cancels
         offset = 0.5 * (jnp.broadcast_to(gap, q.strength.shape) - rank / q.strength)
         return GaussianPosteriorAt(self, q, family.at(q.plug), offset)
@@ -338,14 +249,14 @@ class GaussianPrior(Prior):
         """Strength and mean; of diag and spherical covariances dof and inverse_scale as well."""
         positive = constraints.Positive()
         found = {"strength": (positive, self.strength), "mean": (constraints.Real(), self.mean)}
-        if family.covariance in ("diag", "spherical"):
+        if not family._shape.correlated:
             own = self.inverse_scale is None and family.scale is not None
-            scale = self._factor(family) ** 2 if own else self.inverse_scale
+            scale = self._root(family).scale[0] ** 2 if own else self.inverse_scale
             found |= {"dof": (positive, self.dof), "inverse_scale": (positive, scale)}
         return found
 
     def constraints(self, family: Gaussian) -> GaussianPosterior:
         """Those of the plug-in Gaussians, positive strengths, and dof above its bound."""
-        joint = self.mean is not None and family.covariance in ("full", "tied")
-        low = family.rank(self.mean.shape[0]) - 1 if joint else 0  # before `bind` the number of columns is not known
+        # Before `bind` the number of columns is not known.
+        low = 0 if family.scale is None else family._shape.precision.least_dof(family.scale.rank)
         return GaussianPosterior(family.constraints(), constraints.Positive(), constraints.Above(low))  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from jax import Array
 from jax.scipy.special import gammaln
 
 from jaxem.core.checks import check_array
-from jaxem.core.numerics import einsum
+from jaxem.core.moments import moments
 from jaxem.core.pytree import dataclass
 from jaxem.core.special import log_minus_digamma, log_peak
 from jaxem.expfam import formulas
@@ -120,20 +120,20 @@ class GammaPrior(Prior):
 
     def bind(self, family: Any, x: Array, weights: Array) -> "GammaPrior":
         """Fills in shape and rate, (D,) each."""
-        mean = einsum("n,nd->d", weights, x) / jnp.sum(weights)
+        mean = moments(x, weights).mean
         mean = jnp.where(mean > 0, mean, 1)
         shape = jnp.broadcast_to(jnp.asarray(1.0 if self.shape is None else self.shape, x.dtype), mean.shape)
         one, ratio = self._at(family).swap(jnp.ones_like(mean), mean)
         rate = shape / one * ratio if self.rate is None else jnp.asarray(self.rate, x.dtype)
         return GammaPrior(shape, jnp.broadcast_to(rate, mean.shape))
 
-    def pseudo_statistics(self, family: Any) -> MeanStats:
-        """Counts and sums (1, D) that the prior stands for, of each component."""
-        return MeanStats(*self._at(family).swap(self.shape[None], self.rate[None]))
+    def pseudo_statistics(self, here: Any) -> MeanStats:
+        """The prior as statistics: the count and the sum (1, D) of observations that it stands for."""
+        return MeanStats(*self._at(here.family).swap(self.shape[None], self.rate[None]))
 
     def posterior(self, here: Any, stats: MeanStats) -> GammaPosterior:
         """Counts and sums added to those of the prior."""
-        pseudo = self.pseudo_statistics(here.family)
+        pseudo = self.pseudo_statistics(here)
         count, total = pseudo.count + stats.count[:, None], pseudo.total + stats.total
         return GammaPosterior(*self._at(here.family).swap(count, total))
 

@@ -146,9 +146,9 @@ class Structured(DiscreteLatent):
     def check_components(self, data: PyTree, params: Any) -> None:
         """The family's checks, against its params."""
         rows = self.structure.rows(data)
+        self.family.check_rows(rows, None if params is None else params.components)
         if params is None:
             self.family.validate(rows)
-        self.family.check_rows(rows, None if params is None else params.components)
 
     def at(self, params: Any) -> StructuredAt:
         """The model at params."""

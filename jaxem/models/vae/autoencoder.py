@@ -13,7 +13,7 @@ from jaxem.core.arguments import as_key, check_integer
 from jaxem.core.normal import DiagonalNormal
 from jaxem.core.numerics import is_concrete, weigh
 from jaxem.core.pytree import dataclass, static
-from jaxem.core.rows import as_data, takes_rows
+from jaxem.core.rows import as_data, check_params, takes_rows
 from jaxem.core.tree import BLOCK_ROWS, PyTree, as_floats, float_dtype, num_rows, sum_rows
 from jaxem.estimators import SGVBA, SGVBB, Estimator
 from jaxem.likelihoods import Likelihood
@@ -307,7 +307,7 @@ class VariationalAutoencoder(ELBOModel):
 
     def decode(self, params: PyTree, z: Any) -> Array:
         """E[x | z] for z (n, Q): (n, D), or (n, D, L) probabilities of a categorical likelihood."""
-        self.check_params(params)
+        check_params(self, params)
         z = as_floats(as_data(z, "z") if is_concrete(z) else z, float_dtype(params))
         if z.ndim != 2 or z.shape[1] != self.latent_dim:
             raise ValueError(f"z: expected shape (n, {self.latent_dim}); found {z.shape}")
@@ -319,7 +319,7 @@ class VariationalAutoencoder(ELBOModel):
 
     def sample(self, params: PyTree, num_samples: int, *, key: Array) -> tuple[Array, Array]:
         """Draws from the model: data (num_samples, D), and the z (num_samples, Q) that they came from."""
-        self.check_params(params)
+        check_params(self, params)
         check_integer("num_samples", num_samples, 1)
         return _sample(self, params, as_key(key), int(num_samples))
 
