@@ -19,7 +19,12 @@ from jaxem.core.normal import standard_promotion
 from jaxem.core.numerics import einsum, is_concrete
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.tree import PyTree
+from jaxem.families.bernoulli import Bernoulli
+from jaxem.families.exponential import Exponential
 from jaxem.families.family import Family
+from jaxem.families.gamma import Gamma
+from jaxem.families.gaussian import Gaussian
+from jaxem.families.poisson import Poisson
 
 REAL, POSITIVE, SIMPLEX = _constraints.Real(), _constraints.Positive(), _constraints.Simplex()
 # What the parameters of distrax's distributions are called, and where they live.
@@ -28,7 +33,7 @@ KNOWN = {
     **dict.fromkeys(("scale", "scale_diag", "rate", "concentration", "alpha", "beta"), POSITIVE),
 }
 # Families of jaxem whose components are the distributions of these names, without further arguments.
-CLOSED = ("Bernoulli", "Exponential", "Gamma", "Poisson")
+CLOSED = {family.__name__: family for family in (Bernoulli, Exponential, Gamma, Poisson)}
 GAUSSIAN = {
     "Normal": "diag",
     "MultivariateNormalDiag": "diag",
@@ -290,15 +295,12 @@ def from_distribution(
 
 def _closed_form(distribution: Any) -> Family | None:
     """The family of jaxem that a distribution is, if it is one."""
-    from jaxem import families
-
     name, module = type(distribution).__name__, type(distribution).__module__
     if not module.startswith(("distrax", "tensorflow_probability")):
         return None
     if name in GAUSSIAN:
-        return families.Gaussian(GAUSSIAN[name])
-    known = getattr(families, name, None) if name in CLOSED else None
-    return None if known is None else known()
+        return Gaussian(GAUSSIAN[name])
+    return CLOSED[name]() if name in CLOSED else None
 
 
 def _arguments(distribution: Any) -> dict[str, Array]:
