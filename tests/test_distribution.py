@@ -154,7 +154,7 @@ def test_em_is_refused(extremes):
         jaxem.fit(jaxem.Mixture(from_distribution(GUMBEL), 2), extremes, key=KEY, algorithm=jaxem.EM())
     with pytest.raises(TypeError, match=r"Distribution\(Gumbel\) has no m_step"):
         from_distribution(GUMBEL).m_step({}, ())
-    assert GeneralizedEM().needs_m_step is False
+    assert GeneralizedEM.climbs_by == "gradient"
 
 
 @pytest.mark.parametrize(

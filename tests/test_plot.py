@@ -206,7 +206,7 @@ def test_unsuitable_fits_are_named(gmm, x):
     odd = dataclasses.replace(gmm, params={"rate": np.ones(2)})
     with pytest.raises(TypeError, match=r"fit: expected params with components\.mean .* found dict"):
         plot.components(odd, x)
-    with pytest.raises(TypeError, match="fit: expected a jaxem Fit; found a Mixture"):
+    with pytest.raises(TypeError, match="fit: expected a jaxem Fit; found a GMM"):
         plot.traces(gmm.model)
     with pytest.raises(TypeError, match="fit: expected a model with a posterior; found object"):
         plot.responsibilities(dataclasses.replace(gmm, model=object()), x)

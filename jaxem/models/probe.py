@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 
 from jaxem.core.arguments import check_flag, check_integer, shown
+from jaxem.core.inputs import cast_floats
 from jaxem.core.numerics import is_concrete
 from jaxem.core.rows import where_it_lies
 from jaxem.core.tree import PyTree, num_rows
@@ -34,7 +35,7 @@ def check_functions(model: Any, data: PyTree) -> None:
     factors = model.factors()
     rows = jax.tree.map(lambda a: np.asarray(where_it_lies(a)[1][:ROWS], np.float64), data)
     with jax.enable_x64(True):
-        _check_functions(model, factors, rows)
+        _check_functions(cast_floats(model, np.float64), factors, rows)
 
 
 def check_factors(factors: Any) -> None:
