@@ -249,6 +249,14 @@ class At:
         """Sufficient statistics weighted by resp (N, K), summed over n."""
         return self.explain(data)[1](resp)
 
+    def infer(self, log_joint: PyTree, rule: Rule) -> tuple[Array, PyTree]:
+        """(N,) the value of the rule's E-step, nats, and its responsibilities, of the tree of the log-joint."""
+        return rule(log_joint)
+
+    def posterior(self, data: PyTree, rule: Rule) -> Array:
+        """(N, K) responsibilities by the rule."""
+        return self.infer(self.log_joint(data), rule)[1]
+
     def e_step(self, data: PyTree, weights: Array, rule: Rule) -> EStep:
         """Expected statistics and ELBO.data, additive over data."""
         return self.model.e_step(self.params, data, weights, rule)
@@ -269,14 +277,6 @@ class At:
 @dataclass
 class DiscreteAt(At):
     """A `DiscreteLatent` at params: its states are summed over, in blocks of rows."""
-
-    def infer(self, log_joint: PyTree, rule: Rule) -> tuple[Array, PyTree]:
-        """(N,) the value of the rule's E-step, nats, and its responsibilities, of the tree of the log-joint."""
-        return rule(log_joint)
-
-    def posterior(self, data: PyTree, rule: Rule) -> Array:
-        """(N, K) responsibilities by the rule."""
-        return self.infer(self.log_joint(data), rule)[1]
 
     def predict(self, data: PyTree) -> Array:
         """(N,) most probable states."""

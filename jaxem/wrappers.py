@@ -95,6 +95,12 @@ class InnerAt(At):
     def explain(self, data: PyTree) -> tuple[Array, Any]:
         return self.inner.explain(data)
 
+    def infer(self, log_joint: PyTree, rule: Rule) -> tuple[Array, PyTree]:
+        return self.inner.infer(log_joint, rule)
+
+    def posterior(self, data: PyTree, rule: Rule) -> Array:
+        return self.inner.posterior(data, rule)
+
     def e_step(self, data: PyTree, weights: Array, rule: Rule) -> EStep:
         return self.inner.e_step(data, weights, rule)
 

@@ -481,7 +481,7 @@ def test_wrong_use_is_named():
         jaxem.importance(fit, x[:, 0], key=0)
     gmm = jaxem.GMM(1)
     point = gmm.make_params([1.0], mean=[[0.0]], covariance=[[[1.0]]])
-    with pytest.raises(TypeError, match="expected one of a MeanField or BayesianMixture model, .* found Mixture"):
+    with pytest.raises(TypeError, match="expected one of a MeanField or BayesianMixture model, .* found GMM"):
         jaxem.importance(as_fit(gmm, point), x, key=KEY)
     outside = {"mu": NORMAL.natural(jnp.asarray(0.0), jnp.asarray(-1.0))}
     with pytest.raises(ValueError, match=r"params\['mu'\]: natural parameters outside the domain"):

@@ -394,3 +394,19 @@ def test_components_keep_the_order_of_given_params(jitted):
     np.testing.assert_array_equal(again.model.predict(again.params, x), np.repeat([0, 1], [20, 80]))
     cold = jaxem.fit(model, x, key=KEY, num_restarts=2)
     np.testing.assert_allclose(cold.params.mixing, [0.8, 0.2], atol=1e-9)
+
+
+def test_settings_and_rows_are_checked_once():
+    """With given params too: then these are checked besides, and nothing a second time."""
+    asked = []
+
+    @jaxem.dataclass
+    class Counting(Scripted):
+        def check(self, data, params=None):
+            asked.append("settings" if params is None else "params")
+
+    jaxem.fit(Counting(jnp.array([-2.0, -1.0])), np.zeros(3), key=KEY, params={"t": jnp.zeros(())}, max_steps=1)
+    assert asked == ["settings", "params"]
+    asked.clear()
+    jaxem.fit(Counting(jnp.array([-2.0, -1.0])), np.zeros(3), key=KEY, max_steps=1)
+    assert asked == ["settings"]

@@ -132,11 +132,11 @@ def test_bad_tables_are_named(data, error, message):
 
 def test_bad_families_and_params_are_named():
     with pytest.raises(ValueError, match="families: expected a dict of at least one"):
-        Product({}).check_rows({})
+        Product({}).check({})
     with pytest.raises(TypeError, match=r"families\['a'\]: expected one of jaxem.families"):
-        Product({"a": 3}).check_rows({"a": np.ones((2, 1))})
+        Product({"a": 3}).check({"a": np.ones((2, 1))})
     with pytest.raises(ValueError, match=r"families\['a'\].pseudo_observations: expected"):
-        Product({"a": Bernoulli(-1.0)}).validate({"a": np.ones((2, 1))})
+        Product({"a": Bernoulli(-1.0)}).check({"a": np.ones((2, 1))})
     with pytest.raises(ValueError, match=r"params: expected the names \['a'\]; found \['b'\]"):
         Product({"a": Bernoulli()}).make_params(b={"prob": [[0.5]]})
     with pytest.raises(TypeError, match="Product has no distrax distribution"):

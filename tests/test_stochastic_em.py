@@ -11,6 +11,7 @@ import jaxem
 from jaxem.algorithms import EM, StochasticEM
 from jaxem.algorithms.stochastic_em import _align
 from jaxem.rules import Sampled
+from jaxem.wrappers import Wrapper
 
 KEY = jax.random.key(5)
 START = jaxem.GMM(2).make_params([0.5, 0.5], mean=[[-1.0], [4.0]], covariance=[[[1.0]], [[1.0]]])
@@ -94,20 +95,57 @@ def test_one_draw_gives_whole_counts(x, averaged):
     np.testing.assert_allclose(7 * many, np.round(7 * many), atol=1e-8)
 
 
-def test_labels_are_aligned(x):
+@jaxem.dataclass
+class Around(Wrapper):
+    """A wrapper that the library does not know."""
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: jaxem.chunked(m, 100), Around, lambda m: Around(Around(m))])
+def test_labels_are_aligned(x, wrap):
     model = jaxem.GMM(3)
     params = model.make_params([0.5, 0.3, 0.2], mean=[[0.0], [3.0], [6.0]], covariance=[[[1.0]], [[2.0]], [[0.5]]])
     order = jnp.array([2, 0, 1])
     moved = dataclasses.replace(
         params,
         mixing=params.mixing[order],
-        components=model.family.order(jax.tree.map(lambda a: a * 1.02, params.components), order),
+        components=model.family.canonical(jax.tree.map(lambda a: a * 1.02, params.components), order),
     )
-    align = jax.jit(lambda new: _align(jaxem.chunked(model, 100), new, params, jnp.asarray(x)))
+    align = jax.jit(lambda new: _align(wrap(model), new, params, jnp.asarray(x)))
     back = align(moved)
     np.testing.assert_array_equal(back.mixing, params.mixing)
     np.testing.assert_array_equal(back.components.mean, params.components.mean * 1.02)
     np.testing.assert_array_equal(align(params).mixing, params.mixing)
+
+
+def test_labels_that_name_components_are_left_alone(x):
+    """Under `partly_labelled` components mean what the labels say."""
+    model = jaxem.partly_labelled(jaxem.GMM(2))
+    known = np.where(np.arange(500) < 5, 1, -1)
+    swapped = dataclasses.replace(
+        START, mixing=START.mixing, components=jaxem.GMM(2).family.canonical(START.components, jnp.array([1, 0]))
+    )
+    back = jax.jit(lambda new: _align(model, new, START, (jnp.asarray(x), jnp.asarray(known))))(swapped)
+    np.testing.assert_array_equal(back.components.mean, swapped.components.mean)
+
+
+def test_a_step_is_the_update_of_what_is_found(x):
+    data, weights = jnp.asarray(x), jnp.ones(len(x))
+    algorithm = StochasticEM(burn_in=2, num_draws=4).prepare(jaxem.GMM(2), data, KEY, 1)
+    model = jaxem.GMM(2).bind(data, weights)
+    state = algorithm.init(model, jax.tree.map(lambda a: a[None], START), 1, data.dtype)
+
+    @jax.jit
+    def both(state):
+        found = algorithm.evaluate(model, state, data, weights)
+        return algorithm.update(model, state, found, (data, weights)), algorithm.step(model, state, data, weights)
+
+    state = jax.tree.map(lambda a: jnp.asarray(a)[0], state)
+    for status in (jaxem.Status.RUNNING, jaxem.Status.MAX_STEPS):
+        updated, stepped = both(state)
+        for a, b in zip(jax.tree.leaves(updated), jax.tree.leaves(stepped), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+        assert int(stepped.status) == status
+        state = stepped
 
 
 def test_nonfinite_statistics_end_a_restart_with_its_start(x):

@@ -20,6 +20,7 @@ import jaxem
 from jaxem import Status, static
 from jaxem.structures.components import Posterior
 from jaxem.structures.mixing import Dirichlet, Proportions
+from jaxem.structures.structure import Structure
 from jaxem.structures.structured import Structured
 
 KEY = jax.random.key(0)
@@ -32,7 +33,7 @@ def smoothed(rule, values, axis):
 
 
 @jaxem.dataclass
-class Chain:
+class Chain(Structure):
     """z_1 ~ initial, z_t | z_(t-1) ~ its row of the transitions, x_t | z_t ~ the family. Data (S, T, D)."""
 
     def rows(self, data):
@@ -227,6 +228,8 @@ def test_what_a_structure_gets_for_free(counts, fitted):
     hard = jaxem.fit(HMM(jaxem.families.Poisson(), 2), x, key=KEY, algorithm=jaxem.EM(jaxem.Hard()))
     assert hard.status == Status.CONVERGED
     assert hard.elbo.total < fitted.elbo.total
+    climbed = jaxem.fit(HMM(jaxem.families.Poisson(), 2), x, key=KEY, max_steps=15, algorithm=jaxem.GeneralizedEM())
+    np.testing.assert_allclose(climbed.elbo.total, fitted.elbo.total, atol=0.01)
     gauss = jaxem.fit(HMM(jaxem.Gaussian(), 2), x, key=KEY, num_restarts=2, max_steps=300)
     assert gauss.status == Status.CONVERGED
     assert gauss.params.components.covariance.shape == (2, 1, 1)

@@ -2,7 +2,7 @@
 
 Two programs a model, for one restart and from given params, so that no other loop is as large:
 
-* `step`: e_step, m_step and elbo_params as one program, where the model has these methods;
+* `step`: e_step, m_step and elbo_params as one program, of the model at its params or of the model itself;
 * `loop`: the body and the condition of the largest while loop of a whole `jaxem.fit`, read in its text, whatever the
   design inside is called.
 
@@ -101,6 +101,10 @@ def record_model(name: str) -> dict[str, Any]:
     whole = lambda params, x, key: jaxem.fit(model, x, key=key, params=params, stop=NEVER, max_steps=7)
 
     def step(bound: Any, params: Any, x: Any, weights: Any) -> Any:
+        if hasattr(bound, "at"):  # the model at its params, which has what is derived from them
+            here = bound.at(params)
+            found = here.e_step(x, weights, bound.default_rule())
+            return here.m_step(found.stats), found.elbo_data + here.elbo_params()
         params = bound.prepare(params) if hasattr(bound, "prepare") else params
         found = bound.e_step(params, x, weights)
         return bound.m_step(params, found.stats), found.elbo_data + bound.elbo_params(params)

@@ -135,3 +135,12 @@ def absorb(
         skipped=state.skipped + jnp.where(finite, 0, 1).astype(jnp.int32),
         num_rows=state.num_rows,
     )
+
+
+def start_shapes(model: LatentModel, sample: PyTree) -> PyTree:
+    """Shapes of a start of the model's own, as if the sample had the rows that a random start needs."""
+    num = max(_tree.num_rows(sample), model.least_rows[1])
+    rows = jax.tree.map(lambda a: jax.ShapeDtypeStruct((num, *a.shape[1:]), a.dtype), sample)
+    weights = jax.ShapeDtypeStruct((num,), _tree.float_dtype(sample))
+    start = lambda model, data, weights: model.bind(data, weights).init(jax.random.key(0), data, weights)
+    return jax.eval_shape(start, model, rows, weights)

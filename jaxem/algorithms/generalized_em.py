@@ -1,6 +1,7 @@
 """Generalised EM: the M-step by a few steps of a gradient optimiser."""
 
 import dataclasses
+import functools
 from typing import Any, ClassVar
 
 import jax
@@ -111,9 +112,13 @@ def _expected(model: Any, old: At, data: PyTree, weights: Array, rule: Rule) -> 
         new = model.at(params)
 
         def block(x: PyTree, w: Array, number: Any) -> Array:
-            resp = weigh(w, rule.fold(number)(old.log_joint(x))[1])
-            used = resp > 0  # elsewhere a log-joint may be -inf, and 0 times it is 0
-            return jnp.sum(jnp.where(used, resp * jnp.where(used, new.log_joint(x), 0), 0))
+            def term(resp: Array, log_joint: Array) -> Array:
+                resp = weigh(w, resp)
+                used = resp > 0  # elsewhere a log-joint may be -inf, and 0 times it is 0
+                return jnp.sum(jnp.where(used, resp * jnp.where(used, log_joint, 0), 0))
+
+            resp = old.infer(old.log_joint(x), rule.fold(number))[1]
+            return functools.reduce(jnp.add, jax.tree.leaves(jax.tree.map(term, resp, new.log_joint(x))))
 
         # Kept for the backward pass are the rows of a block, not its (rows, K) arrays.
         blocks = block if size >= _tree.num_rows(data) else jax.checkpoint(block, prevent_cse=False)

@@ -236,7 +236,7 @@ class OnlineEM(Algorithm):
         weights = _rows.as_weights(weights, _tree.num_rows(sample), dtype)
         model = cast_floats(model, dtype)
         model.check(sample)
-        params = as_params(params, _start_shapes(model, sample), 1, dtype, model)
+        params = as_params(params, _stepwise.start_shapes(model, sample), 1, dtype, model)
         model.check(sample, params)
         algorithm = cast_floats(dataclasses.replace(self, rate=None, key=None), dtype)
         return _begin(algorithm, model, params, sample, weights, jnp.asarray(num_rows, dtype))
@@ -282,15 +282,6 @@ class OnlineEM(Algorithm):
         if state.average is None:
             return state.params
         return _stepwise.unless_nan(model.at(state.params).m_step(state.average), state.params)
-
-
-def _start_shapes(model: LatentModel, sample: PyTree) -> PyTree:
-    """Shapes of a start of the model's own, as if the sample had the rows that a random start needs."""
-    num = max(_tree.num_rows(sample), model.least_rows[1])
-    rows = jax.tree.map(lambda a: jax.ShapeDtypeStruct((num, *a.shape[1:]), a.dtype), sample)
-    weights = jax.ShapeDtypeStruct((num,), _tree.float_dtype(sample))
-    start = lambda model, data, weights: model.bind(data, weights).init(jax.random.key(0), data, weights)
-    return jax.eval_shape(start, model, rows, weights)
 
 
 @jax.jit

@@ -15,8 +15,8 @@ from jaxem.core.keys import DRAWS, own_or_fits
 from jaxem.core.numerics import einsum
 from jaxem.core.pytree import dataclass
 from jaxem.core.tree import PyTree
-from jaxem.model import LatentModel
-from jaxem.rules import Sampled
+from jaxem.model import At, LatentModel
+from jaxem.rules import Exact, Sampled
 from jaxem.stopping import Status
 
 # Rows by which labels are aligned: enough to tell components apart, few beside an E-step.
@@ -100,7 +100,7 @@ class StochasticEM(Algorithm):
         """Accepts the start and runs the chain from it, for which it needs the rows, or accepts the chain's average."""
         assert rows is not None
         start, zero = state.candidate, jnp.zeros((), jnp.int32)
-        first = self._go_on(model, _Chain(start, start, found.stats, start), found, zero, rows)
+        first = self._go_on(at_candidate(model, state), _Chain(start, start, found.stats, start), found, zero, rows)
         return self._close(model, state, found, self._run(model, state, first, zero + 1, rows)[0])
 
     def step(self, model: LatentModel, state: EMState, data: PyTree, weights: Array) -> EMState:
@@ -130,25 +130,27 @@ class StochasticEM(Algorithm):
         rule = self._rule(state)
 
         def sweep(i: Array, carry: tuple[_Chain, Array]) -> tuple[_Chain, Array]:
-            found = model.at(carry[0].params).e_step(*rows, rule.at(i))
+            here = model.at(carry[0].params)
+            found = here.e_step(*rows, rule.at(i))
             score = jnp.where(i == first, found.elbo_data, carry[1])
-            return self._go_on(model, carry[0], found, i, rows), score
+            return self._go_on(here, carry[0], found, i, rows), score
 
         return jax.lax.fori_loop(first, num, sweep, (chain, jnp.zeros((), state.elbo.data.dtype)))
 
-    def _go_on(self, model: LatentModel, chain: _Chain, found: Any, sweep: Array, rows: Rows) -> _Chain:
+    def _go_on(self, here: At, chain: _Chain, found: Any, sweep: Array, rows: Rows) -> _Chain:
         """The chain after a sweep that drew the states behind `found`."""
         count = sweep - jnp.asarray(self.burn_in).astype(jnp.int32) + 1
         fresh = count <= 1  # until then the mean is the last draw
         reference = _tree.where(fresh, chain.params, chain.reference)
         share = 1 / jnp.maximum(count, 1).astype(found.elbo_data.dtype)
-        moved = model.rebase(found.stats, chain.params, reference)
+        there = here.model.at(reference)
+        moved = here.rebase(found.stats, there)
         mean = jax.tree.map(lambda m, s: jnp.where(fresh, s, m + (s - m) * share), chain.stats, moved)
         # Both M-steps as one vmapped, in the burn-in too, where they are the same: compiled once.
-        pairs = jax.tree.map(lambda *pair: jnp.stack(pair), (chain.params, found.stats), (reference, mean))
-        both = jax.vmap(model.m_step)(*pairs)
+        pairs = jax.tree.map(lambda *pair: jnp.stack(pair), (here, found.stats), (there, mean))
+        both = jax.vmap(lambda at, stats: at.m_step(stats))(*pairs)
         following, average = (jax.tree.map(lambda a, k=k: a[k], both) for k in (0, 1))
-        return _Chain(_align(model, following, average, rows[0]), reference, mean, average)
+        return _Chain(_align(here.model, following, average, rows[0]), reference, mean, average)
 
 
 def _align(model: Any, params: PyTree, average: PyTree, data: PyTree) -> PyTree:
@@ -162,6 +164,6 @@ def _align(model: Any, params: PyTree, average: PyTree, data: PyTree) -> PyTree:
     stride = max(1, _tree.num_rows(data) // ALIGN_ROWS)
     rows = jax.tree.map(lambda a: a[::stride], data)
     pair = jax.tree.map(lambda a, b: jnp.stack([a, b]), params, average)
-    new, old = jax.vmap(lambda params: model.posterior(params, rows))(pair)
+    new, old = jax.vmap(lambda params: model.at(params).posterior(rows, Exact()))(pair)
     overlap = einsum("nj,nk->jk", old, new) + 1e-3 * jnp.eye(model.num_states, dtype=new.dtype)
     return model.canonical(params, matching(overlap))

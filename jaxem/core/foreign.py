@@ -41,7 +41,7 @@ NAMES = {
     "weights_init": ("params=model.make_params(...)", FIT),
     "means_init": ("params=model.make_params(...)", FIT),
     "precisions_init": ("params=model.make_params(...)", FIT),
-    "batch_size": ("algorithm=jaxem.OnlineEM(batch_size, key=key)", FIT),
+    "batch_size": ("algorithm=jaxem.OnlineEM(batch_size)", FIT),
 }
 # What scikit-learn's fitted estimators are asked for, and what it is on a `Fit`.
 QUESTIONS = {

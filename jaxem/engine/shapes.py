@@ -11,8 +11,10 @@ from jaxem.core.tree import PyTree, float_dtype, num_rows
 from jaxem.core.treedefs import check_structure
 from jaxem.model import DiscreteLatent, EStep, LatentModel
 from jaxem.models.continuous import ContinuousLatent, MonteCarlo
+from jaxem.models.mean_field import MeanField
+from jaxem.models.probe import check_functions
 from jaxem.structures.structured import StructuredAt
-from jaxem.wrappers import Chunked
+from jaxem.wrappers import Chunked, unwrapped
 
 
 def check(model: Any, data: PyTree, weights: Array, key: Array) -> None:
@@ -32,6 +34,8 @@ def check(model: Any, data: PyTree, weights: Array, key: Array) -> None:
     """
     while isinstance(model, Chunked):
         model = model.model
+    if isinstance(unwrapped(model), MeanField):
+        check_functions(unwrapped(model), data)
     if _is_own(model) or ((hasattr(type(model), "family") or "family" in vars(model)) and _is_own(model.family)):
         jax.eval_shape(_trace, model, data, weights, key)
 

@@ -16,11 +16,12 @@ class ExponentialFamily(ABC):
     """One family of distributions, vectorised over leading plate axes. Instances hold nothing and compare by type.
 
     `Statistics` is the named tuple that natural parameters and means share; `ranks` are the numbers of trailing axes
-    that one variable's entries have.
+    that one variable's entries have; `domains` are those of the conventional parameters.
     """
 
     Statistics: ClassVar[Any]
     ranks: ClassVar[tuple[int, ...]]
+    domains: ClassVar[dict[str, Any]] = {}
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other)
@@ -39,9 +40,9 @@ class ExponentialFamily(ABC):
     def conventional(self, natural: Any) -> dict[str, Array]:
         """Conventional parameters, by the names that `natural` takes."""
 
-    @abstractmethod
     def constraints(self, dim: int = 1) -> dict[str, Any]:
         """The domains of the conventional parameters, as `jaxem.constraints` objects; `dim` is D."""
+        return dict(self.domains)
 
     @abstractmethod
     def log_normaliser(self, natural: Any) -> Array:

@@ -1,6 +1,6 @@
 """Exponential families of vectors and precision matrices: multivariate normal, Wishart, normal-Wishart."""
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ class MultivariateNormal(ExponentialFamily):
     """Multivariate normal with mean (..., D) and precision matrix (..., D, D)."""
 
     Statistics, ranks = MultivariateNormalStatistics, (1, 2)
+    domains: ClassVar[dict[str, Any]] = {"mean": constraints.Real(), "precision": constraints.PositiveDefinite()}
 
     def natural(self, mean: Any, precision: Any) -> MultivariateNormalStatistics:
         """Natural parameters from mean and precision matrix."""
@@ -46,10 +47,6 @@ class MultivariateNormal(ExponentialFamily):
     def conventional(self, natural: MultivariateNormalStatistics) -> dict[str, Array]:
         """Mean and precision matrix."""
         return {"mean": self.means(natural).x, "precision": -2 * _symmetric(natural.xx)}
-
-    def constraints(self, dim: int = 1) -> dict[str, Any]:
-        """The domains of the conventional parameters."""
-        return {"mean": constraints.Real(), "precision": constraints.PositiveDefinite()}
 
     def log_normaliser(self, natural: MultivariateNormalStatistics) -> Array:
         """A = mean' precision mean / 2 - log |precision| / 2."""

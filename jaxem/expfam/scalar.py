@@ -1,6 +1,6 @@
 """Exponential families of one real variable, and the normal-gamma pair."""
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ class Normal(ExponentialFamily):
     """
 
     Statistics, ranks = NormalStatistics, (0, 0)
+    domains: ClassVar[dict[str, Any]] = {"mean": constraints.Real(), "precision": constraints.Positive()}
 
     def natural(self, mean: Any, precision: Any) -> NormalStatistics:
         """Natural parameters from mean and precision."""
@@ -38,10 +39,6 @@ class Normal(ExponentialFamily):
     def conventional(self, natural: NormalStatistics) -> dict[str, Array]:
         """Mean and precision."""
         return {"mean": -0.5 * natural.x / natural.xx, "precision": -2 * natural.xx}
-
-    def constraints(self, dim: int = 1) -> dict[str, Any]:
-        """The domains of the conventional parameters."""
-        return {"mean": constraints.Real(), "precision": constraints.Positive()}
 
     def log_normaliser(self, natural: NormalStatistics) -> Array:
         """A = precision mean^2 / 2 - log(precision) / 2."""
@@ -94,6 +91,7 @@ class Gamma(ExponentialFamily):
     """
 
     Statistics, ranks = GammaStatistics, (0, 0)
+    domains: ClassVar[dict[str, Any]] = {"shape": constraints.Positive(), "rate": constraints.Positive()}
 
     def natural(self, shape: Any, rate: Any) -> GammaStatistics:
         """Natural parameters from shape and rate."""
@@ -103,10 +101,6 @@ class Gamma(ExponentialFamily):
     def conventional(self, natural: GammaStatistics) -> dict[str, Array]:
         """Shape and rate."""
         return {"shape": natural.log + 1, "rate": -natural.x}
-
-    def constraints(self, dim: int = 1) -> dict[str, Any]:
-        """The domains of the conventional parameters."""
-        return {"shape": constraints.Positive(), "rate": constraints.Positive()}
 
     def log_normaliser(self, natural: GammaStatistics) -> Array:
         """A = log Gamma(shape) - shape log rate."""
@@ -154,6 +148,7 @@ class InverseGamma(ExponentialFamily):
     """Inverse-gamma distribution with shape and scale; natural (-scale, -shape - 1)."""
 
     Statistics, ranks = InverseGammaStatistics, (0, 0)
+    domains: ClassVar[dict[str, Any]] = {"shape": constraints.Positive(), "scale": constraints.Positive()}
 
     def natural(self, shape: Any, scale: Any) -> InverseGammaStatistics:
         """Natural parameters from shape and scale."""
@@ -163,10 +158,6 @@ class InverseGamma(ExponentialFamily):
     def conventional(self, natural: InverseGammaStatistics) -> dict[str, Array]:
         """Shape and scale."""
         return {"shape": -natural.log - 1, "scale": -natural.inverse}
-
-    def constraints(self, dim: int = 1) -> dict[str, Any]:
-        """The domains of the conventional parameters."""
-        return {"shape": constraints.Positive(), "scale": constraints.Positive()}
 
     def log_normaliser(self, natural: InverseGammaStatistics) -> Array:
         """A = log Gamma(shape) - shape log scale."""
@@ -210,6 +201,7 @@ class Beta(ExponentialFamily):
     """Beta distribution with counts a and b; natural (a - 1, b - 1)."""
 
     Statistics, ranks = BetaStatistics, (0, 0)
+    domains: ClassVar[dict[str, Any]] = {"a": constraints.Positive(), "b": constraints.Positive()}
 
     def natural(self, a: Any, b: Any) -> BetaStatistics:
         """Natural parameters from a and b."""
@@ -219,10 +211,6 @@ class Beta(ExponentialFamily):
     def conventional(self, natural: BetaStatistics) -> dict[str, Array]:
         """The counts a and b."""
         return {"a": natural.log + 1, "b": natural.log1m + 1}
-
-    def constraints(self, dim: int = 1) -> dict[str, Any]:
-        """The domains of the conventional parameters."""
-        return {"a": constraints.Positive(), "b": constraints.Positive()}
 
     def log_normaliser(self, natural: BetaStatistics) -> Array:
         """A = log B(a, b)."""
@@ -264,6 +252,7 @@ class Bernoulli(ExponentialFamily):
     """Bernoulli distribution with probability of 1."""
 
     Statistics, ranks = BernoulliStatistics, (0,)
+    domains: ClassVar[dict[str, Any]] = {"prob": constraints.UnitInterval()}
 
     def natural(self, prob: Any) -> BernoulliStatistics:
         """Log-odds from the probability."""
@@ -273,10 +262,6 @@ class Bernoulli(ExponentialFamily):
     def conventional(self, natural: BernoulliStatistics) -> dict[str, Array]:
         """The probability."""
         return {"prob": jax.nn.sigmoid(natural.x)}
-
-    def constraints(self, dim: int = 1) -> dict[str, Any]:
-        """The domains of the conventional parameters."""
-        return {"prob": constraints.UnitInterval()}
 
     def log_normaliser(self, natural: BernoulliStatistics) -> Array:
         """A = log(1 + exp(log-odds))."""
@@ -319,6 +304,12 @@ class NormalGamma(ExponentialFamily):
     """Precision ~ Gamma(shape, rate), mean | precision ~ Normal(location, 1 / (strength precision))."""
 
     Statistics, ranks = NormalGammaStatistics, (0, 0, 0, 0)
+    domains: ClassVar[dict[str, Any]] = {
+        "location": constraints.Real(),
+        "strength": constraints.Positive(),
+        "shape": constraints.Positive(),
+        "rate": constraints.Positive(),
+    }
 
     def natural(self, location: Any, strength: Any, shape: Any, rate: Any) -> NormalGammaStatistics:
         """Natural parameters from location, strength, shape and rate."""
@@ -333,15 +324,6 @@ class NormalGamma(ExponentialFamily):
         location = natural.weighted_mean / strength
         rate = -natural.precision - 0.5 * strength * location**2
         return {"location": location, "strength": strength, "shape": natural.log_precision + 0.5, "rate": rate}
-
-    def constraints(self, dim: int = 1) -> dict[str, Any]:
-        """The domains of the conventional parameters."""
-        return {
-            "location": constraints.Real(),
-            "strength": constraints.Positive(),
-            "shape": constraints.Positive(),
-            "rate": constraints.Positive(),
-        }
 
     def log_normaliser(self, natural: NormalGammaStatistics) -> Array:
         """A = log Gamma(shape) - shape log rate - log(strength) / 2."""

@@ -1,6 +1,6 @@
 """Exponential families on and over a simplex: the Dirichlet and the categorical."""
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ class Dirichlet(ExponentialFamily):
     """Dirichlet distribution with concentration (..., K); natural concentration - 1."""
 
     Statistics, ranks = DirichletStatistics, (1,)
+    domains: ClassVar[dict[str, Any]] = {"concentration": constraints.Positive()}
 
     def natural(self, concentration: Any) -> DirichletStatistics:
         """Natural parameters from the concentration."""
@@ -31,10 +32,6 @@ class Dirichlet(ExponentialFamily):
     def conventional(self, natural: DirichletStatistics) -> dict[str, Array]:
         """The concentration."""
         return {"concentration": natural.log + 1}
-
-    def constraints(self, dim: int = 1) -> dict[str, Any]:
-        """The domains of the conventional parameters."""
-        return {"concentration": constraints.Positive()}
 
     def log_normaliser(self, natural: DirichletStatistics) -> Array:
         """A = sum log Gamma(concentration) - log Gamma(sum concentration)."""
@@ -73,6 +70,7 @@ class Categorical(ExponentialFamily):
     """Categorical distribution over K states with probabilities (..., K); logits of -inf are impossible states."""
 
     Statistics, ranks = CategoricalStatistics, (1,)
+    domains: ClassVar[dict[str, Any]] = {"prob": constraints.Simplex()}
 
     def natural(self, prob: Any) -> CategoricalStatistics:
         """Logits from probabilities."""
@@ -82,10 +80,6 @@ class Categorical(ExponentialFamily):
     def conventional(self, natural: CategoricalStatistics) -> dict[str, Array]:
         """The probabilities."""
         return {"prob": jax.nn.softmax(natural.one_hot, -1)}
-
-    def constraints(self, dim: int = 1) -> dict[str, Any]:
-        """The domains of the conventional parameters."""
-        return {"prob": constraints.Simplex()}
 
     def log_normaliser(self, natural: CategoricalStatistics) -> Array:
         """A = log sum exp(logits)."""

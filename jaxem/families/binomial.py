@@ -67,10 +67,10 @@ class Binomial(_mean.MeanFamily):
     def __repr__(self) -> str:
         return f"Binomial({self.num_trials})"
 
-    def check_rows(self, x: Any, params: BinomialParams | None = None) -> None:
+    def check(self, x: Any, params: BinomialParams | None = None) -> None:
         """Checks the number of trials, and that data are one (N, D) array of counts up to it."""
         check_integer("num_trials", self.num_trials, 1)
-        super().check_rows(x, params)
+        super().check(x, params)
 
     def _mean(self, params: BinomialParams) -> Array:
         return self.num_trials * params.prob

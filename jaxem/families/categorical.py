@@ -88,7 +88,7 @@ class Categorical(_mean.MeanFamily):
         item, level = self._indicators()
         return (x[:, item] == level.astype(x.dtype)[None]).astype(x.dtype)
 
-    def check_rows(self, x: Any, params: CategoricalParams | None = None) -> None:
+    def check(self, x: Any, params: CategoricalParams | None = None) -> None:
         """Checks the numbers of levels, and that data are one (N, D) array of codes below them."""
         num, what = self.num_levels, "a tuple of integers >= 2, one for each column"
         if not isinstance(num, tuple) or not all(isinstance(n, (int, np.integer)) for n in num):
@@ -96,7 +96,7 @@ class Categorical(_mean.MeanFamily):
             raise TypeError(f"num_levels: expected {what}; found {shown(num)}{remedy}")
         if not num or min(num) < 2:
             raise ValueError(f"num_levels: expected {what}; found {shown(num)}")
-        super().check_rows(x, params)
+        super().check(x, params)
         if x.shape[1] != len(num):
             raise ValueError(f"data: expected {len(num)} columns, as many as num_levels; found shape {x.shape}")
 

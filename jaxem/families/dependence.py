@@ -40,21 +40,6 @@ class Span:
     std: Array
 
 
-def spreads(x: Array, weights: Array, location: Array) -> tuple[Array, Array]:
-    """Root mean squares (D,) of the columns of x (N, D) about `location`, and which are constant to rounding.
-
-    Squares are taken of residuals over the largest: those of the residuals may not be in the range of the dtype.
-    """
-    used = (weights > 0)[:, None]
-    share = weights / jnp.sum(weights)
-    largest = jnp.max(jnp.where(used, jnp.abs(x), 0), 0)
-    gap = jnp.where(used, x - location[None], 0)
-    width = jnp.max(jnp.abs(gap), 0)
-    unit = jnp.where(width > 0, width, 1)
-    std = unit * jnp.sqrt(einsum("n,nd->d", share, (gap / unit[None]) ** 2))
-    return std, std <= 2 * jnp.finfo(x.dtype).eps * largest
-
-
 @contextlib.contextmanager
 def independent(known: bool) -> Iterator[None]:
     """While a program is traced: whether its data are known to have independent columns.

@@ -14,11 +14,17 @@ from jax import Array
 from jaxem.core import constraints as _constraints
 from jaxem.core.arguments import check_constraints, shown
 from jaxem.core.ascent import ascend
+from jaxem.core.moments import moments
 from jaxem.core.normal import standard_promotion
 from jaxem.core.numerics import einsum, is_concrete
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.tree import PyTree
+from jaxem.families.bernoulli import Bernoulli
+from jaxem.families.exponential import Exponential
 from jaxem.families.family import Family
+from jaxem.families.gamma import Gamma
+from jaxem.families.gaussian import Gaussian
+from jaxem.families.poisson import Poisson
 
 REAL, POSITIVE, SIMPLEX = _constraints.Real(), _constraints.Positive(), _constraints.Simplex()
 # What the parameters of distrax's distributions are called, and where they live.
@@ -27,7 +33,7 @@ KNOWN = {
     **dict.fromkeys(("scale", "scale_diag", "rate", "concentration", "alpha", "beta"), POSITIVE),
 }
 # Families of jaxem whose components are the distributions of these names, without further arguments.
-CLOSED = ("Bernoulli", "Exponential", "Gamma", "Poisson")
+CLOSED = {family.__name__: family for family in (Bernoulli, Exponential, Gamma, Poisson)}
 GAUSSIAN = {
     "Normal": "diag",
     "MultivariateNormalDiag": "diag",
@@ -86,7 +92,7 @@ class Distribution(Family):
         with standard_promotion():
             return self.make(**params)
 
-    def check_rows(self, x: Any, params: Any = None) -> None:
+    def check(self, x: Any, params: Any = None) -> None:
         """Checks that rows have the shape of the distribution, or of the fit, and a density under its first values."""
         if len(jax.tree.leaves(x)) != 1 or not hasattr(x, "ndim") or x.ndim < 2:
             found = f"shape {x.shape}" if hasattr(x, "shape") else f"a {type(x).__name__}"
@@ -109,10 +115,8 @@ class Distribution(Family):
 
     def bind(self, x: Array, weights: Array) -> "Distribution":
         """Takes the location and spread of each column."""
-        flat, total = x.reshape(x.shape[0], -1), jnp.sum(weights)
-        location = flat[0] + einsum("n,nd->d", weights, flat - flat[:1]) / total
-        spread = jnp.sqrt(einsum("n,nd->d", weights, (flat - location[None]) ** 2) / total)
-        return dataclasses.replace(self, location=location, spread=jnp.where(spread > 0, spread, 1))
+        seen = moments(x.reshape(x.shape[0], -1), weights)
+        return dataclasses.replace(self, location=seen.mean, spread=jnp.where(seen.constant, 1, seen.std))
 
     def start(self, num_components: int) -> dict[str, Array]:
         """K equal components; the family must be bound."""
@@ -291,15 +295,12 @@ def from_distribution(
 
 def _closed_form(distribution: Any) -> Family | None:
     """The family of jaxem that a distribution is, if it is one."""
-    from jaxem import families
-
     name, module = type(distribution).__name__, type(distribution).__module__
     if not module.startswith(("distrax", "tensorflow_probability")):
         return None
     if name in GAUSSIAN:
-        return families.Gaussian(GAUSSIAN[name])
-    known = getattr(families, name, None) if name in CLOSED else None
-    return None if known is None else known()
+        return Gaussian(GAUSSIAN[name])
+    return CLOSED[name]() if name in CLOSED else None
 
 
 def _arguments(distribution: Any) -> dict[str, Array]:

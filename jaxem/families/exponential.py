@@ -104,14 +104,15 @@ class Exponential(_mean.MeanFamily):
 
         A prior that is meant to weigh (a of about 1 and more) keeps means away from 0 and is not taken for a spike.
         """
-        a, total = self._prior(count.dtype)
+        pseudo = self.pseudo_statistics(count.dtype)
+        a, total = pseudo.count, pseudo.total
         mean = 1 / params.rate
         share = total / (mean * (count + a)[:, None])
         return jnp.max(jnp.where((a > 0) & (a * mean < SPIKE * total), share, 0), 1)
 
-    def notes(self) -> list[str]:
+    def notes(self, params: Any = None, count: Array | None = None) -> list[str]:
         """Names the columns of zeros."""
-        if self.scale is None or np.all(np.asarray(self.scale.mean) > 0):
+        if params is not None or self.scale is None or np.all(np.asarray(self.scale.mean) > 0):
             return []
         columns = np.flatnonzero(np.asarray(self.scale.mean) == 0).tolist()
         return [f"columns {columns} are all zero: their rates have no maximum-likelihood estimate"]

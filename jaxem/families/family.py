@@ -77,8 +77,8 @@ class Family(ABC):
         return self.log_prob(params, x), lambda resp: self.statistics(params, x, resp)
 
     def at(self, params: PyTree) -> At:
-        """The family at these params, which shares what is derived from them; itself where `params` are one."""
-        return params if isinstance(params, At) else At(self, params)
+        """The family at these params; a family with quantities derived from them is a `DerivedFamily`."""
+        return At(self, params)
 
     @abstractmethod
     def m_step(self, params: PyTree, stats: PyTree) -> PyTree:
@@ -88,7 +88,7 @@ class Family(ABC):
     def start(self, num_components: int) -> PyTree:
         """K equal components, the reference that the first statistics of a partition are taken at; needs `bind`."""
 
-    def start_at(self, num_components: int) -> At:
+    def _start_at(self, num_components: int) -> At:
         """The family at `start(K)`; overridden where what is derived from those params is known."""
         return self.at(self.start(num_components))
 
@@ -117,7 +117,7 @@ class Family(ABC):
 
     def partition_statistics(self, x: PyTree, weights: Array, resp: Array) -> tuple[At, PyTree]:
         """The family at `start(K)`, and statistics of a start taken there, in blocks of rows; see `from_partition`."""
-        start = self.start_at(resp.shape[1])
+        start = self._start_at(resp.shape[1])
 
         def block(rows: tuple[PyTree, Array], w: Array) -> PyTree:
             return start.statistics(rows[0], jnp.where((w > 0)[:, None], rows[1], 0))
@@ -158,12 +158,13 @@ class Family(ABC):
         """The family with the scales it takes from the data; itself by default."""
         return self
 
-    def validate(self, x: PyTree) -> None:
-        """Raises ValueError for settings that are wrong or do not suit the data; on the host."""
+    def check(self, x: PyTree, params: PyTree | None = None) -> None:
+        """Raises for rows that the family cannot have made, or that are not as wide as `params`; on the host.
 
-    def check_rows(self, x: PyTree, params: PyTree | None = None) -> None:
-        """Raises for rows that the family cannot have made, or that are not as wide as `params`; on the host."""
+        Without params also for settings that are wrong or do not suit the data.
+        """
 
+    @property
     def row_keys(self) -> tuple[str, ...] | None:
         """Names of the columns that the family takes as a dict; None by default."""
         return None
@@ -176,21 +177,19 @@ class Family(ABC):
         """(K,) the regulariser's share of each component's spread, given counts (K,); 0 where none can collapse."""
         return jnp.zeros_like(count)
 
-    def notes(self) -> list[str]:
-        """Sentences about what `bind` did with the data, for a person."""
+    def notes(self, params: PyTree | None = None, count: Array | None = None) -> list[str]:
+        """Sentences for a person, about what `bind` did with the data; on the host, none by default.
+
+        Of params and counts (K,), why components are spikes, each reason with a remedy.
+        """
         return []
 
-    def diagnose(self, params: PyTree, count: Array) -> list[str]:
-        """Why components with counts (K,) are spikes, each with a remedy; on the host, none by default."""
-        return []
+    def canonical(self, params: PyTree, index: Array | None = None) -> PyTree:
+        """Params as the bound family can use and show them, with the components in the order of index (K,).
 
-    def adopt(self, params: PyTree) -> PyTree:
-        """Given params as the bound family can use them, and the winner's as they are shown; the same by default."""
-        return params
-
-    def order(self, params: PyTree, index: Array) -> PyTree:
-        """Params with the components in the order of index (K,); every leaf has a leading axis K by default."""
-        return jax.tree.map(lambda leaf: leaf[index], params)
+        As they are by default, every leaf with a leading axis K; None for the order that they have.
+        """
+        return params if index is None else jax.tree.map(lambda leaf: leaf[index], params)
 
     def coincident(self, params: PyTree) -> Array:
         """(K, K) whether two components agree to 1e-4 of their size, in every leaf by default."""
@@ -233,12 +232,8 @@ class DerivedFamily(Family):
     """A family whose computations are methods of a value of its own, `at(params)`; the others go through it."""
 
     @abstractmethod
-    def derive(self, params: PyTree) -> Derived:
-        """The value that `at` returns for plain params."""
-
     def at(self, params: PyTree) -> Any:
-        """The family at these params, with the derived quantities inside; itself where `params` are one."""
-        return params if isinstance(params, At) else self.derive(params)
+        """The family at these params, a `Derived`."""
 
     def explain(self, params: PyTree, x: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
         """log_prob (N, K), and the function resp -> statistics, sharing work."""

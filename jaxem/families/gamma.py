@@ -12,6 +12,7 @@ from jax import Array
 from jaxem.core import constraints
 from jaxem.core import special as _special
 from jaxem.core.checks import check_array, check_matrix, check_strength, require
+from jaxem.core.moments import moments
 from jaxem.core.numerics import einsum, is_concrete, namespace, safe_divide
 from jaxem.core.pytree import dataclass
 from jaxem.core.tree import against_each
@@ -122,8 +123,13 @@ class Gamma(DerivedFamily, PlacedFamily):
     def __repr__(self) -> str:
         return "Gamma()"
 
-    def validate(self, x: Any) -> None:
-        """Checks the prior."""
+    def check(self, x: Any, params: GammaParams | None = None) -> None:
+        """Checks that data are one (N, D) array of positive numbers, as wide as params; and the prior."""
+        check_matrix(x, None if params is None else params.shape.shape[-1])
+        if is_concrete(x):
+            require(x, lambda v, xp: v > 0, "positive numbers for Gamma")
+        if params is not None:
+            return
         check_strength("pseudo_observations", self.pseudo_observations)
         dim = x.shape[1]
         if self.pseudo_shape is not None:
@@ -131,24 +137,15 @@ class Gamma(DerivedFamily, PlacedFamily):
         if self.pseudo_mean is not None:
             check_array("pseudo_mean", self.pseudo_mean, ((dim,), (None, dim)), positive=True)
 
-    def check_rows(self, x: Any, params: GammaParams | None = None) -> None:
-        """Checks that data are one (N, D) array of positive numbers, as wide as params."""
-        check_matrix(x, None if params is None else params.shape.shape[-1])
-        if is_concrete(x):
-            require(x, lambda v, xp: v > 0, "positive numbers for Gamma")
-
     def bind(self, x: Array, weights: Array) -> "Gamma":
         """Takes means, spreads and the location of the logs from the data."""
-        share = weights / jnp.sum(weights)
-        weighted = lambda values: einsum("n,nd->d", share, values)
-        mean = weighted(x)
-        mean = mean + weighted(x - mean[None])
+        seen = moments(x, weights)
+        mean, constant = seen.mean, seen.constant
         d = jnp.where((weights > 0)[:, None], (x - mean[None]) / mean[None], 0)
-        constant = jnp.max(jnp.abs(d), 0) <= 4 * jnp.finfo(x.dtype).eps
         unit = _special.log_minus_digamma(jnp.ones_like(mean))
-        bent = weighted(_special.bend(d))
+        bent = moments(_special.bend(d), weights).mean
         spread = jnp.where(constant, unit, bent)
-        log_std = jnp.where(constant, 1, jnp.sqrt(weighted((jnp.log1p(d) + bent[None]) ** 2)))
+        log_std = jnp.where(constant, 1, moments(jnp.log1p(d), weights).std)
         if self.pseudo_shape is not None:
             given = _special.log_minus_digamma(jnp.asarray(self.pseudo_shape, x.dtype))
             spread = jnp.where(constant, unit, jnp.broadcast_to(given, mean.shape))
@@ -182,13 +179,13 @@ class Gamma(DerivedFamily, PlacedFamily):
             return jnp.log(x)
         return (jnp.log(x) - self.scale.log_mean[None]) / self.scale.log_std[None]
 
-    def derive(self, params: GammaParams) -> "GammaAt":
+    def at(self, params: GammaParams) -> "GammaAt":
         """With the means of the components."""
         return GammaAt(self, params, params.mean)
 
-    def notes(self) -> list[str]:
+    def notes(self, params: GammaParams | None = None, count: Array | None = None) -> list[str]:
         """Names the columns without variation."""
-        if self.scale is None or not np.any(self.scale.constant):
+        if params is not None or self.scale is None or not np.any(self.scale.constant):
             return []
         columns = np.flatnonzero(np.asarray(self.scale.constant)).tolist()
         return [f"columns {columns} are constant: their shape is held at 1"]

@@ -12,12 +12,13 @@ from jaxem.core import constraints
 from jaxem.core.arguments import check_choice
 from jaxem.core.checks import check_array, check_covariance, check_matrix, check_strength
 from jaxem.core.foreign import named, named_fields
+from jaxem.core.moments import moments
 from jaxem.core.numerics import einsum, is_concrete, namespace
 from jaxem.core.pytree import dataclass, static
 from jaxem.families import _spikes
 from jaxem.families._mean_prior import MeanPrior, PlacedFamily
 from jaxem.families.covariance import SHAPES, Covariance
-from jaxem.families.dependence import Span, find_span, spreads
+from jaxem.families.dependence import Span, find_span
 from jaxem.families.family import DerivedFamily
 from jaxem.families.gaussian_kernel import GaussianAt, GaussianParams, GaussianScale, Penalty
 from jaxem.families.reasons import FEWEST_OBSERVATIONS, collapses, name_columns
@@ -90,8 +91,12 @@ class Gaussian(DerivedFamily, PlacedFamily):
         check_choice("covariance", self.covariance, SHAPES)
         return SHAPES[self.covariance]
 
-    def validate(self, x: Any) -> None:
-        """Checks the covariance's name and the penalty."""
+    def check(self, x: Any, params: GaussianParams | None = None) -> None:
+        """Checks that data are one (N, D) array, as wide as params of this covariance; and the settings."""
+        check_covariance(self, params)
+        check_matrix(x, None if params is None else params.mean.shape[-1])
+        if params is not None:
+            return
         _ = self._shape
         check_strength("pseudo_observations", self.pseudo_observations)
         dim = x.shape[1]
@@ -104,29 +109,18 @@ class Gaussian(DerivedFamily, PlacedFamily):
         if self.pseudo_covariance is not None:
             check_array("pseudo_covariance", self.pseudo_covariance, ((dim,),), positive=True)
 
-    def check_rows(self, x: Any, params: GaussianParams | None = None) -> None:
-        """Checks that data are one (N, D) array, as wide as params of this covariance."""
-        check_covariance(self, params)
-        check_matrix(x, None if params is None else params.mean.shape[-1])
-
     def bind(self, x: Array, weights: Array) -> "Gaussian":
         """Takes location, variances and total weight from the data, accurately at any offset."""
-        total = jnp.sum(weights)
-        share = weights / total
-        origin = x[0]
-        location = origin + einsum("n,nd->d", share, x - origin[None])
-        # Again about the mean: the first row may lie far away, as an outlier of weight 0.
-        location = location + einsum("n,nd->d", share, x - location[None])
-        std, constant = spreads(x, weights, location)
+        seen = moments(x, weights)
+        location, std, constant = seen.mean, seen.std, seen.constant
         span = self._span(x, weights, location, std, constant)
         if self.pseudo_covariance is not None:
             std = jnp.sqrt(jnp.asarray(self.pseudo_covariance, x.dtype))
         std, constant = self._shape.common(std, constant)
         nu = jnp.asarray(self.pseudo_observations, x.dtype)
-        mean_weight = total / jnp.sum(weights > 0, dtype=x.dtype)
         held = constant if span is None else constant | span.dependent
         penalty = Penalty(jnp.where(constant, 1, std), held, nu)
-        scale = GaussianScale(location, total, mean_weight, penalty, span, self._mean_prior(location))
+        scale = GaussianScale(location, seen.total, seen.mean_weight, penalty, span, self._mean_prior(location))
         return dataclasses.replace(self, scale=scale)
 
     @property
@@ -154,11 +148,11 @@ class Gaussian(DerivedFamily, PlacedFamily):
         factor = self._shape.start(num_components, self.scale.penalty.std, self.scale.span)
         return GaussianParams(mean, factor.scale, self.covariance)
 
-    def derive(self, params: GaussianParams) -> "GaussianAt":
+    def at(self, params: GaussianParams) -> "GaussianAt":
         """With the inverse factors."""
         return GaussianAt(self, params, params.factor.inverse())
 
-    def start_at(self, num_components: int) -> "GaussianAt":
+    def _start_at(self, num_components: int) -> "GaussianAt":
         """The family at `start(K)`, whose inverse factors are known without a substitution."""
         params = self.start(num_components)
         std, span = self.scale.penalty.std, self.scale.span  # type: ignore[union-attr]
@@ -172,10 +166,16 @@ class Gaussian(DerivedFamily, PlacedFamily):
         z = (x - self.scale.location[None]) / self.scale.penalty.std[None]
         return z if self.scale.span is None else jnp.where(self.scale.span.dependent[None], 0, z)
 
-    def notes(self) -> list[str]:
-        """Names the columns without variance and those that depend on others, and says where weights are tiny."""
+    def notes(self, params: GaussianParams | None = None, count: Array | None = None) -> list[str]:
+        """Names the columns without variance and those that depend on others, and says where weights are tiny.
+
+        Of params, why components are spikes: few rows, one value of a column repeated, or columns that depend on each
+        other.
+        """
         if self.scale is None:
             return []
+        if params is not None:
+            return self._reasons(params, count)
         penalty, total, nu = self.scale.penalty, float(self.scale.total_weight), float(self.scale.penalty.strength)
         follow = np.asarray(self.scale.dependent)
         constant, dependent = name_columns(np.asarray(penalty.held) & ~follow), name_columns(follow)
@@ -189,10 +189,8 @@ class Gaussian(DerivedFamily, PlacedFamily):
             )
         return said
 
-    def diagnose(self, params: GaussianParams, count: Array) -> list[str]:
-        """Why components are spikes: few rows, one value of a column repeated, or columns that depend on each other."""
-        if self.scale is None:
-            return []
+    def _reasons(self, params: GaussianParams, count: Any) -> list[str]:
+        assert self.scale is not None  # as the caller has seen
         influence, std = (np.asarray(a) for a in _looked_at(self, params, count))
         rows = float(self.scale.mean_weight)
         gauge = max(float(self.scale.penalty.strength), _spikes.GAUGE * max(rows, 1))
@@ -204,12 +202,14 @@ class Gaussian(DerivedFamily, PlacedFamily):
             self._shape,
         )
 
-    def order(self, params: GaussianParams, index: Array) -> GaussianParams:
-        """The components in another order."""
+    def canonical(self, params: GaussianParams, index: Array | None = None) -> GaussianParams:
+        """Params in which dependent columns follow the others, as they do in the data; the others as they are."""
+        params = self._adopt(params)
+        if index is None:
+            return params
         return GaussianParams(params.mean[index], params.factor.order(index).scale, self.covariance)
 
-    def adopt(self, params: GaussianParams) -> GaussianParams:
-        """Params in which dependent columns follow the others, as they do in the data; the others as they are."""
+    def _adopt(self, params: GaussianParams) -> GaussianParams:
         if self.scale is None or self.scale.span is None:
             return params
         xp = namespace((params, self.scale))
@@ -318,7 +318,7 @@ class Gaussian(DerivedFamily, PlacedFamily):
         return GaussianParams(mean, factor.scale, self.covariance)
 
 
-_adopted = jax.jit(lambda family, params: family.adopt(params))
+_adopted = jax.jit(lambda family, params: family._adopt(params))
 
 
 @jax.jit  # one program where the operations would be some forty

@@ -12,10 +12,11 @@ from jax import Array
 from jaxem.core import constraints
 from jaxem.core.arguments import check_flag
 from jaxem.core.checks import check_strength
+from jaxem.core.moments import moments
 from jaxem.core.numerics import einsum, is_concrete, namespace, safe_divide
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.tree import PyTree
-from jaxem.families.dependence import find_span, spreads
+from jaxem.families.dependence import find_span
 from jaxem.families.family import Derived, DerivedFamily
 from jaxem.families.reasons import DEGENERATE, FEWEST_OBSERVATIONS, least_strength, name_columns
 
@@ -163,13 +164,8 @@ class LinearRegression(DerivedFamily):
     def __repr__(self) -> str:
         return "LinearRegression()" if self.fit_intercept else "LinearRegression(fit_intercept=False)"
 
-    def validate(self, x: PyTree) -> None:
-        """Checks the prior."""
-        check_flag("fit_intercept", self.fit_intercept)
-        check_strength("pseudo_observations", self.pseudo_observations)
-
-    def check_rows(self, x: PyTree, params: LinearRegressionParams | None = None) -> None:
-        """Checks that data are (x, y) of shapes (N, P) and (N,), with P as params have it."""
+    def check(self, x: PyTree, params: LinearRegressionParams | None = None) -> None:
+        """Checks that data are (x, y) of shapes (N, P) and (N,), with P as params have it; and the prior."""
         named = isinstance(x, dict) and set(x) == {"x", "y"}
         if not named and not (isinstance(x, tuple) and len(x) == 2):
             raise TypeError(f'data: expected (x, y) or {{"x": x, "y": y}}; found a {type(x).__name__}')
@@ -181,7 +177,10 @@ class LinearRegression(DerivedFamily):
         if y.shape != design.shape[:1]:
             remedy = "; y[:, 0] makes one" if y.ndim == 2 and y.shape[1] == 1 else ""
             raise ValueError(f"data: expected responses y of shape {design.shape[:1]}; found {y.shape}{remedy}")
-        if params is not None and design.shape[1] != params.coef.shape[-1]:
+        if params is None:
+            check_flag("fit_intercept", self.fit_intercept)
+            check_strength("pseudo_observations", self.pseudo_observations)
+        elif design.shape[1] != params.coef.shape[-1]:
             raise ValueError(
                 f"data: expected {params.coef.shape[-1]} covariates, as the params have; found {design.shape[1]}"
             )
@@ -195,21 +194,21 @@ class LinearRegression(DerivedFamily):
         """Takes centres and spreads of covariates and response from the data."""
         design, y = _split(x)
         table = jnp.concatenate([design, y[:, None]], 1)
-        share = weights / jnp.sum(weights)
-        mean = table[0] + einsum("n,nd->d", share, table - table[:1])
-        mean = mean + einsum("n,nd->d", share, table - mean[None])
-        about = mean if self.fit_intercept else mean.at[:-1].set(0)
-        std, constant = spreads(table, weights, about)
-        std = jnp.where(constant, 1, std)
+        seen = moments(table, weights)
+        mean = seen.mean
+        if not self.fit_intercept:
+            seen = seen.about(mean.at[:-1].set(0))
+        about, constant = seen.mean, seen.constant
+        std = jnp.where(constant, 1, seen.std)
         dependent = jnp.zeros(design.shape[1:], bool)
         if min(design.shape) > 1:
             found = find_span(design, weights, about[:-1], std[:-1], constant[:-1], centred=self.fit_intercept)
             dependent = found.dependent
-        strength, total = jnp.asarray(self.pseudo_observations, y.dtype), jnp.sum(weights)
-        gauge = jnp.maximum(strength, least_strength(weights))
+        strength = jnp.asarray(self.pseudo_observations, y.dtype)
+        gauge = jnp.maximum(strength, least_strength(seen.mean_weight))
         scale = RegressionScale(
             *(about[:-1], std[:-1], constant[:-1], dependent),
-            *(mean[-1], std[-1], constant[-1], strength, gauge, total),
+            *(mean[-1], std[-1], constant[-1], strength, gauge, seen.total),
         )
         return dataclasses.replace(self, scale=scale)
 
@@ -268,12 +267,11 @@ class LinearRegression(DerivedFamily):
         """(N, K) expected response of each component at covariates x (N, P)."""
         return params.level[None] + einsum("np,kp->nk", x - params.centre[None], params.coef)
 
-    def derive(self, params: LinearRegressionParams) -> "LinearRegressionAt":
+    def at(self, params: LinearRegressionParams) -> "LinearRegressionAt":
         """With what was taken from the data, and the lines in the coordinates of the design."""
         return LinearRegressionAt(self, params)
 
-    def diagnose(self, params: LinearRegressionParams, count: Array) -> list[str]:
-        """Why components are spikes: as few rows as coefficients, or a line without noise."""
+    def _reasons(self, params: LinearRegressionParams, count: Any) -> list[str]:
         spikes = np.asarray(self.influence(params, count)) > DEGENERATE
         if self.scale is None or not spikes.any():
             return []
@@ -288,19 +286,20 @@ class LinearRegression(DerivedFamily):
                 said.append(f"components {np.flatnonzero(which).tolist()}: {why} or take pseudo_observations=1")
         return said
 
-    def notes(self) -> list[str]:
-        """Names covariates and a response without variation."""
+    def notes(self, params: LinearRegressionParams | None = None, count: Array | None = None) -> list[str]:
+        """Names covariates and a response without variation.
+
+        Of params, why components are spikes: as few rows as coefficients, or a line without noise.
+        """
         if self.scale is None:
             return []
+        if params is not None:
+            return self._reasons(params, count)
         constant, dependent = name_columns(self.scale.constant), name_columns(self.scale.dependent)
         said = [f"covariates {constant} are constant: their coefficients are held at 0"] if constant else []
         if dependent:
             said.append(f"covariates {dependent} are linear combinations of earlier ones: their coefficients are 0")
         return said + (["the response is constant: its variance is held at 1"] if np.any(self.scale.flat) else [])
-
-    def order(self, params: LinearRegressionParams, index: Array) -> LinearRegressionParams:
-        """The components in another order."""
-        return LinearRegressionParams(params.coef[index], params.level[index], params.std[index], params.centre)
 
     def coincident(self, params: LinearRegressionParams) -> Array:
         """(K, K) pairs of lines that agree to 1e-4 of the smallest standard deviation over the spread of x."""
@@ -322,13 +321,16 @@ class LinearRegression(DerivedFamily):
         free: Any = params.coef.shape[1] - (int(np.sum(dependent)) if is_concrete(dependent) else jnp.sum(dependent))
         return num_components * (free + 1 + int(self.fit_intercept))
 
-    def adopt(self, params: LinearRegressionParams) -> LinearRegressionParams:
+    def canonical(self, params: LinearRegressionParams, index: Array | None = None) -> LinearRegressionParams:
         """Covariates that depend on others have coefficient 0; as they are where none does."""
-        if self.scale is None:
-            return params
-        xp = namespace((params, self.scale))
-        dependent = xp.broadcast_to(xp.asarray(self.scale.dependent)[None], params.coef.shape)
-        return dataclasses.replace(params, coef=xp.where(dependent, 0, params.coef))
+        coef, level, std = params.coef, params.level, params.std
+        if index is not None:
+            coef, level, std = coef[index], level[index], std[index]
+        if self.scale is not None:
+            xp = namespace((params, self.scale))
+            dependent = xp.broadcast_to(xp.asarray(self.scale.dependent)[None], coef.shape)
+            coef = xp.where(dependent, 0, coef)
+        return LinearRegressionParams(coef, level, std, params.centre)
 
     def sample(self, key: Array, params: LinearRegressionParams, component: Array) -> PyTree:
         """Raises: the covariates have no distribution to draw from."""

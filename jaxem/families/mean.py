@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxem.core.checks import check_matrix, check_strength
+from jaxem.core.moments import moments
 from jaxem.core.normal import standard_promotion
 from jaxem.core.numerics import einsum, is_concrete
 from jaxem.core.pytree import dataclass
@@ -103,17 +104,15 @@ class MeanFamily(Family):
         """D of params."""
         return jax.tree.leaves(params)[0].shape[-1]
 
-    def validate(self, x: Any) -> None:
-        """Checks the prior."""
-        check_strength("pseudo_observations", self.pseudo_observations)
-        if self.pseudo_mean is not None and is_concrete(self.pseudo_mean):
-            self._check_pseudo_mean(x.shape[1])
-
-    def check_rows(self, x: Any, params: Any = None) -> None:
-        """Checks that data are one (N, D) array of values that the family can make, as wide as params."""
+    def check(self, x: Any, params: Any = None) -> None:
+        """Checks that data are one (N, D) array of possible values, as wide as params; without these the prior, too."""
         check_matrix(x, None if params is None else self._num_columns(params))
         if is_concrete(x):
             self._check(x)
+        if params is None:
+            check_strength("pseudo_observations", self.pseudo_observations)
+            if self.pseudo_mean is not None and is_concrete(self.pseudo_mean):
+                self._check_pseudo_mean(x.shape[1])
 
     def _default_pseudo_mean(self, mean: Array) -> Array:
         """(F,) the pseudo-mean where none is given, from the data's mean."""
@@ -126,22 +125,19 @@ class MeanFamily(Family):
     def bind(self, x: Array, weights: Array) -> "MeanFamily":
         """Takes the mean of T(x) and the scales of the features from the data."""
         t = self._transform(x)
-        total = jnp.sum(weights)
-        mean = einsum("n,nf->f", weights, t) / total
-        features = self._features(t, mean)
-        centre = einsum("n,nf->f", weights, features) / total
-        spread = jnp.sqrt(einsum("n,nf->f", weights, (features - centre[None]) ** 2) / total)
-        spread = jnp.where(spread > 0, spread, 1)
+        mean = moments(t, weights).mean
+        features = moments(self._features(t, mean), weights)
+        spread = jnp.where(features.constant, 1, features.std)
         pseudo = self._default_pseudo_mean(mean) if self.pseudo_mean is None else self._given_mean(x.dtype)
-        return dataclasses.replace(self, scale=MeanScale(mean, pseudo, centre, spread))  # type: ignore[type-var]
+        return dataclasses.replace(self, scale=MeanScale(mean, pseudo, features.mean, spread))  # type: ignore[type-var]
 
-    def _prior(self, dtype: Any) -> tuple[Array, Array]:
-        """Count () and sums (1, F) of the pseudo-observations; none where there is no mean for them."""
+    def pseudo_statistics(self, dtype: Any) -> MeanStats:
+        """Count () and sums (1, F) of the pseudo-observations of a component; none where there is no mean for them."""
         if self.scale is None and self.pseudo_mean is None:  # not bound to data: plain maximum likelihood
-            return jnp.zeros((), dtype), jnp.zeros((1, 1), dtype)
+            return MeanStats(jnp.zeros((), dtype), jnp.zeros((1, 1), dtype))
         mean = self._given_mean(dtype) if self.scale is None else self.scale.pseudo_mean
         a = jnp.asarray(self.pseudo_observations, dtype)
-        return a, (a * mean)[None]
+        return MeanStats(a, (a * mean)[None])
 
     def start(self, num_components: int) -> Any:
         """K copies of the data's own mean."""
@@ -162,10 +158,10 @@ class MeanFamily(Family):
         return MeanStats(jnp.sum(resp, 0), einsum("nk,nf->kf", resp, self._transform(x)))
 
     def _means(self, params: Any, stats: MeanStats) -> Array:
-        a, total = self._prior(stats.count.dtype)
-        count = (stats.count + a)[:, None]
+        pooled = jax.tree.map(jnp.add, stats, self.pseudo_statistics(stats.count.dtype))
+        count = pooled.count[:, None]
         empty = count <= 0
-        return jnp.where(empty, self._mean(params), (stats.total + total) / jnp.where(empty, 1, count))
+        return jnp.where(empty, self._mean(params), pooled.total / jnp.where(empty, 1, count))
 
     def m_step(self, params: Any, stats: MeanStats) -> Any:
         """Means with the pseudo-observations'; a component of count 0 takes theirs, or keeps its params without any."""
@@ -178,7 +174,8 @@ class MeanFamily(Family):
 
     def elbo_params(self, params: Any) -> Array:
         """Log prior up to a constant, nats: what the pseudo-observations add to the log-likelihood; 0 without any."""
-        return self._log_prior(params, *self._prior(jax.tree.leaves(params)[0].dtype))
+        pseudo = self.pseudo_statistics(jax.tree.leaves(params)[0].dtype)
+        return self._log_prior(params, pseudo.count, pseudo.total)
 
     def num_parameters(self, params: Any, num_components: int) -> int:
         """K D means."""

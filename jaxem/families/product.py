@@ -52,19 +52,12 @@ class Product(DerivedFamily):
         """f(family, its parts of the dicts) for each name."""
         return {name: f(family, *(tree[name] for tree in trees)) for name, family in self.families.items()}
 
-    def validate(self, x: PyTree) -> None:
-        """Lets each family check its settings."""
-        for name, family in self.families.items():
-            try:
-                family.validate(x[name])
-            except (TypeError, ValueError) as error:
-                raise type(error)(_named(name, str(error))) from None
-
+    @property
     def row_keys(self) -> tuple[str, ...] | None:
         """The names, for which a frame is taken apart."""
         return tuple(self.families) if isinstance(self.families, dict) else None
 
-    def check_rows(self, x: PyTree, params: PyTree | None = None) -> None:
+    def check(self, x: PyTree, params: PyTree | None = None) -> None:
         """Checks that data are a dict with the names of the families, and lets each family check its part."""
         what = "a dict of at least one name -> family"
         if not isinstance(self.families, dict):
@@ -79,7 +72,7 @@ class Product(DerivedFamily):
             raise ValueError(f"data: expected the keys {sorted(self.families)}; found {sorted(x)}")
         for name, family in self.families.items():
             try:
-                family.check_rows(x[name], None if params is None else params[name])
+                family.check(x[name], None if params is None else params[name])
             except (TypeError, ValueError) as error:
                 raise type(error)(_named(name, str(error))) from None
 
@@ -92,7 +85,7 @@ class Product(DerivedFamily):
         """Binds each family to its part."""
         return Product(self._each(lambda family, part: family.bind(part, weights), x))
 
-    def derive(self, params: PyTree) -> "ProductAt":
+    def at(self, params: PyTree) -> "ProductAt":
         """Each part at its params."""
         parts = self._each(lambda family, p: family.at(p), params)
         return ProductAt(self, {name: part.params for name, part in parts.items()}, parts)
@@ -141,22 +134,14 @@ class Product(DerivedFamily):
         keys = dict(zip(sorted(self.families), jax.random.split(key, len(self.families)), strict=True))
         return self._each(lambda family, k, p: family.sample(k, p, component), keys, params)
 
-    def notes(self) -> list[str]:
+    def notes(self, params: PyTree | None = None, count: Array | None = None) -> list[str]:
         """The parts' notes, with their names."""
-        return [f"{name}: {note}" for name, family in self.families.items() for note in family.notes()]
+        part = lambda name: None if params is None else params[name]
+        return [f"{name}: {note}" for name, family in self.families.items() for note in family.notes(part(name), count)]
 
-    def diagnose(self, params: PyTree, count: Array) -> list[str]:
-        """The parts' reasons for spikes, with their names."""
-        parts = self._each(lambda family, p: family.diagnose(p, count), params)
-        return [f"{name}: {reason}" for name in self.families for reason in parts[name]]
-
-    def adopt(self, params: PyTree) -> dict[str, PyTree]:
+    def canonical(self, params: PyTree, index: Array | None = None) -> dict[str, PyTree]:
         """Each part's."""
-        return self._each(lambda family, p: family.adopt(p), params)
-
-    def order(self, params: PyTree, index: Array) -> dict[str, PyTree]:
-        """The components of every part in another order."""
-        return self._each(lambda family, p: family.order(p, index), params)
+        return self._each(lambda family, p: family.canonical(p, index), params)
 
     def coincident(self, params: PyTree) -> Array:
         """(K, K) whether two components agree in every part."""

@@ -14,10 +14,9 @@ LEAST_STRENGTH = 1e-6
 FEWEST_OBSERVATIONS = 1e-2
 
 
-def least_strength(weights: Array) -> Array:
+def least_strength(mean_weight: Array) -> Array:
     """The strength that collapse is judged by at least; with the mean weight where rows stand for many."""
-    mean = jnp.sum(weights) / jnp.sum((weights > 0).astype(weights.dtype))
-    return LEAST_STRENGTH * jnp.maximum(mean, 1)
+    return LEAST_STRENGTH * jnp.maximum(mean_weight, 1)
 
 
 def collapses(influence: np.ndarray, count: np.ndarray, column: np.ndarray, held: np.ndarray, shape: Any) -> list[str]:

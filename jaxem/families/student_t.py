@@ -10,7 +10,7 @@ from jax import Array
 
 from jaxem.core import constraints
 from jaxem.core import special as _special
-from jaxem.core.checks import check_array, check_covariance, check_matrix
+from jaxem.core.checks import check_array
 from jaxem.core.foreign import named, named_fields
 from jaxem.core.numerics import einsum, namespace, safe_divide
 from jaxem.core.pytree import dataclass, static
@@ -116,18 +116,12 @@ class StudentT(DerivedFamily):
         """The Gaussian family of the same shape and penalty."""
         return Gaussian(self.covariance, self.pseudo_observations, scale=self.scale)
 
-    def validate(self, x: Any) -> None:
+    def check(self, x: Any, params: StudentTParams | None = None) -> None:
         """Checks what `Gaussian` checks, and the degrees of freedom."""
-        self._normal.validate(x)
+        self._normal.check(x, None if params is None else _normal_params(params))
         df = self.degrees_of_freedom
-        if df is None:
-            return
-        check_array("degrees_of_freedom", df, ((), (None,)), positive=True)
-
-    def check_rows(self, x: Any, params: StudentTParams | None = None) -> None:
-        """Checks that data are one (N, D) array, as wide as params of this covariance."""
-        check_covariance(self, params)
-        check_matrix(x, None if params is None else params.mean.shape[-1])
+        if params is None and df is not None:
+            check_array("degrees_of_freedom", df, ((), (None,)), positive=True)
 
     @property
     def finds_span(self) -> bool:
@@ -147,11 +141,11 @@ class StudentT(DerivedFamily):
         df = jnp.broadcast_to(df, (num_components,))
         return StudentTParams(like.mean, like.scale, df, self.covariance)
 
-    def start_at(self, num_components: int) -> "StudentTAt":
+    def _start_at(self, num_components: int) -> "StudentTAt":
         """The family at `start(K)`."""
-        return StudentTAt(self, self.start(num_components), self._normal.start_at(num_components))
+        return StudentTAt(self, self.start(num_components), self._normal._start_at(num_components))
 
-    def derive(self, params: StudentTParams) -> "StudentTAt":
+    def at(self, params: StudentTParams) -> "StudentTAt":
         """With the Gaussian of the same location and scale matrices."""
         return StudentTAt(self, params, self._normal.at(_normal_params(params)))
 
@@ -159,23 +153,14 @@ class StudentT(DerivedFamily):
         """Standardised columns, as `Gaussian`."""
         return self._normal.features(x)
 
-    def diagnose(self, params: StudentTParams, count: Array) -> list[str]:
-        """Why components are spikes, as `Gaussian`."""
-        return self._normal.diagnose(_normal_params(params), count)
+    def notes(self, params: StudentTParams | None = None, count: Array | None = None) -> list[str]:
+        """Names constant and dependent columns; of params, why components are spikes, as `Gaussian`."""
+        return self._normal.notes(None if params is None else _normal_params(params), count)
 
-    def notes(self) -> list[str]:
-        """Names constant and dependent columns."""
-        return self._normal.notes()
-
-    def adopt(self, params: StudentTParams) -> StudentTParams:
+    def canonical(self, params: StudentTParams, index: Array | None = None) -> StudentTParams:
         """Params in which dependent columns follow the others, as `Gaussian`."""
-        like = self._normal.adopt(_normal_params(params))
-        return dataclasses.replace(params, mean=like.mean, scale=like.scale)
-
-    def order(self, params: StudentTParams, index: Array) -> StudentTParams:
-        """The components in another order."""
-        like = self._normal.order(_normal_params(params), index)
-        return StudentTParams(like.mean, like.scale, params.degrees_of_freedom[index], self.covariance)
+        like, df = self._normal.canonical(_normal_params(params), index), params.degrees_of_freedom
+        return StudentTParams(like.mean, like.scale, df if index is None else df[index], self.covariance)
 
     def coincident(self, params: StudentTParams) -> Array:
         """(K, K) pairs that agree to 1e-4 of their standard deviations, and in log df."""

@@ -174,9 +174,7 @@ class BayesianMixture(Structured):
             num = jax.tree.leaves(plug)[0].shape[0]
             if num != self.num_components:
                 raise ValueError(f"params: expected those of {self.num_components} components; found {num}")
-        if params is None:
-            self.family.validate(data)
-        self.family.check_rows(data, plug)
+        self.family.check(data, plug)
 
     def bind(self, data: PyTree, weights: Array) -> "BayesianMixture":
         """Binds the family and the prior to the data."""
@@ -388,6 +386,8 @@ class BayesianGMM(BayesianMixture):
       >>> fit.model.pruning(fit.params)
       2 of 5 components used; expected counts 120.0, 80.0, 0.0 (not used), 0.0 (not used), 0.0 (not used)
     """
+
+    __repr__ = BayesianMixture.__repr__
 
     @constructor
     def __init__(

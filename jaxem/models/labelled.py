@@ -21,7 +21,7 @@ from jaxem.wrappers import InnerAt, Wrapper, unwrapped
 class LabelledAt(InnerAt, DiscreteAt):
     """A partly labelled model at params: `inner`, the model inside at its params, with some states ruled out."""
 
-    e_step = DiscreteAt.e_step
+    e_step, posterior = DiscreteAt.e_step, DiscreteAt.posterior
 
     def explain(self, data: PyTree) -> tuple[Array, Any]:
         """log_joint, -inf for states that are not allowed, and the function from resp to statistics."""

@@ -183,8 +183,8 @@ class MeanField(LatentModel):
         return total
 
     def check(self, data: PyTree, params: PyTree | None = None) -> None:
-        """Refuses models whose coordinate updates are no gradients, by probing on the first rows; see the class."""
-        _probe.check(self, data, params)
+        """Checks the factors, and that params are natural parameters of them."""
+        _probe.check(self, params)
 
 
 def _symmetrise(family: ExponentialFamily, natural: Any) -> Any:

@@ -229,6 +229,8 @@ class GMM(Mixture):
       (200, 2)
     """
 
+    __repr__ = Mixture.__repr__
+
     @constructor
     def __init__(
         self,

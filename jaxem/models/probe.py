@@ -17,16 +17,21 @@ from jaxem.expfam import Delta, ExponentialFamily
 ROWS = 8
 
 
-def check(model: Any, data: PyTree, params: PyTree | None) -> None:
-    """Raises ValueError, naming the factor, where a coordinate update would be no valid gradient."""
+def check(model: Any, params: PyTree | None) -> None:
+    """Raises TypeError or ValueError for factors that are none, and for params outside their domain."""
     factors = model.factors()
     check_factors(factors)
     if not any(not factor.local for factor in factors.values()):
         raise ValueError("factors: expected at least one global factor; found none")
-    if params is not None:  # the model itself was checked before
-        return _check_params(model, params)
+    if params is not None:
+        _check_params(model, params)
+
+
+def check_functions(model: Any, data: PyTree) -> None:
+    """Raises ValueError, naming the factor, where a coordinate update would be no valid gradient; compiles a little."""
     if not is_concrete(model, data):
         return
+    factors = model.factors()
     rows = jax.tree.map(lambda a: np.asarray(where_it_lies(a)[1][:ROWS], np.float64), data)
     with jax.enable_x64(True):
         _check_functions(model, factors, rows)

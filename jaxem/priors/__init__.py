@@ -1,7 +1,7 @@
 """Conjugate priors of the observation families, and the posteriors that variational Bayes makes of them."""
 
 from jaxem.priors.gaussian import GaussianPosterior, GaussianPrior
-from jaxem.priors.prior import PosteriorAt, Prior, adopt, default_prior, order
+from jaxem.priors.prior import PosteriorAt, Prior, canonical, default_prior
 from jaxem.priors.probability import DirichletPosterior, DirichletPrior
 from jaxem.priors.rate import GammaPosterior, GammaPrior
 
@@ -14,7 +14,6 @@ __all__ = [
     "GaussianPrior",
     "PosteriorAt",
     "Prior",
-    "adopt",
+    "canonical",
     "default_prior",
-    "order",
 ]

@@ -158,6 +158,8 @@ class GaussianPrior(Prior):
         """As `Prior`: every setting has its shape, and the prior is proper."""
         super().check(family, x)
         dim, shape = x.shape[1], family._shape
+        if shape.precision is None:
+            raise TypeError(f"prior: expected a covariance with a conjugate prior; found {family.covariance!r}")
         low = shape.precision.least_dof(dim)
         if self.strength is not None:
             check_array("prior.strength", self.strength, ((),), positive=True)

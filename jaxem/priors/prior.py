@@ -117,20 +117,13 @@ class Prior(ABC):
         return {f.name: (_constraints.Positive(), getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
 
 
-def adopt(family: Any, posterior: Any) -> Any:
-    """A posterior as the bound family can use it: its plug-in params adopted; see `Family.adopt`."""
-    return (
-        dataclasses.replace(posterior, plug=family.adopt(posterior.plug)) if hasattr(posterior, "plug") else posterior
-    )
-
-
-def order(family: Any, posterior: Any, index: Array) -> Any:
-    """The posterior with the components in the order of index (K,); what they share stays."""
+def canonical(family: Any, posterior: Any, index: Array | None = None) -> Any:
+    """A posterior as the bound family can use it, in the order of index (K,); what components share stays."""
 
     def move(name: str, value: Any) -> Any:
         if name == "plug":
-            return family.order(value, index)
-        return jax.tree.map(lambda leaf: leaf[index] if leaf.ndim else leaf, value)
+            return family.canonical(value, index)
+        return value if index is None else jax.tree.map(lambda leaf: leaf[index] if leaf.ndim else leaf, value)
 
     fields = dataclasses.fields(posterior)
     return dataclasses.replace(posterior, **{f.name: move(f.name, getattr(posterior, f.name)) for f in fields})

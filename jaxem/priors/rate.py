@@ -7,7 +7,7 @@ from jax import Array
 from jax.scipy.special import gammaln
 
 from jaxem.core.checks import check_array
-from jaxem.core.numerics import einsum
+from jaxem.core.moments import moments
 from jaxem.core.pytree import dataclass
 from jaxem.core.special import log_minus_digamma, log_peak
 from jaxem.expfam import formulas
@@ -120,7 +120,7 @@ class GammaPrior(Prior):
 
     def bind(self, family: Any, x: Array, weights: Array) -> "GammaPrior":
         """Fills in shape and rate, (D,) each."""
-        mean = einsum("n,nd->d", weights, x) / jnp.sum(weights)
+        mean = moments(x, weights).mean
         mean = jnp.where(mean > 0, mean, 1)
         shape = jnp.broadcast_to(jnp.asarray(1.0 if self.shape is None else self.shape, x.dtype), mean.shape)
         one, ratio = self._at(family).swap(jnp.ones_like(mean), mean)

@@ -8,12 +8,12 @@ from jax import Array
 
 from jaxem.core.pytree import dataclass
 from jaxem.core.tree import PyTree
-from jaxem.families.family import At, Family
-from jaxem.priors import Prior, adopt, order
+from jaxem.families.family import Derived, DerivedFamily, Family
+from jaxem.priors import Prior, canonical
 
 
 @dataclass
-class PosteriorAt(At):
+class PosteriorAt(Derived):
     """Components at a posterior: `q` is the prior's own view of it, with plug-in params in the family's kernels."""
 
     q: Any
@@ -22,14 +22,6 @@ class PosteriorAt(At):
         """(N, K) E_q[log p(x_n | theta_k)], and the function from resp to the family's statistics at the plug-in."""
         log_prob, collect = self.q.plug.explain(x)
         return self.q.offset[None] + log_prob, collect
-
-    def log_prob(self, x: PyTree) -> Array:
-        """(N, K) E_q[log p(x_n | theta_k)], nats."""
-        return self.explain(x)[0]
-
-    def statistics(self, x: PyTree, resp: Array) -> PyTree:
-        """The family's statistics at the plug-in params."""
-        return self.q.plug.statistics(x, resp)
 
     def m_step(self, stats: PyTree) -> Any:
         """The posterior given the statistics."""
@@ -49,7 +41,7 @@ class PosteriorAt(At):
 
 
 @dataclass
-class Posterior(Family):
+class Posterior(DerivedFamily):
     """A family under a conjugate prior, whose params are the posterior q(theta) = prod_k q(theta_k).
 
     Its log-densities are E_q[log p(x | theta_k)], its M-step is the posterior given statistics, and its `elbo_params`
@@ -67,22 +59,6 @@ class Posterior(Family):
         """The components at a posterior."""
         return PosteriorAt(self, params, self.prior.at(self.family, params))
 
-    def log_prob(self, params: Any, x: PyTree) -> Array:
-        """(N, K) E_q[log p(x_n | theta_k)], nats."""
-        return self.at(params).log_prob(x)
-
-    def statistics(self, params: Any, x: PyTree, resp: Array) -> PyTree:
-        """The family's, at the plug-in params."""
-        return self.at(params).statistics(x, resp)
-
-    def m_step(self, params: Any, stats: PyTree) -> Any:
-        """The posterior given statistics taken at `params`."""
-        return self.at(params).m_step(stats)
-
-    def elbo_params(self, params: Any) -> Array:
-        """-KL(q || prior), nats."""
-        return self.at(params).elbo_params()
-
     def start(self, num_components: int) -> PyTree:
         """The family's."""
         return self.family.start(num_components)
@@ -99,13 +75,9 @@ class Posterior(Family):
         """The posterior given a partition."""
         return self.prior.posterior(*self.family.partition_statistics(x, weights, resp))
 
-    def adopt(self, params: Any) -> Any:
-        """The family's, of the plug-in params."""
-        return adopt(self.family, params)
-
-    def order(self, params: Any, index: Array) -> Any:
-        """The components in another order."""
-        return order(self.family, params, index)
+    def canonical(self, params: Any, index: Array | None = None) -> Any:
+        """Plug-in params as the family's."""
+        return canonical(self.family, params, index)
 
     def constraints(self) -> Any:
         """The prior's."""

@@ -8,6 +8,7 @@ matrix.
 from abc import ABC, abstractmethod
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -56,9 +57,9 @@ class Mixing(ABC):
     def check(self, num: int) -> None:
         """Raises ValueError or TypeError for settings that do not suit K = num; on the host."""
 
-    @abstractmethod
     def bind(self, num: int, dtype: Any) -> Any:
-        """The law with every setting an array."""
+        """The law with every setting that has a default an array; the same where none has."""
+        return self
 
     @abstractmethod
     def update(self, count: Array) -> Any:
@@ -92,9 +93,9 @@ class Mixing(ABC):
     def rank(self, params: Any) -> Array:
         """(K,) the order in which components are shown."""
 
-    @abstractmethod
     def order(self, params: Any, index: Array) -> Any:
         """Params with the components in another order."""
+        return jax.tree.map(lambda leaf: leaf[index], params)
 
     @abstractmethod
     def constraints(self) -> Any:
@@ -118,10 +119,6 @@ class Proportions(Mixing):
         check_strength("mixing_pseudo_counts", self.pseudo_counts)
         if self.num_active is not None:
             check_whole("num_active", self.num_active, 1, num)
-
-    def bind(self, num: int, dtype: Any) -> "Proportions":
-        """The same: nothing is taken from the data."""
-        return self
 
     def active(self, num: int) -> Array:
         """(K,) which components are used."""
@@ -165,10 +162,6 @@ class Proportions(Mixing):
     def rank(self, params: Array) -> Array:
         """(K,) largest first."""
         return namespace(params).argsort(-params, stable=True)
-
-    def order(self, params: Array, index: Array) -> Array:
-        """Proportions in another order."""
-        return params[index]
 
     def constraints(self) -> Any:
         """A simplex."""
@@ -225,10 +218,6 @@ class Dirichlet(Mixing):
     def rank(self, params: DirichletMixing) -> Array:
         """(K,) by expected mixing, largest first."""
         return (-params.concentration).argsort(stable=True)
-
-    def order(self, params: DirichletMixing, index: Array) -> DirichletMixing:
-        """Concentrations in another order."""
-        return DirichletMixing(params.concentration[index])
 
     def constraints(self) -> Any:
         """Positive numbers."""
@@ -330,10 +319,6 @@ class Sticks(Mixing):
     def rank(self, params: StickMixing) -> Array:
         """(K,) the order of the sticks."""
         return params.position.argsort(stable=True)
-
-    def order(self, params: StickMixing, index: Array) -> StickMixing:
-        """Components in another order, each with its stick."""
-        return StickMixing(params.taken[index], params.left[index], params.position[index], params.fixed)
 
     def constraints(self) -> StickMixing:
         """Positive numbers; positions are not moved."""

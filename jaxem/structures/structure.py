@@ -1,6 +1,6 @@
 """Structures: which latent state goes with which observation."""
 
-from typing import Any, Protocol
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
@@ -10,7 +10,8 @@ from jaxem.core.tree import PyTree
 from jaxem.rules import Rule
 
 
-class Structure(Protocol):
+@dataclass
+class Structure:
     """How states and observations hang together; it owns z, and knows nothing of families, priors and fits.
 
     Data come in units that are independent of each other: rows, or sequences. A unit's log-joint is whatever pytree of
@@ -20,68 +21,42 @@ class Structure(Protocol):
 
     and q, of the same tree, holds the posterior: its entries are the expected numbers of times that each entry of the
     log-joint was used. By Fisher's identity that is all that an M-step needs.
+
+    As it stands each row has a state of its own, log p(x_n, z_n = k) = log mixing_k + log p(x_n | theta_k): a mixture.
+    Others are subclasses; `tests/test_structures.py` has a Markov chain.
     """
 
     def rows(self, data: PyTree) -> PyTree:
         """The observations as the rows (n, ...) that a family explains."""
-
-    def join(self, log_mixing: PyTree, log_prob: Array, data: PyTree) -> PyTree:
-        """The log-joint, of the log-probabilities of states and those (n, K) of rows."""
-
-    def infer(self, log_joint: PyTree, rule: Rule) -> tuple[Array, PyTree]:
-        """(units,) the value of the rule's E-step, nats, and q."""
-
-    def predict(self, log_joint: PyTree) -> Array:
-        """(units, ...) the most probable states, of a unit together."""
+        return data
 
     def row_weights(self, weights: Array, data: PyTree) -> Array:
         """(n,) weights of rows, of those of units."""
+        return weights
+
+    def join(self, log_mixing: PyTree, log_prob: Array, data: PyTree) -> PyTree:
+        """The log-joint, of the log-probabilities of states and those (n, K) of rows."""
+        return log_mixing[None] + log_prob
+
+    def infer(self, log_joint: PyTree, rule: Rule) -> tuple[Array, PyTree]:
+        """(units,) the value of the rule's E-step, nats, and q."""
+        return rule(log_joint)
 
     def split(self, q: PyTree) -> tuple[PyTree, Array]:
         """Sums over units of the expected counts, of the tree of `log_mixing`, and resp (n, K) of the rows."""
+        return jnp.sum(q, 0), q
 
     def spread(self, resp: Array, data: PyTree) -> PyTree:
         """A q of responsibilities (n, K) of rows alone, for starts."""
+        return resp
 
     def posterior(self, q: PyTree) -> Array:
         """(units, ..., K) what a user is told of q: the posterior of each observation's state."""
-
-
-@dataclass
-class Independent:
-    """Each row has a state of its own: log p(x_n, z_n = k) = log mixing_k + log p(x_n | theta_k)."""
-
-    def rows(self, data: PyTree) -> PyTree:
-        """The data."""
-        return data
-
-    def join(self, log_mixing: Array, log_prob: Array, data: PyTree) -> Array:
-        """(N, K)."""
-        return log_mixing[None] + log_prob
-
-    def infer(self, log_joint: Array, rule: Rule) -> tuple[Array, Array]:
-        """The rule, row by row."""
-        return rule(log_joint)
-
-    def predict(self, log_joint: Array) -> Array:
-        """(N,), ties to the lowest index."""
-        return jnp.argmax(log_joint, -1)
-
-    def row_weights(self, weights: Array, data: PyTree) -> Array:
-        """The weights."""
-        return weights
-
-    def split(self, q: Array) -> tuple[Array, Array]:
-        """Counts (K,), and q itself."""
-        return jnp.sum(q, 0), q
-
-    def spread(self, resp: Array, data: PyTree) -> Array:
-        """Responsibilities as they are."""
-        return resp
-
-    def posterior(self, q: Array) -> Array:
-        """(N, K)."""
         return q
 
+    def predict(self, log_joint: PyTree) -> Array:
+        """(units, ...) the most probable states, of a unit together; ties to the lowest index."""
+        return jnp.argmax(log_joint, -1)
 
-INDEPENDENT: Any = Independent()
+
+INDEPENDENT: Any = Structure()

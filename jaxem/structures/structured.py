@@ -119,7 +119,7 @@ class Structured(DiscreteLatent):
     @property
     def row_keys(self) -> tuple[str, ...] | None:  # type: ignore[override]
         """The family's."""
-        return self.family.row_keys() if isinstance(self.family, Family) else None
+        return self.family.row_keys if isinstance(self.family, Family) else None
 
     @property
     def least_rows(self) -> tuple[str, int]:
@@ -146,9 +146,7 @@ class Structured(DiscreteLatent):
     def check_components(self, data: PyTree, params: Any) -> None:
         """The family's checks, against its params."""
         rows = self.structure.rows(data)
-        if params is None:
-            self.family.validate(rows)
-        self.family.check_rows(rows, None if params is None else params.components)
+        self.family.check(rows, None if params is None else params.components)
 
     def at(self, params: Any) -> StructuredAt:
         """The model at params."""
@@ -207,11 +205,12 @@ class Structured(DiscreteLatent):
 
     def canonical(self, params: Any, reorder: bool | Array = True) -> Any:
         """Components by mixing, largest first; in the order of their priors where the family gives each its own."""
-        components = self.components.adopt(params.components)
         if reorder is False or not self.components.exchangeable:
-            return dataclasses.replace(params, components=components)
+            return dataclasses.replace(params, components=self.components.canonical(params.components))
         index = self.law.rank(params.mixing) if reorder is True else reorder
-        return self.params_type(self.law.order(params.mixing, index), self.components.order(components, index))
+        return self.params_type(
+            self.law.order(params.mixing, index), self.components.canonical(params.components, index)
+        )
 
     def health(self, params: Any) -> Health:
         """Largest influence of the penalty on a component, and the smallest expected count that says something."""
@@ -226,7 +225,7 @@ class Structured(DiscreteLatent):
         if params is None:
             return self.family.notes()
         count = self.law.count(params.mixing, 1.0 if self.total_weight is None else self.total_weight)
-        return self.components.diagnose(params.components, count)
+        return self.components.notes(params.components, count)
 
     def constraints(self) -> Any:
         """Those of the mixing and of the components."""

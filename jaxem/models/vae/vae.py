@@ -83,6 +83,8 @@ class VAE(VariationalAutoencoder):
       backpropagation and approximate inference in deep generative models.
     """
 
+    __repr__ = VariationalAutoencoder.__repr__
+
     @constructor
     def __init__(
         self,
