@@ -33,7 +33,7 @@ GUMBELS = RNG.gumbel(np.where(HALF[:, None], 20.0, 0.0), 2.0, (NUM, 1))
 
 TWO = GMM(2, "diag")
 PRIOR = jaxem.BayesianMixture(families.Poisson(), 2)
-LAPLACE = jaxem.Mixture(families.from_distribution(distrax.Gumbel(0.0, 1.0)), 2)
+EXTREMES = jaxem.Mixture(families.from_distribution(distrax.Gumbel(0.0, 1.0)), 2)
 AUTOENCODER = jaxem.VAE(mlp(4, 2), mlp(4, 3), latent_dim=1)
 ADAM = optax.adam(0.05)
 
@@ -46,7 +46,7 @@ CASES = {
     "chunked": (jaxem.chunked(jaxem.BayesianGMM(2, "diag"), 40), RATES, None, set()),
     "partly_labelled": (jaxem.partly_labelled(jaxem.chunked(TWO, 40)), (RATES, LABELS), None, set()),
     "EmpiricalBayes": (jaxem.EmpiricalBayes(PRIOR, ("prior.rate",), optax.sgd(0.05), 1), RATES, None, set()),
-    "from_distribution": (LAPLACE, GUMBELS, None, FREE),
+    "from_distribution": (EXTREMES, GUMBELS, jaxem.GeneralizedEM(), FREE),
     "Enumerated, by gradients": (Open(), COUNTS, jaxem.GradientAscent(ADAM), FREE | FALLS),
     "MeanField": (UnknownNormal(0.02, 2.0, 8.0), NORMAL, jaxem.CoordinateAscent(), {"linear", "bound"}),
     "MeanField, damped": (UnknownNormal(0.02, 2.0, 8.0), NORMAL, jaxem.CoordinateAscent(0.7), {"linear", "bound"}),
@@ -55,7 +55,6 @@ CASES = {
     "tempered": (TWO, RATES, EM(jaxem.Tempered(2.0)), FALLS),
     "annealed": (TWO, RATES, EM(jaxem.Tempered(np.geomspace(4, 1, 5))), set()),
     "hard": (TWO, RATES, EM(jaxem.Hard()), set()),
-    "GeneralizedEM": (TWO, RATES, jaxem.GeneralizedEM(), FREE),
     "OnlineEM": (TWO, RATES, jaxem.OnlineEM(24), FALLS),
     "StochasticEM": (TWO, RATES, jaxem.StochasticEM(burn_in=5, num_draws=20), FALLS),
     "GradientAscent": (TWO, RATES, jaxem.GradientAscent(ADAM), FREE | FALLS),
