@@ -11,7 +11,7 @@ import jaxem
 from jaxem import Status
 from jaxem.core import special as _special
 from jaxem.families import Gamma, LinearRegression, StudentT
-from jaxem.testing import CHECKS, _Case, check_model
+from jaxem.testing import CHECKS, check_model
 
 KEY = jax.random.key(0)
 TIGHT = jaxem.Stop(atol=1e-15)
@@ -55,12 +55,9 @@ def test_linear_regression_keeps_the_contract(lines):
 
 
 def test_student_t_keeps_the_contract(tails):
-    """But for "m_step", which takes z for the only latent variable: here Q is maximised for z and u together, and
-    that has a test of its own below.
-    """
-    case = _Case(jaxem.Mixture(StudentT(), 2), tails, KEY, 6)
-    for name in set(CHECKS) - {"m_step"}:
-        CHECKS[name](case)
+    why = "it takes z for the only latent variable; here Q is maximised for z and u together, by a test below"
+    found = check_model(jaxem.Mixture(StudentT(), 2), tails, key=KEY, skip={"m_step": why})
+    assert found == [f"m_step (not checked: {why})" if name == "m_step" else name for name in CHECKS]
 
 
 # Densities and special functions
