@@ -23,16 +23,16 @@ def test_the_readme_runs():
                 fits.append(scope["fit"])
     names = [type(fit.model).__name__ for fit in fits]
     expected = {
-        "Mixture",
+        "GMM",
         "KMeans",
-        "BayesianMixture",
-        "VariationalAutoencoder",
+        "BayesianGMM",
+        "VAE",
         "ZeroInflatedPoisson",
         "UnknownNormal",
     }
     assert expected <= set(names)
     for name, fit in zip(names, fits, strict=True):
-        briefly = name == "VariationalAutoencoder"  # four steps, to be quick
+        briefly = name == "VAE"  # four steps, to be quick
         assert fit.status == (jaxem.Status.MAX_STEPS if briefly else jaxem.Status.CONVERGED)
 
 

@@ -23,7 +23,7 @@ class Structure:
     log-joint was used. By Fisher's identity that is all that an M-step needs.
 
     As it stands each row has a state of its own, log p(x_n, z_n = k) = log mixing_k + log p(x_n | theta_k): a mixture.
-    Others are subclasses; `tests/test_structures.py` has a Markov chain.
+    Others are subclasses; `tests/structures/test_structures.py` has a Markov chain.
     """
 
     def rows(self, data: PyTree) -> PyTree:

@@ -16,7 +16,7 @@ from scipy.special import digamma, gammaln
 import jaxem
 from jaxem.expfam import Delta, Gamma, MultivariateNormal
 
-EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
+EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 KEY, NORMAL, GAMMA = jax.random.key(0), MultivariateNormal(), Gamma()
 LOG_2PI = math.log(2 * math.pi)
 

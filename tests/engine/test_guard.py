@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RECORDED = json.loads((ROOT / "tests" / "reference" / "guard.json").read_text())
 # Rounding of other versions of JAX and of the unoptimised programs of the tests leaves 1.4e-15 at most.
 TOLERANCE = 1e-12
