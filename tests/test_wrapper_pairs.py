@@ -29,7 +29,7 @@ class Halves(Wrapper):
 WRAPPERS = {
     "chunked": lambda model: jaxem.chunked(model, 20),
     "labelled": jaxem.partly_labelled,
-    "empirical": lambda model: jaxem.EmpiricalBayes(model, ("concentration",)),
+    "empirical": lambda model: jaxem.EmpiricalBayes(model, ("concentration",), optax.sgd(0.1), 1),
     "halves": Halves,
 }
 
