@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem.core.arguments import check_decorated, shown
+from jaxem.core.arguments import shown
 from jaxem.core.numerics import weigh
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.rows import Rows, takes_rows
@@ -202,19 +202,6 @@ def verbs(model: ELBOModel) -> tuple[str, ...]:
     return tuple(sorted({*_questions(type(model)), *(verbs(inner) if isinstance(inner, ELBOModel) else ())}))
 
 
-def check_model(model: Any, data: Any = None) -> None:
-    """Raises TypeError unless model is an instance of one of the protocols, and a pytree."""
-    if not isinstance(model, ELBOModel):
-        hint = "; call it first, as in GMM(3)" if callable(model) else ""
-        hint = "; the model comes first, then data" if isinstance(data, ELBOModel) else hint
-        hint = "; give its .model" if hasattr(model, "params") and hasattr(model, "model") else hint
-        raise TypeError(f"model: expected a jaxem model, as jaxem.GMM(3); found {shown(model)}{hint}")
-    check_decorated("model", model)
-    inner = getattr(model, "model", None)  # a wrapper's
-    if inner is not None:
-        check_model(inner)
-
-
 @dataclass
 class At:
     """A model at params, made by `model.at(params)`: what is derived from the params (an inverse) is derived once.
@@ -294,6 +281,7 @@ class DiscreteAt(At):
         return sum_blocks(block, data, weights, self.model.rows_at_once(data))
 
 
+@dataclass
 class _OwnStep(DiscreteAt):
     """A `DiscreteLatent` at params whose class has an e_step of its own."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax import Array
 
-from jaxem.core.arguments import check_integer, expect, shown
+from jaxem.core.arguments import check_decorated, check_integer, expect, shown
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.rows import takes_rows
 from jaxem.core.tree import PyTree, map_rows, ones_for, sum_blocks
@@ -84,6 +84,18 @@ def unwrapped(model: Any) -> Any:
     while isinstance(model, Wrapper):
         model = model.model
     return model
+
+
+def check_model(model: Any, data: Any = None) -> None:
+    """Raises TypeError unless model is an instance of one of the protocols, and a pytree."""
+    if not isinstance(model, ELBOModel):
+        hint = "; call it first, as in GMM(3)" if callable(model) else ""
+        hint = "; the model comes first, then data" if isinstance(data, ELBOModel) else hint
+        hint = "; give its .model" if hasattr(model, "params") and hasattr(model, "model") else hint
+        raise TypeError(f"model: expected a jaxem model, as jaxem.GMM(3); found {shown(model)}{hint}")
+    check_decorated("model", model)
+    if isinstance(model, Wrapper):
+        check_model(model.model)
 
 
 @dataclass

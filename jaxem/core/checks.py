@@ -26,6 +26,14 @@ def check_matrix(x: Any, columns: int | None = None) -> None:
         raise ValueError(f"data: expected at least one column; found shape {x.shape}")
 
 
+def check_proportions(name: str, values: Any) -> None:
+    """Raises ValueError unless proportions (..., K) that can be looked at are non-negative and sum to 1."""
+    if is_concrete(values):
+        found = np.asarray(values, np.float64)
+        if not (np.all(found >= 0) and np.all(np.abs(found.sum(-1) - 1) <= 1e-3)):  # NaN is no proportion
+            raise ValueError(f"{name}: expected proportions that sum to 1; found {shown(found)}")
+
+
 def check_covariance(family: Any, params: Any) -> None:
     """Raises TypeError for params of another shape of covariance than the family's."""
     found = getattr(params, "covariance_type", family.covariance)

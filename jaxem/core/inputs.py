@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxem.core import constraints
 from jaxem.core.arguments import shown
+from jaxem.core.checks import check_proportions
 from jaxem.core.numerics import is_concrete
 from jaxem.core.rows import as_data, check_params, place
 from jaxem.core.tree import PyTree
@@ -65,4 +67,20 @@ def as_params(params: PyTree, shapes: PyTree, num_restarts: int, dtype: Any, mod
         kind = dtype if jnp.issubdtype(shape.dtype, jnp.floating) else shape.dtype
         return place(leaf, kind)
 
-    return jax.tree_util.tree_map_with_path(check, params, shapes)
+    placed = jax.tree_util.tree_map_with_path(check, params, shapes)
+    _check_simplices(params, model)
+    return placed
+
+
+def _check_simplices(params: PyTree, model: Any) -> None:
+    """Raises ValueError for given proportions that do not sum to 1, where the model says which params are some."""
+    try:
+        spec = constraints.mirror(model.constraints(), params)
+    except TypeError:  # the model declares no constraints
+        return
+
+    def check(path: Any, leaf: Any, constraint: Any) -> None:
+        if isinstance(constraint, constraints.Simplex):
+            check_proportions("params" + jax.tree_util.keystr(path), leaf)
+
+    jax.tree_util.tree_map_with_path(check, params, spec)

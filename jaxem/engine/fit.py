@@ -30,9 +30,10 @@ from jaxem.engine.table import Problem, Screen, Table, fence, unfinished
 from jaxem.families import Family
 from jaxem.families.dependence import clearly_independent
 from jaxem.families.reasons import DEGENERATE
-from jaxem.model import ELBOModel, Health, LatentModel, check_model
+from jaxem.model import ELBOModel, Health, LatentModel
 from jaxem.rules import Rule
 from jaxem.stopping import Status, Stop, StopRule
+from jaxem.wrappers import check_model
 
 
 @named

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem import model as _model
+from jaxem import wrappers as _wrappers
 from jaxem.core.arguments import as_key, check_integer, expect, nearest, shown
 from jaxem.core.tree import PyTree, float_dtype
 from jaxem.core.warn import FitWarning
@@ -59,7 +59,7 @@ def check_model(
 
     Takes about 10-20 seconds, most of it compilation. Runs in double precision whatever the x64 mode is.
     """
-    _model.check_model(model, data)
+    _wrappers.check_model(model, data)
     key = as_key(key)
     check_integer("num_starts", num_starts, 1)
     skip = {} if skip is None else skip

@@ -410,3 +410,49 @@ def test_settings_and_rows_are_checked_once():
     asked.clear()
     jaxem.fit(Counting(jnp.array([-2.0, -1.0])), np.zeros(3), key=KEY, max_steps=1)
     assert asked == ["settings"]
+
+
+def test_a_model_may_hold_something_called_model():
+    @jaxem.dataclass
+    class Holding(Scripted):
+        model: str = jaxem.static(default="a name")
+
+    fit = jaxem.fit(Holding(jnp.array([-2.0, -1.0])), np.zeros(3), key=KEY, max_steps=1)
+    assert float(fit.elbo.total) == -1.0
+
+
+def test_a_discrete_model_with_an_e_step_of_its_own_is_a_tree_at_its_params():
+    @jaxem.dataclass
+    class Plain(jaxem.DiscreteLatent):
+        def init(self, key, data, weights):
+            return {"t": jnp.zeros(2)}
+
+        def log_joint(self, params, data):
+            return params["t"][None] - data[:, None] ** 2
+
+        def statistics(self, params, data, resp):
+            return resp.sum(0)
+
+        def m_step(self, params, stats):
+            return {"t": jnp.log(stats / stats.sum())}
+
+        def e_step(self, params, data, weights=None, rule=None):
+            return super().e_step(params, data, weights, rule)
+
+    here = Plain().at({"t": jnp.zeros(2)})
+    assert [leaf.shape for leaf in jax.tree.leaves(here)] == [(2,)]
+    found = here.e_step(jnp.arange(3.0), jnp.ones(3), jaxem.Exact())
+    np.testing.assert_allclose(found.stats, [1.5, 1.5])
+
+
+def test_given_proportions_of_a_users_model_sum_to_one():
+    @jaxem.dataclass
+    class Shares(Scripted):
+        def constraints(self):
+            return {"t": jaxem.constraints.Simplex()}
+
+        def init(self, key, data, weights):
+            return {"t": jnp.ones(1)}
+
+    with pytest.raises(ValueError, match=r"params\['t'\]: expected proportions that sum to 1; found array\(\[0.5\]\)"):
+        jaxem.fit(Shares(jnp.zeros(2)), np.zeros(3), key=KEY, params={"t": jnp.full(1, 0.5)}, max_steps=1)
