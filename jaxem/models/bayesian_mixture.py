@@ -170,7 +170,7 @@ class BayesianMixture(Structured):
         """The family's checks, against the shapes of the plug-in params."""
         plug = None
         if params is not None and self.total_weight is not None:
-            plug = jax.eval_shape(lambda p: self.components.at(p).q.plug.params, params.components)
+            plug = jax.eval_shape(_plug, self, params.components)
             num = jax.tree.leaves(plug)[0].shape[0]
             if num != self.num_components:
                 raise ValueError(f"params: expected those of {self.num_components} components; found {num}")
@@ -303,6 +303,11 @@ class BayesianMixture(Structured):
         draw_key, key = jax.random.split(as_key(key))
         drawn = self.draw(params, key=draw_key)
         return Mixture(self.family, self.num_components).sample(drawn, num_samples, key=key)
+
+
+@jax.jit  # for its cache: a second question does not trace again
+def _plug(model: BayesianMixture, components: Any) -> Any:
+    return model.components.at(components).q.plug.params
 
 
 @jax.jit
