@@ -11,6 +11,8 @@ from jaxem.algorithms import EM, CoordinateAscent, GeneralizedEM, GradientAscent
 from jaxem.core.arguments import nearest
 from jaxem.core.normal import DiagonalNormal
 from jaxem.core.pytree import dataclass, static
+from jaxem.core.ragged import sequences
+from jaxem.core.sequences import Sequences
 from jaxem.core.warn import FitWarning
 from jaxem.elbo import ELBO, Decomposition, decompose, free_energy
 from jaxem.engine.drive import Progress
@@ -20,10 +22,12 @@ from jaxem.engine.table import Screen
 from jaxem.estimators import IWAE, SGVBA, SGVBB, Estimator, ScoreFunction, StickingTheLanding
 from jaxem.families import Family, Gaussian
 from jaxem.model import DiscreteLatent, ELBOModel, EStep, LatentModel
+from jaxem.models.bayesian_hmm import BayesianHMM
 from jaxem.models.bayesian_mixture import BayesianGMM, BayesianMixture
 from jaxem.models.continuous import ContinuousLatent, MonteCarlo
 from jaxem.models.empirical_bayes import EmpiricalBayes
 from jaxem.models.enumerated import Enumerated
+from jaxem.models.hmm import HMM
 from jaxem.models.kmeans import KMeans
 from jaxem.models.labelled import partly_labelled
 from jaxem.models.mean_field import Factor, MeanField
@@ -39,6 +43,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AmortisationGap",
     "BayesianGMM",
+    "BayesianHMM",
     "BayesianMixture",
     "ContinuousLatent",
     "CoordinateAscent",
@@ -62,6 +67,7 @@ __all__ = [
     "Gaussian",
     "GeneralizedEM",
     "GradientAscent",
+    "HMM",
     "Hard",
     "IWAE",
     "KMeans",
@@ -80,6 +86,7 @@ __all__ = [
     "Sampled",
     "ScoreFunction",
     "Screen",
+    "Sequences",
     "Status",
     "Step",
     "StickingTheLanding",
@@ -113,6 +120,7 @@ __all__ = [
     "pareto_k",
     "partly_labelled",
     "priors",
+    "sequences",
     "static",
 ]
 

@@ -76,7 +76,8 @@ class ELBOModel(ABC):
     # Whether the objective scales with the data, as a distortion does: tolerances are then relative; else it is nats.
     scales: ClassVar[bool] = False
     # States of its latent variable, where that is discrete and they are known before there are params.
-    num_states: ClassVar[int | None] = None
+    # (Without an annotation: as a field, which it is in `HMM`, it then has the place that its own class gives it.)
+    num_states = None  # type: Any
     # Names of the columns that the model takes as a dict, for which a frame is taken apart.
     row_keys: ClassVar[tuple[str, ...] | None] = None
 
@@ -116,6 +117,13 @@ class ELBOModel(ABC):
         """The data in the layout that a bound model's E-step reads fastest, once per fit; as they are by default.
 
         Rows stay rows: every leaf keeps the leading axis. An E-step takes data in either layout.
+        """
+        return data
+
+    def opened(self, data: Any, name: str) -> Any:
+        """What a user holds as the pytree that the model takes, on the host: a list of sequences, padded.
+
+        As it is by default; arrays are then read, checked and cast by the door itself.
         """
         return data
 
@@ -177,7 +185,12 @@ class ELBOModel(ABC):
 
 
 # Methods of the protocols that are for people; all others are for the engine.
-_ASKED = frozenset({"posterior", "predict", "log_prob", "decompose", "local", "means", "bind"})
+_ASKED = frozenset({"posterior", "predict", "log_prob", "decompose", "local", "means", "bind"}) | {
+    "filtered",
+    "log_predictive",
+    "forecast",
+    "expected_durations",
+}
 
 
 @functools.cache
@@ -243,6 +256,14 @@ class At:
     def posterior(self, data: PyTree, rule: Rule) -> Array:
         """(N, K) responsibilities by the rule."""
         return self.infer(self.log_joint(data), rule)[1]
+
+    def rule_out(self, log_joint: PyTree, allowed: Array) -> PyTree:
+        """The log-joint with -inf for the states that are not allowed, (N, K)."""
+        return jnp.where(allowed, log_joint, -jnp.inf)
+
+    def decompose(self, log_joint: PyTree, old: PyTree, rule: Rule) -> Decomposition:
+        """(N,) the terms of log p(x) = ELBO + KL, at q of the rule at another log-joint."""
+        return decompose(log_joint, rule(old)[1])
 
     def e_step(self, data: PyTree, weights: Array, rule: Rule) -> EStep:
         """Expected statistics and ELBO.data, additive over data."""
@@ -412,7 +433,7 @@ class DiscreteLatent(LatentModel):
         here, there = self.at(params), self.at(old)
 
         def block(x: PyTree, w: Array) -> Decomposition:
-            terms = decompose(here.log_joint(x), rule(there.log_joint(x))[1])
+            terms = here.decompose(here.log_joint(x), there.log_joint(x), rule)
             return jax.tree.map(lambda term: jnp.sum(weigh(w, term)), terms)
 
         return sum_rows(block, data, ones_for(data) if weights is None else weights, self.rows_at_once(data))

@@ -27,6 +27,26 @@ class Rule(ABC):
     def __call__(self, log_joint: Array, axis: int = -1) -> tuple[Array, Array]:
         """(value, resp): a lower bound of log p(x_n), and q, normalised along `axis`, the axis of the states."""
 
+    def along(self, log_joint: Array, axis: int) -> tuple[Array, Array]:
+        """(free energy, resp): what a recursion over a structure applies at each of its steps.
+
+        The maximum over q of what the rule's q maximises, as E_q[log p] + T H(q), which a recursion adds up; the rule
+        itself where that is its value.
+        """
+        return self(log_joint, axis)
+
+    def temperature_of(self) -> Any:
+        """T, where `along` is T log sum exp(l / T) and its derivative, which may be computed otherwise; or None."""
+        return None
+
+    def disturb(self, log_joint: Array) -> Array:
+        """The log-joint as the rule takes it, with its noise if it has some."""
+        return log_joint
+
+    def scorer(self) -> "Rule":
+        """The rule whose free energy is the value reported; itself unless its own is no lower bound of log p(x)."""
+        return self
+
     def prepare(self, key: Array | None, num_steps: int) -> "Rule":
         """The rule ready for one fit: its settings checked, callables of the step as arrays over steps 0..num_steps.
 
@@ -60,6 +80,10 @@ class Exact(Rule):
         """(value, resp) along the axis of the states: log p(x) and the posterior."""
         value, resp, _ = soften(log_joint, jnp.ones((), log_joint.dtype), axis)
         return value, resp
+
+    def temperature_of(self) -> float:
+        """1."""
+        return 1.0
 
 
 def key_of(rule: Any) -> Array:
@@ -150,15 +174,30 @@ class Tempered(Rule):
 
     def __call__(self, log_joint: Array, axis: int = -1) -> tuple[Array, Array]:
         """(value, resp) along the axis of the states: log p(x) and the tempered posterior."""
-        one = jnp.ones((), log_joint.dtype)
+        _, resp = self.along(self.disturb(log_joint), axis)
+        return soften(log_joint, jnp.ones((), log_joint.dtype), axis)[0], resp
+
+    def along(self, log_joint: Array, axis: int) -> tuple[Array, Array]:
+        """(free energy, resp) at the temperature, without noise."""
+        value, resp, _ = soften(log_joint, jnp.asarray(self.temperature, log_joint.dtype), axis)
+        return value, resp
+
+    def disturb(self, log_joint: Array) -> Array:
+        """The log-joint with normal noise of T times `noise` while T > 1; as it is without a key."""
+        if self.key is None:
+            return log_joint
         temperature = jnp.asarray(self.temperature, log_joint.dtype)
-        disturbed = log_joint
-        if self.key is not None:
-            draw = jax.random.normal(self.key, log_joint.shape, log_joint.dtype)
-            size = jnp.where(temperature > 1, temperature * jnp.asarray(self.noise, log_joint.dtype), 0)
-            disturbed = log_joint + size * draw
-        _, resp, _ = soften(disturbed, temperature, axis)
-        return soften(log_joint, one, axis)[0], resp
+        draw = jax.random.normal(self.key, log_joint.shape, log_joint.dtype)
+        size = jnp.where(temperature > 1, temperature * jnp.asarray(self.noise, log_joint.dtype), 0)
+        return log_joint + size * draw
+
+    def temperature_of(self) -> Any:
+        """T."""
+        return self.temperature
+
+    def scorer(self) -> Rule:
+        """`Exact()`: the tempered free energy is no lower bound for T > 1."""
+        return Exact()
 
 
 @dataclass
@@ -218,6 +257,13 @@ class ReverseKL(Rule):
     def monotone(self, step: Array) -> Array:
         """True for lam = 0 alone."""
         return jnp.asarray(self.lam) == 0
+
+    def along(self, log_joint: Array, axis: int) -> tuple[Array, Array]:
+        """Raises TypeError: KL(p || q) of a whole path is no sum over its steps."""
+        raise TypeError(
+            "rule: ReverseKL takes rows one by one, and a path is more than its steps; a sequence's posterior is "
+            "sharpened by Tempered(1 - lam)"
+        )
 
     def __call__(self, log_joint: Array, axis: int = -1) -> tuple[Array, Array]:
         """(value, resp) along the axis of the states: log p(x) and the minimiser."""

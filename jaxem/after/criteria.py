@@ -4,11 +4,11 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from jaxem.core import rows as _rows
 from jaxem.core.numerics import is_concrete
+from jaxem.core.sequences import total_weight
 from jaxem.core.tree import PyTree, float_dtype, num_rows
 from jaxem.core.warn import FitWarning, warn
 from jaxem.engine.result import Fit, check_fit
@@ -27,13 +27,13 @@ def _evaluate(
     rule: Rule,
     allow_degenerate: bool,
 ) -> tuple[Array, Array]:
-    """-2 log-likelihood by the rule, in one pass over the rows; the sum of the weights."""
+    """-2 log-likelihood by the rule, in one pass over the rows; the observations that the weights stand for."""
     value = model.e_step(params, data, weights, rule).elbo_data
     # Not even when asked: whether NaN is the lowest of a table depends on where it stands.
     out = jnp.isnan(value)
     if not allow_degenerate:
         out |= jnp.isinf(value) | (status == Status.DEGENERATE) | (status == Status.NONFINITE)
-    return jnp.where(out, jnp.inf, -2 * value), jnp.sum(weights)
+    return jnp.where(out, jnp.inf, -2 * value), total_weight(data, weights)
 
 
 def _scores(
@@ -45,9 +45,10 @@ def _scores(
     counts = _rows.as_weights(weights, num_rows(data), float_dtype(data), like=given)
     num = fit.model.num_parameters(fit.params)
     if weights is None and is_concrete(fit, data):
-        _check_same_weights(fit, num_rows(data))
+        _check_same_weights(fit, int(total_weight(data, counts)))
     if weights is not None and is_concrete(counts, num):
-        _check_counts(np.asarray(counts), float(num))
+        used = (counts > 0).astype(counts.dtype)
+        _check_counts(float(total_weight(data, counts)), int(total_weight(data, used)), float(num))
     return *_evaluate(fit.model, fit.params, fit.status, data, counts, rule, bool(allow_degenerate)), num
 
 
@@ -76,9 +77,8 @@ def _check_same_weights(fit: Fit, rows: int) -> None:
         )
 
 
-def _check_counts(weights: np.ndarray, num_parameters: float) -> None:
+def _check_counts(total: float, rows: int, num_parameters: float) -> None:
     """Warns of weights scaled down as a whole: fewer observations than rows, and than parameters."""
-    total, rows = float(weights.sum()), int((weights > 0).sum())
     if total < min(rows, num_parameters):
         warn(
             f"weights: they sum to {total:.6g} over {rows} rows, fewer than the {num_parameters:.0f} parameters; they "

@@ -16,6 +16,7 @@ from jax import Array
 
 from jaxem.core import columns as _columns
 from jaxem.core.numerics import is_concrete
+from jaxem.core.sequences import Sequences, answer
 from jaxem.core.tree import PyTree, as_floats, float_dtype, num_rows
 from jaxem.core.warn import warn
 
@@ -41,7 +42,9 @@ class Rows:
         """The description of data, a pytree of arrays with names of columns by path."""
         leaves = jax.tree_util.tree_flatten_with_path(data)[0]
         paths = tuple(jax.tree_util.keystr(path) for path, _ in leaves)
-        return Rows(paths, tuple(leaf.shape[1:] for _, leaf in leaves), tuple((names or {}).get(p) for p in paths))
+        steps = tuple(jax.tree.leaves(_step_axes(data)))
+        shapes = tuple(leaf.shape[1 + axes :] for (_, leaf), axes in zip(leaves, steps, strict=True))
+        return Rows(paths, shapes, tuple((names or {}).get(p) for p in paths))
 
     def part(self, path: str) -> "Rows":
         """The description of the part of the data at a path, as "[0]"."""
@@ -64,6 +67,17 @@ class Rows:
                 raise ValueError(
                     f"{name}{path}: expected rows of shape {shape}, as the model was fitted to; found {new}{one}"
                 )
+
+
+def _step_axes(data: PyTree) -> PyTree:
+    """At each leaf the number of axes beside the leading one that are no part of what is observed: 1 in sequences."""
+    whole = lambda node: isinstance(node, Sequences)
+
+    def axes(node: Any) -> Any:
+        steps = jax.tree.map(lambda leaf: min(1, leaf.ndim - 1), node)
+        return steps if whole(node) else jax.tree.map(lambda _: 0, node)
+
+    return jax.tree.map(axes, data, is_leaf=whole)
 
 
 def _differ(names: _columns.Names, found: _columns.Names) -> bool:
@@ -112,6 +126,8 @@ def read(data: Any, name: str = "data", keys: tuple[str, ...] | None = None) -> 
     if keys is not None and not isinstance(data, dict):
         data = _by_keys(data, keys, name)
     names: dict[str, _columns.Names] = {}
+    if isinstance(data, Sequences):
+        names, data = dict(data.names or ()), dataclasses.replace(data, names=None)
     parts: dict[str, Any] = {}
     dtypes: set[Any] = set()
 
@@ -124,7 +140,7 @@ def read(data: Any, name: str = "data", keys: tuple[str, ...] | None = None) -> 
         if keys is not None and len(path) == 1 and array.ndim == 1:  # a column of a table taken apart
             array = array[:, None]
         _check_rows(name + place, array, found)
-        dtypes.add(_float_dtype(array))
+        dtypes.add(float_dtype_of(array))
         return array
 
     whole = lambda node: isinstance(node, list)
@@ -158,10 +174,17 @@ def _check_rows(name: str, array: Any, names: _columns.Names | None) -> None:
     """Raises unless there is a row, and every entry that can be looked at is finite."""
     if array.ndim == 0 or array.shape[0] == 0:
         raise ValueError(f"{name}: expected at least one row; found shape {array.shape}")
+    check_finite(name, array, names=names)
+
+
+def check_finite(name: str, array: Any, used: Any = None, names: _columns.Names | None = None) -> None:
+    """Raises ValueError unless every entry that can be looked at is finite, in the rows `used` (N,) if given."""
     if not is_concrete(array) or not jnp.issubdtype(array.dtype, jnp.floating) or not array.size:
         return
     xp, values = where_it_lies(array)
     bad = ~xp.isfinite(values)
+    if used is not None:
+        bad &= used.reshape(-1, *(1,) * (array.ndim - 1))
     num = int(bad.sum())
     if num:
         row, *place = (int(i) for i in np.unravel_index(int(xp.argmax(bad.reshape(-1))), array.shape))
@@ -170,8 +193,8 @@ def _check_rows(name: str, array: Any, names: _columns.Names | None) -> None:
         rows = int(bad.reshape(array.shape[0], -1).any(1).sum())
         more = "" if num == 1 else f", {num} such entries in {rows} rows"
         raise ValueError(
-            f"{name}: expected finite numbers; found {float(values[(row, *place)]):g} in {where}{more}; drop such rows "
-            "or fill them in"
+            f"{name}: expected finite numbers; found {float(values[(row, *place)]):g} in {where}{more}; "
+            + ("drop such rows or fill them in" if used is None else "mark such steps by jaxem.sequences(x, observed=)")
         )
 
 
@@ -183,7 +206,7 @@ def where_it_lies(array: Any) -> tuple[Any, Any]:
     return (np, np.asarray(array)) if local else (jnp, array)
 
 
-def _float_dtype(array: Any) -> Any:
+def float_dtype_of(array: Any) -> Any:
     """The dtype to work in: float32 and float64 stay as far as JAX's x64 mode lets them, halves become float32."""
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return jnp.result_type(float)
@@ -195,10 +218,12 @@ def _float_dtype(array: Any) -> Any:
 def _cast(arrays: PyTree, dtype: Any, name: str, seen: Rows) -> PyTree:
     """Arrays on the device in a float dtype, with a warning where that loses a column's spread."""
     leaves, structure = jax.tree.flatten(arrays)
-    for leaf, path, names in zip(leaves, seen.paths, seen.names, strict=True):
+    steps = jax.tree.leaves(_step_axes(arrays))
+    for leaf, path, names, axes in zip(leaves, seen.paths, seen.names, steps, strict=True):
         if leaf.dtype != dtype and is_concrete(leaf):
-            _check_range(name + path, leaf, dtype, names)
-            _warn_if_lossy(name + path, leaf, dtype, names)
+            flat = leaf.reshape(-1, *leaf.shape[1 + axes :])
+            _check_range(name + path, flat, dtype, names)
+            _warn_if_lossy(name + path, flat, dtype, names)
     return jax.tree.unflatten(structure, [place(leaf, dtype) for leaf in leaves])
 
 
@@ -262,6 +287,7 @@ def rows(model: Any, params: PyTree, data: Any, name: str = "data") -> PyTree:
       TypeError, ValueError: naming what was found, where, and what was expected.
     """
     check_params(model, params)
+    data = model.opened(data, name)
     if not is_concrete(data):
         return as_floats(data, float_dtype(params))
     data, seen = read(data, name, model.row_keys)
@@ -295,6 +321,7 @@ def takes_rows(method: Method) -> Method:
     signature = inspect.signature(method)
     _, at, second, *_ = signature.parameters
     taken = "data" if "data" in signature.parameters else second  # decompose(params, old, data), local(params, x)
+    by_step = "num_steps" not in signature.parameters  # what is said of later steps is by the horizon
 
     @functools.wraps(method)
     def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -311,7 +338,7 @@ def takes_rows(method: Method) -> Method:
         data = given[taken] = rows(self, given[at], like)
         if given.get("weights") is not None and is_concrete(given["weights"]):
             given["weights"] = as_weights(given["weights"], num_rows(data), float_dtype(data), like=like)
-        return method(*call.args, **call.kwargs)
+        return answer(method(*call.args, **call.kwargs), like, data, by_step)
 
     return checked  # type: ignore[return-value]
 

@@ -20,6 +20,7 @@ from jaxem.core.foreign import named
 from jaxem.core.inputs import as_params, cast_floats, check_enough
 from jaxem.core.numerics import is_concrete, namespace
 from jaxem.core.rows import Rows
+from jaxem.core.sequences import total_weight
 from jaxem.core.tree import Packed, PyTree
 from jaxem.engine import shapes as _shapes
 from jaxem.engine import table as _table
@@ -167,7 +168,7 @@ def prepare(
     check_model(model, data)
     key = as_key(key)
     model = dataclasses.replace(model, rows=None)  # that of an earlier fit
-    given, (data, seen) = data, _rows.read(data, keys=model.row_keys)
+    given, (data, seen) = data, _rows.read(model.opened(data, "data"), keys=model.row_keys)
     dtype = _tree.float_dtype(data)
     _table.check_trace(int(num_restarts), int(max_steps), dtype)
     weights = _rows.as_weights(weights, _tree.num_rows(data), dtype, like=given)
@@ -243,20 +244,21 @@ def _lanes(cost: int) -> int:
 
 
 @jax.jit
-def _examine(model: Any, packed: Packed, weights: Array) -> tuple[Health, Array, Array, Array]:
-    """Health and slack of all restarts, the sum of the weights and the number of rows that have one."""
-    states, total = packed.unpack(), jnp.sum(weights)
+def _examine(model: Any, packed: Packed, data: PyTree, weights: Array) -> tuple[Health, Array, Array, Array]:
+    """Health and slack of all restarts, the observations that weights stand for, and the rows that have one."""
+    states, total = packed.unpack(), total_weight(data, weights)
     slack = numerics.slack(states.elbo.total, total, model.scales)
-    return jax.vmap(model.health)(states.params), slack, total, jnp.sum(weights > 0, dtype=jnp.int32)
+    rows = total_weight(data, (weights > 0).astype(total.dtype)).astype(jnp.int32)
+    return jax.vmap(model.health)(states.params), slack, total, rows
 
 
-def _same_optimum(model: Any, elbo: Array, best: Array, total_weight: Array, slack: Array) -> Array:
+def _same_optimum(model: Any, elbo: Array, best: Array, observations: Array, slack: Array) -> Array:
     """Whether restarts' objectives count as one optimum: within 0.01 nats + 1e-6 for each unit of weight.
 
     A stop rule per unit of weight leaves a distance that grows with the weight: the default one, 1e-8 a step, about
     1e-6 at a rate of 0.99. Of an objective that scales with the data: within a relative 1e-4. Rounding counts besides.
     """
-    near = 1e-4 * abs(best) if model.scales else 0.01 + 1e-6 * total_weight
+    near = 1e-4 * abs(best) if model.scales else 0.01 + 1e-6 * observations
     return (abs(elbo - best) <= near) | (abs(elbo - best) <= slack)
 
 
@@ -268,10 +270,10 @@ def finish(problem: Problem, table: Table) -> Fit:
 
 def _finish(problem: Problem, table: Table) -> Fit:
     """Resolves the codes, picks the winner and describes it. Restarts that still run are INTERRUPTED."""
-    model, examined = table.model, _examine(table.model, table.packed, problem.weights)
+    model, examined = table.model, _examine(table.model, table.packed, problem.data, problem.weights)
     xp = namespace((examined, table.packed))
     packed, trace, examined = jax.tree.map(xp.asarray, (table.packed, table.trace, examined))
-    health, slack, total_weight, num_rows = examined
+    health, slack, observations, num_rows = examined
     states = packed.unpack()
     elbo, total = states.elbo, states.elbo.total
     finite, spike = xp.isfinite(total), xp.isfinite(total) & (health.influence > DEGENERATE)
@@ -287,7 +289,7 @@ def _finish(problem: Problem, table: Table) -> Fit:
     grade = xp.where(finite, xp.where(spike, 1, grade), 0)
     winner = xp.argmax(xp.where(finite & (grade == xp.max(grade)), total, -xp.inf))
     won, health_won = jax.tree.map(lambda a: a[winner], (states, health))
-    hits = finite & ~(spike & ~spike[winner]) & _same_optimum(model, total, won.elbo.total, total_weight, slack[winner])
+    hits = finite & ~(spike & ~spike[winner]) & _same_optimum(model, total, won.elbo.total, observations, slack[winner])
     result = Fit(
         model=model,
         params=model.canonical(won.params, reorder=problem.params is None),
@@ -300,7 +302,7 @@ def _finish(problem: Problem, table: Table) -> Fit:
         health=health_won,
         coincident=model.coincident(won.params),
         restarts=Restarts(elbo, status, num_steps, trace, health.influence, health.min_count, states.skipped),
-        total_weight=total_weight,
+        total_weight=observations,
         num_rows=num_rows,
     )
     return jax.device_put(result) if xp is np else result

@@ -14,6 +14,7 @@ from jax import Array
 from jaxem.core import tree as _tree
 from jaxem.core.numerics import is_concrete, namespace, slack
 from jaxem.core.pytree import dataclass, static
+from jaxem.core.sequences import total_weight
 from jaxem.core.tree import Packed, PyTree
 from jaxem.families.dependence import independent
 from jaxem.stopping import Status, Step, StopRule
@@ -222,7 +223,7 @@ def _step(problem: Problem, table: Table, state: Any, trace: Array | None) -> An
     """One step of the algorithm and the stop rule."""
     model, data, weights = table.model, table.data, problem.weights
     after = problem.algorithm.step(model, state, data, weights)
-    total, elbo = jnp.sum(weights), after.scored  # NaN where nothing was accepted, which is no small step
+    total, elbo = total_weight(data, weights), after.scored  # NaN where nothing was accepted, which is no small step
     small = problem.stop(
         Step(
             previous=state.elbo.total,

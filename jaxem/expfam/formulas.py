@@ -55,31 +55,42 @@ class Items(Whole):
 WHOLE = Whole()
 
 
+def _at(concentration: Array, value: Array, otherwise: float) -> Array:
+    """The value where an entry has a concentration; one of 0 is no part of its simplex."""
+    return jnp.where(concentration > 0, value, otherwise)
+
+
 def dirichlet_log_normaliser(concentration: Array, groups: Whole = WHOLE) -> Array:
     """(...,) sum log Gamma(c) - log Gamma(sum c), of (..., F) concentrations, groups added up."""
-    return jnp.sum(gammaln(concentration), -1) - jnp.sum(gammaln(groups.total(concentration)), -1)
+    each = _at(concentration, gammaln(_at(concentration, concentration, 1)), 0)
+    return jnp.sum(each, -1) - jnp.sum(gammaln(groups.total(concentration)), -1)
 
 
 def dirichlet_mean_log(concentration: Array, groups: Whole = WHOLE) -> Array:
-    """(..., F) E log x."""
-    return digamma(concentration) - groups.spread(digamma(groups.total(concentration)))
+    """(..., F) E log x; -inf where the concentration is 0, and x with it."""
+    total = groups.spread(digamma(groups.total(concentration)))
+    each = digamma(_at(concentration, concentration, 1)) - total
+    return _at(concentration, each, -jnp.inf)
 
 
 def dirichlet_kl(concentration: Array, other: Array, groups: Whole = WHOLE) -> Array:
     """(...,) KL from concentrations `other`, nats."""
-    gap = jnp.sum((concentration - other) * dirichlet_mean_log(concentration, groups), -1)
+    gap = jnp.sum(_at(concentration, (concentration - other) * dirichlet_mean_log(concentration, groups), 0), -1)
     return gap - dirichlet_log_normaliser(concentration, groups) + dirichlet_log_normaliser(other, groups)
 
 
 def dirichlet_draw(key: Array, concentration: Array, groups: Whole = WHOLE) -> Array:
     """(..., F) log x of a draw; finite where small concentrations make x underflow."""
-    logs = jax.random.loggamma(key, concentration, dtype=concentration.dtype)
+    logs = jax.random.loggamma(key, _at(concentration, concentration, 1), dtype=concentration.dtype)
+    logs = _at(concentration, logs, -jnp.inf)
     return logs - groups.spread(groups.log_total(logs))
 
 
 def dirichlet_log_prob(logs: Array, concentration: Array, groups: Whole = WHOLE) -> Array:
     """(...,) log density of x, given log x, nats."""
-    return jnp.sum((concentration - 1) * logs, -1) - dirichlet_log_normaliser(concentration, groups)
+    return jnp.sum(_at(concentration, (concentration - 1) * logs, 0), -1) - dirichlet_log_normaliser(
+        concentration, groups
+    )
 
 
 def beta_mean_log(a: Array, b: Array) -> tuple[Array, Array]:

@@ -11,7 +11,7 @@ from jax import Array
 
 from jaxem.core import constraints
 from jaxem.core import rows as _rows
-from jaxem.core.arguments import as_key, check_choice, expect
+from jaxem.core.arguments import as_key, check_choice
 from jaxem.core.foreign import constructor, named_fields
 from jaxem.core.numerics import is_concrete, weigh
 from jaxem.core.pytree import dataclass, static
@@ -19,11 +19,10 @@ from jaxem.core.rows import check_params, takes_rows
 from jaxem.core.tree import PyTree, float_dtype, map_rows, num_rows, sum_rows
 from jaxem.families import Family, Gaussian
 from jaxem.models.mixture import Mixture, MixtureParams
-from jaxem.priors import GaussianPrior, Prior, default_prior
+from jaxem.models.under_prior import UnderPrior
+from jaxem.priors import GaussianPrior, Prior
 from jaxem.rules import Exact
-from jaxem.structures.components import Posterior
 from jaxem.structures.mixing import TRUNCATIONS, Dirichlet, Sticks
-from jaxem.structures.structured import Structured
 
 MIXINGS = ("dirichlet", "dirichlet_process")
 
@@ -64,7 +63,7 @@ class Pruning:
 
 @named_fields
 @dataclass
-class BayesianMixture(Structured):
+class BayesianMixture(UnderPrior):
     """Mixture with a prior on everything, fitted by mean-field variational EM: q(z) q(mixing) prod_k q(theta_k).
 
         mixing ~ Dirichlet(concentration)   or sticks, v_k ~ Beta(1, concentration), mixing_k = v_k prod_{j<k} (1 - v_j)
@@ -128,10 +127,14 @@ class BayesianMixture(Structured):
     total_weight: Array | None = dataclasses.field(default=None, repr=False)
 
     params_type: ClassVar[type] = BayesianMixtureParams
-    climbed_by: ClassVar[str] = "m_step"  # bound or not: a conjugate posterior has an update in closed form
 
     def __repr__(self) -> str:
         return f"BayesianMixture({self.family!r}, {self.num_components}, mixing={self.mixing!r})"
+
+    @property
+    def num_states(self) -> int:
+        """K."""
+        return self.num_components
 
     @property
     def law(self) -> Dirichlet | Sticks:
@@ -140,52 +143,17 @@ class BayesianMixture(Structured):
             Dirichlet(self.concentration) if self.mixing == "dirichlet" else Sticks(self.concentration, self.truncation)
         )
 
-    @property
-    def components(self) -> Posterior:
-        """The family under its prior."""
-        return Posterior(self.family, self._bound.prior)
-
-    @property
-    def _bound(self) -> Any:
-        if self.total_weight is None:
-            raise ValueError("model: not bound to data; use fit.model, or bind(data, weights)")
-        return self
-
-    @property
-    def _any_prior(self) -> Prior:
-        return default_prior(self.family) if self.prior is None else self.prior
-
     def check_settings(self, data: PyTree) -> None:
         """Checks names, the concentration, and that the prior is proper and suits the family."""
         check_choice("mixing", self.mixing, MIXINGS)
         check_choice("truncation", self.truncation, TRUNCATIONS)
-        prior = self._any_prior
-        expect("prior", prior, Prior, "one of jaxem.priors, as jaxem.priors.GaussianPrior(), or None")
-        if not self.family.exchangeable:
-            raise ValueError("family: expected one prior for all components; found a pseudo_mean for each")
-        if self.total_weight is None:  # not bound: settings are as the user gave them
-            prior.check(self.family, data)
-
-    def check_components(self, data: PyTree, params: BayesianMixtureParams | None) -> None:
-        """The family's checks, against the shapes of the plug-in params."""
-        plug = None
-        if params is not None and self.total_weight is not None:
-            plug = jax.eval_shape(_plug, self, params.components)
-            num = jax.tree.leaves(plug)[0].shape[0]
-            if num != self.num_components:
-                raise ValueError(f"params: expected those of {self.num_components} components; found {num}")
-        self.family.check(data, plug)
+        self.check_prior(data)
 
     def bind(self, data: PyTree, weights: Array) -> "BayesianMixture":
         """Binds the family and the prior to the data."""
-        family = self.family.bind(data, weights)
-        return dataclasses.replace(
-            self,
-            family=family,
-            prior=self._any_prior.bind(family, data, weights),
-            concentration=self.law.bind(self.num_components, float_dtype(data)).concentration,
-            total_weight=jnp.sum(weights),
-        )
+        concentration = self.law.bind(self.num_components, float_dtype(data)).concentration
+        filled = self.bound_prior(self.family.bind(data, weights), data, weights)
+        return dataclasses.replace(self, concentration=concentration, **filled)
 
     def from_responsibilities(self, data: PyTree, resp: Array, weights: Array | None = None) -> BayesianMixtureParams:
         """The posterior given responsibilities, to start a fit from.
@@ -209,19 +177,15 @@ class BayesianMixture(Structured):
         weights = _rows.as_weights(weights, num, dtype)
         return _from_responsibilities(self, data, jnp.asarray(resp, dtype), weights)
 
-    def constraints(self) -> BayesianMixtureParams:
-        """Those of the two posteriors."""
-        return BayesianMixtureParams(self.law.constraints(), self._any_prior.constraints(self.family))
-
     def hyperparameters(self) -> dict[str, Any]:
         """Settings that `EmpiricalBayes` can estimate, each with its constraint."""
-        found = {f"prior.{name}": c for name, (c, _) in self._any_prior.hyperparameters(self.family).items()}
+        found = {f"prior.{name}": c for name, (c, _) in self.any_prior.hyperparameters(self.family).items()}
         return {"concentration": constraints.Positive(), **found}
 
     def setting(self, name: str) -> Any:
         """The value of one of `hyperparameters()`; the model must be bound."""
         rest = name.removeprefix("prior.")
-        return self.concentration if rest == name else self._bound.prior.hyperparameters(self.family)[rest][1]
+        return self.concentration if rest == name else self.bound.prior.hyperparameters(self.family)[rest][1]
 
     @takes_rows
     def log_prob(self, params: BayesianMixtureParams, data: PyTree) -> Array:
@@ -303,11 +267,6 @@ class BayesianMixture(Structured):
         draw_key, key = jax.random.split(as_key(key))
         drawn = self.draw(params, key=draw_key)
         return Mixture(self.family, self.num_components).sample(drawn, num_samples, key=key)
-
-
-@jax.jit  # for its cache: a second question does not trace again
-def _plug(model: BayesianMixture, components: Any) -> Any:
-    return model.components.at(components).q.plug.params
 
 
 @jax.jit

@@ -51,7 +51,7 @@ class Enumerated(DiscreteLatent):
       [0.8, 9.5]
     """
 
-    num_states: ClassVar[int]
+    num_states: ClassVar[int]  # type: ignore[misc]
     block_rows: ClassVar[int | None] = BLOCK_ROWS
 
     climbed_by: ClassVar[str] = "gradient"  # an E-step only scores, and there is no m_step

@@ -131,7 +131,7 @@ class KMeans(DiscreteLatent):
         return "num_clusters", self.num_clusters
 
     @property
-    def num_states(self) -> int:  # type: ignore[override]
+    def num_states(self) -> int:
         """K."""
         return self.num_clusters
 

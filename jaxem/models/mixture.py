@@ -83,6 +83,11 @@ class Mixture(Structured):
         return f"Mixture({self.family!r}, {self.num_components}{used})"
 
     @property
+    def num_states(self) -> int:
+        """K."""
+        return self.num_components
+
+    @property
     def law(self) -> Proportions:
         """A point on the simplex."""
         return Proportions(self.mixing_pseudo_counts, self.num_active)

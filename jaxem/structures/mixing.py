@@ -65,6 +65,10 @@ class Mixing(ABC):
     def update(self, count: Array) -> Any:
         """Params that maximise sum_k count_k E log mixing_k + elbo, given expected counts (K,)."""
 
+    def climb(self, count: Any, old: Any) -> Any:
+        """Params at least as good as `old`, given expected counts; `update` where that is a maximum."""
+        return self.update(count)
+
     @abstractmethod
     def expected_log(self, params: Any) -> Array:
         """(K,) E log mixing, nats."""
@@ -173,7 +177,7 @@ class Dirichlet(Mixing):
     """mixing ~ Dirichlet(concentration, ..., concentration); its params are a `DirichletMixing`.
 
     Attributes:
-      concentration: > 0, of each component; None for 1 / K.
+      concentration: > 0, of each component; None for 1 / K. Bound, also (K,), with 0 for components that never come.
     """
 
     concentration: Any = None  # float | Array | None; an array once bound
@@ -191,7 +195,7 @@ class Dirichlet(Mixing):
         return DirichletMixing(self.concentration + count)
 
     def _prior(self, params: DirichletMixing) -> Array:
-        return jnp.full_like(params.concentration, self.concentration)
+        return jnp.broadcast_to(jnp.asarray(self.concentration, params.concentration.dtype), params.concentration.shape)
 
     def expected_log(self, params: DirichletMixing) -> Array:
         """(K,) E log mixing."""

@@ -7,6 +7,7 @@ from jax import Array
 
 from jaxem.core.pytree import dataclass
 from jaxem.core.tree import PyTree
+from jaxem.elbo import Decomposition, decompose
 from jaxem.rules import Rule
 
 
@@ -23,7 +24,7 @@ class Structure:
     log-joint was used. By Fisher's identity that is all that an M-step needs.
 
     As it stands each row has a state of its own, log p(x_n, z_n = k) = log mixing_k + log p(x_n | theta_k): a mixture.
-    Others are subclasses; `tests/structures/test_structures.py` has a Markov chain.
+    Others are subclasses, as `jaxem.structures.chain.Chain`.
     """
 
     def rows(self, data: PyTree) -> PyTree:
@@ -42,7 +43,11 @@ class Structure:
         """(units,) the value of the rule's E-step, nats, and q."""
         return rule(log_joint)
 
-    def split(self, q: PyTree) -> tuple[PyTree, Array]:
+    def rule_out(self, log_joint: PyTree, allowed: Array) -> PyTree:
+        """The log-joint without the states that are not allowed, (units, ..., K)."""
+        return jnp.where(allowed, log_joint, -jnp.inf)
+
+    def split(self, q: PyTree, data: PyTree) -> tuple[PyTree, Array]:
         """Sums over units of the expected counts, of the tree of `log_mixing`, and resp (n, K) of the rows."""
         return jnp.sum(q, 0), q
 
@@ -57,6 +62,10 @@ class Structure:
     def predict(self, log_joint: PyTree) -> Array:
         """(units, ...) the most probable states, of a unit together; ties to the lowest index."""
         return jnp.argmax(log_joint, -1)
+
+    def decompose(self, log_joint: PyTree, old: PyTree, rule: Rule) -> Decomposition:
+        """(units,) the terms of log p(x) = ELBO + KL, at q of the rule at another log-joint."""
+        return decompose(log_joint, rule(old)[1])
 
 
 INDEPENDENT: Any = Structure()

@@ -12,6 +12,7 @@ from jaxem.core.arguments import check_choice, check_integer, expect
 from jaxem.core.numerics import safe_divide
 from jaxem.core.pytree import dataclass
 from jaxem.core.tree import BLOCK_ROWS, PyTree
+from jaxem.elbo import Decomposition
 from jaxem.families import Family
 from jaxem.model import DiscreteAt, DiscreteLatent, Health
 from jaxem.rules import Rule
@@ -45,7 +46,7 @@ class StructuredAt(DiscreteAt):
         log_prob, collect = self.components.explain(structure.rows(data))
 
         def statistics(q: PyTree) -> MixtureStats:
-            count, resp = structure.split(q)
+            count, resp = structure.split(q, data)
             return MixtureStats(count, collect(resp))
 
         return structure.join(self.log_mixing, log_prob, data), statistics
@@ -62,9 +63,18 @@ class StructuredAt(DiscreteAt):
         """The most probable states, of a unit together."""
         return self.model.structure.predict(self.log_joint(data))
 
+    def rule_out(self, log_joint: PyTree, allowed: Array) -> PyTree:
+        """The structure's."""
+        return self.model.structure.rule_out(log_joint, allowed)
+
+    def decompose(self, log_joint: PyTree, old: PyTree, rule: Rule) -> Decomposition:
+        """The structure's."""
+        return self.model.structure.decompose(log_joint, old, rule)
+
     def m_step(self, stats: MixtureStats) -> Any:
         """The law's update and the components'."""
-        return self.model.params_type(self.model.law.update(stats.count), self.components.m_step(stats.components))
+        mixing = self.model.law.climb(stats.count, self.params.mixing)
+        return self.model.params_type(mixing, self.components.m_step(stats.components))
 
     def rebase(self, stats: MixtureStats, new: Any) -> MixtureStats:
         """The components' statistics as if taken at the new ones."""
@@ -80,18 +90,18 @@ class Structured(DiscreteLatent):
 
     Attributes:
       family: how a component explains rows.
-      num_components: K.
+      num_states: K.
       init_method: of the partition that starts come from; see `jaxem.structures.seeding`.
       init_size: most units that a start looks at.
       total_weight: sum of weights, None before `bind`.
     """
 
     structure: ClassVar[Any] = INDEPENDENT
+    size_name: ClassVar[str] = "num_components"  # what the setting that says K is called
     block_rows: ClassVar[int | None] = BLOCK_ROWS
     params_type: ClassVar[Any]
 
     family: Family
-    num_components: int
     init_method: str
     init_size: int
     total_weight: Array | None
@@ -107,11 +117,6 @@ class Structured(DiscreteLatent):
         """The family for components at a point, `jaxem.structures.components.Posterior` for those in a posterior."""
 
     @property
-    def num_states(self) -> int:  # type: ignore[override]
-        """K."""
-        return self.num_components
-
-    @property
     def climbed_by(self) -> str:  # type: ignore[override]
         """The family's."""
         return "m_step" if self.family.closed_form else "gradient"
@@ -124,19 +129,19 @@ class Structured(DiscreteLatent):
     @property
     def least_rows(self) -> tuple[str, int]:
         """A row for each component."""
-        return "num_components", self.num_components
+        return self.size_name, self.num_states
 
     def check(self, data: PyTree, params: Any = None) -> None:
         """Checks K, the start's name and the settings; the family's own rules; and that params are of K components."""
         expect("family", self.family, Family, "one of jaxem.families, as jaxem.families.Gaussian()")
         if params is None:
-            check_integer("num_components", self.num_components, 1)
+            check_integer(self.size_name, self.num_states, 1)
             check_choice("init_method", self.init_method, seeding.PARTITIONS)
             check_integer("init_size", self.init_size, 1)
-            if self.init_size < self.num_components:
-                least = f"at least num_components = {self.num_components} rows"
+            if self.init_size < self.num_states:
+                least = f"at least {self.size_name} = {self.num_states} rows"
                 raise ValueError(f"init_size: expected {least}; found {self.init_size}")
-            self.law.check(self.num_components)
+            self.law.check(self.num_states)
             self.check_settings(data)
         self.check_components(data, params)
 
@@ -180,7 +185,7 @@ class Structured(DiscreteLatent):
 
     def _partition(self, key: Array, data: PyTree, weights: Array) -> Array:
         """(n, K) responsibilities of the rows of a start: the family's own, or a partition of its features."""
-        num, method, active = self.num_components, self.init_method, self.active
+        num, method, active = self.num_states, self.init_method, self.active
         rows, weights = self.structure.rows(data), self.structure.row_weights(weights, data)
         resp = self.family.init_resp(key, rows, weights, num, method)
         if resp is None:
@@ -200,7 +205,7 @@ class Structured(DiscreteLatent):
         structure, weights = self.structure, self.structure.row_weights(weights, data)
         resp = resp * weights[:, None]
         components = self.components.from_partition(structure.rows(data), weights, resp)
-        count, _ = structure.split(structure.spread(resp, data))
+        count, _ = structure.split(structure.spread(resp, data), data)
         return self.params_type(self.law.update(count), components)
 
     def canonical(self, params: Any, reorder: bool | Array = True) -> Any:

@@ -61,7 +61,7 @@ class Chain(Structure):
     def posterior(self, q):
         return q[2]
 
-    def split(self, q):
+    def split(self, q, data):
         return (jnp.sum(q[0], 0), jnp.sum(q[1], 0)), q[2].reshape(-1, q[2].shape[-1])
 
     def spread(self, resp, data):
@@ -83,6 +83,9 @@ class ChainLaw:
 
     def update(self, count):
         return self.law.update(count[0]), jax.vmap(self.law.update)(count[1])
+
+    def climb(self, count, old):
+        return self.update(count)
 
     def expected_log(self, mixing):
         return self.law.expected_log(mixing[0]), jax.vmap(self.law.expected_log)(mixing[1])
@@ -119,7 +122,7 @@ class HMM(Structured):
     """Chain x points, or x posteriors: the pairing is all there is to write."""
 
     family: Any
-    num_components: int = static()
+    num_states: int = static()
     prior: Any = None
     init_method: str = static(default="kmeans")
     init_size: int = static(default=1000)
@@ -130,7 +133,7 @@ class HMM(Structured):
 
     @property
     def law(self):
-        return ChainLaw(Proportions() if self.prior is None else Dirichlet(jnp.ones(())), self.num_components)
+        return ChainLaw(Proportions() if self.prior is None else Dirichlet(jnp.ones(())), self.num_states)
 
     @property
     def components(self):
