@@ -255,7 +255,15 @@ class At:
 
     def posterior(self, data: PyTree, rule: Rule) -> Array:
         """(N, K) responsibilities by the rule."""
-        return self.infer(self.log_joint(data), rule)[1]
+        return self.shown(self.infer(self.log_joint(data), rule)[1])
+
+    def shown(self, q: PyTree) -> Array:
+        """(N, K) what a user is told of q."""
+        return q
+
+    def best(self, log_joint: PyTree) -> Array:
+        """(N,) the most probable states."""
+        return jnp.argmax(log_joint, -1)
 
     def rule_out(self, log_joint: PyTree, allowed: Array) -> PyTree:
         """The log-joint with -inf for the states that are not allowed, (N, K)."""
@@ -288,7 +296,7 @@ class DiscreteAt(At):
 
     def predict(self, data: PyTree) -> Array:
         """(N,) most probable states."""
-        return jnp.argmax(self.log_joint(data), -1)
+        return self.best(self.log_joint(data))
 
     def e_step(self, data: PyTree, weights: Array, rule: Rule) -> EStep:
         """Responsibilities by the rule, then statistics; O(N K) time."""

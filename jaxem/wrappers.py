@@ -13,6 +13,7 @@ from jaxem.core.arguments import check_decorated, check_integer, expect, shown
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.rows import takes_rows
 from jaxem.core.tree import PyTree, map_rows, ones_for, sum_blocks
+from jaxem.elbo import Decomposition
 from jaxem.model import At, ELBOModel, EStep, LatentModel
 from jaxem.rules import Rule
 
@@ -112,6 +113,18 @@ class InnerAt(At):
 
     def posterior(self, data: PyTree, rule: Rule) -> Array:
         return self.inner.posterior(data, rule)
+
+    def shown(self, q: PyTree) -> Array:
+        return self.inner.shown(q)
+
+    def best(self, log_joint: PyTree) -> Array:
+        return self.inner.best(log_joint)
+
+    def rule_out(self, log_joint: PyTree, allowed: Array) -> PyTree:
+        return self.inner.rule_out(log_joint, allowed)
+
+    def decompose(self, log_joint: PyTree, old: PyTree, rule: Rule) -> Decomposition:
+        return self.inner.decompose(log_joint, old, rule)
 
     def e_step(self, data: PyTree, weights: Array, rule: Rule) -> EStep:
         return self.inner.e_step(data, weights, rule)

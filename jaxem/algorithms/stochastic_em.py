@@ -164,6 +164,7 @@ def _align(model: Any, params: PyTree, average: PyTree, data: PyTree) -> PyTree:
     stride = max(1, _tree.num_rows(data) // ALIGN_ROWS)
     rows = jax.tree.map(lambda a: a[::stride], data)
     pair = jax.tree.map(lambda a, b: jnp.stack([a, b]), params, average)
-    new, old = jax.vmap(lambda params: model.at(params).posterior(rows, Exact()))(pair)
+    told = lambda params: model.at(params).posterior(rows, Exact()).reshape(-1, model.num_states)
+    new, old = jax.vmap(told)(pair)
     overlap = einsum("nj,nk->jk", old, new) + 1e-3 * jnp.eye(model.num_states, dtype=new.dtype)
     return model.canonical(params, matching(overlap))

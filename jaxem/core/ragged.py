@@ -203,3 +203,22 @@ def _marks(mark: Any, num: int, which: int | None) -> np.ndarray:
     if found.shape != (num,) or not np.isin(found, (0, 1)).all():
         raise ValueError(f"{label}: expected {num} booleans, one for each step; found {repr(mark)[:60]}")
     return found.astype(bool)
+
+
+def labels_of(known: Any, data: Sequences, name: str) -> Any:
+    """What is known of each step, labels or a mask, padded as the sequences are: nothing beyond the end."""
+    if not is_listed(known):
+        if not is_concrete(known):
+            return known if known.shape[:1] == data.observed.shape[:1] and known.ndim > 1 else known[None]
+        known = np.asarray(known)
+        single = data.observed.shape[0] == 1 and known.shape[:1] == data.observed.shape[1:]
+        return known[None] if single else known
+    parts = [np.asarray(part) for part in known]
+    lengths = np.asarray(data.length).astype(int)
+    if [len(part) for part in parts] != lengths.tolist():
+        raise ValueError(f"{name}: expected one entry for each step of each sequence; found other lengths")
+    free = -1.0 if parts[0].ndim == 1 else 1.0
+    padded = np.full((*data.observed.shape, *parts[0].shape[1:]), free)
+    for into, part in zip(padded, parts, strict=True):
+        into[: len(part)] = part
+    return padded

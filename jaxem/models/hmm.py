@@ -105,8 +105,10 @@ class Sequential(Structured):
 
     def canonical(self, params: Any, reorder: bool | Array = True) -> Any:
         """States by their expected share of the steps, largest first; as they are where `allowed` orders them."""
+        if self.allowed is not None:
+            reorder = False
         if reorder is True:
-            reorder = False if self.allowed is not None else _rank(self, params)
+            reorder = _rank(self, params)
         if reorder is not False and namespace(params) is np:
             reorder = np.asarray(reorder)  # type: ignore[assignment]
         return super().canonical(params, reorder)

@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -12,8 +11,11 @@ from jaxem.core.arguments import expect, shown
 from jaxem.core.assignment import matching
 from jaxem.core.numerics import is_concrete, safe_divide
 from jaxem.core.pytree import dataclass
+from jaxem.core.ragged import labels_of
+from jaxem.core.sequences import Sequences
 from jaxem.core.tree import PyTree, sum_rows
 from jaxem.model import DiscreteAt, DiscreteLatent
+from jaxem.rules import Exact
 from jaxem.wrappers import InnerAt, Wrapper, unwrapped
 
 
@@ -26,7 +28,8 @@ class LabelledAt(InnerAt, DiscreteAt):
     def explain(self, data: PyTree) -> tuple[Array, Any]:
         """log_joint, -inf for states that are not allowed, and the function from resp to statistics."""
         log_joint, collect = self.inner.explain(data[0])
-        return jnp.where(_allowed(data[1], log_joint.shape[1]), log_joint, -jnp.inf), collect
+        num = self.model.num_states or log_joint.shape[-1]
+        return self.inner.rule_out(log_joint, _allowed(data, num)), collect
 
 
 @dataclass
@@ -44,11 +47,14 @@ class PartlyLabelled(Wrapper, DiscreteLatent):
             raise TypeError(f"partly_labelled: expected a model with a discrete latent; found {shown(self.model)}")
         if not isinstance(data, tuple) or len(data) != 2 or not hasattr(data[1], "ndim"):
             raise TypeError(f"data: expected a pair (observations, known); found a {type(data).__name__}")
-        known = data[1]
-        if known.ndim not in (1, 2):
-            raise ValueError(f"data[1]: expected labels (N,) or a mask (N, K); found shape {known.shape}")
+        known, axes = data[1], _axes(data)
+        steps = data[0].observed.shape if axes == 2 else known.shape[:1]
+        if known.ndim not in (axes, axes + 1) or known.shape[:axes] != steps:
+            what = "labels (N,) or a mask (N, K)" if axes == 1 else f"labels {steps} or a mask {(*steps, 'K')}"
+            raise ValueError(f"data[1]: expected {what}; found shape {known.shape}")
         if is_concrete(known):
-            self._check_values(np.asarray(known))
+            flat = np.asarray(known)
+            self._check_values(flat.reshape(-1, *flat.shape[axes:]))
         self.model.check(data[0], params)
 
     def _check_values(self, known: np.ndarray) -> None:
@@ -67,6 +73,13 @@ class PartlyLabelled(Wrapper, DiscreteLatent):
             raise ValueError(
                 f"data[1]: expected a state allowed in each row; found none in row {np.argmin(known.any(1))}"
             )
+
+    def opened(self, data: Any, name: str) -> Any:
+        """The pair, its observations as the model takes them, what is known of sequences padded alike."""
+        if not isinstance(data, tuple) or len(data) != 2:
+            return data  # which `check` refuses
+        x, known = self.model.opened(data[0], f"{name}[0]"), data[1]
+        return (x, labels_of(known, x, f"{name}[1]")) if isinstance(x, Sequences) else (x, known)
 
     def bind(self, data: PyTree, weights: Array) -> "PartlyLabelled":
         """Binds the model to the observations."""
@@ -99,19 +112,25 @@ class PartlyLabelled(Wrapper, DiscreteLatent):
 
     def init(self, key: Array, data: PyTree, weights: Array) -> PyTree:
         """A start of the model, its components matched to the labels, and one M-step that respects them."""
-        x, known = data
+        x = data[0]
         here = self.model.at(self.model.init(key, x, weights))
-        resp = jax.nn.softmax(here.log_joint(x), 1)
-        allowed = _allowed(known, resp.shape[1])
+        resp = here.posterior(x, Exact())
+        num, counts = resp.shape[-1], weights
+        allowed = _allowed(data, num).reshape(-1, num)
+        if isinstance(x, Sequences):
+            resp, counts = resp.reshape(-1, num), (weights[:, None] * x.observed).reshape(-1)
         # What a row says about state k: nothing where all states are allowed.
         told = jnp.where(
             jnp.all(allowed, 1, keepdims=True),
             0,
             safe_divide(allowed.astype(resp.dtype), allowed.sum(1, keepdims=True).astype(resp.dtype)),
         )
-        order = matching((weights[:, None] * told).T @ resp)
+        order = matching((counts[:, None] * told).T @ resp)
         resp = jnp.where(allowed, resp[:, order] + 1e-3, 0)
-        resp = weights[:, None] * resp / jnp.sum(resp, 1, keepdims=True)
+        resp = resp / jnp.sum(resp, 1, keepdims=True)
+        if isinstance(x, Sequences):
+            return self.model.from_partition(x, resp, weights)
+        resp = weights[:, None] * resp
         collect = lambda rows, w: here.statistics(rows[0], jnp.where((w > 0)[:, None], rows[1], 0))
         return here.m_step(sum_rows(collect, (x, resp), weights, self.rows_at_once(data)))
 
@@ -120,11 +139,18 @@ class PartlyLabelled(Wrapper, DiscreteLatent):
         return self.model.canonical(params, reorder=False)
 
 
-def _allowed(known: Array, num: int) -> Array:
-    """(N, K) which states labels or a mask allow."""
-    if known.ndim == 2:
+def _axes(data: PyTree) -> int:
+    """How many axes labels have: of rows, or of sequences and steps."""
+    return 2 if isinstance(data[0], Sequences) else 1
+
+
+def _allowed(data: PyTree, num: int) -> Array:
+    """(N, K) which states labels or a mask allow; of sequences (S, T, K)."""
+    known = data[1]
+    if known.ndim > _axes(data):
         return known > 0
-    return (known[:, None] < 0) | (known[:, None] == jnp.arange(num).astype(known.dtype)[None])
+    states = jnp.arange(num).astype(known.dtype).reshape((1,) * known.ndim + (num,))
+    return (known[..., None] < 0) | (known[..., None] == states)
 
 
 def partly_labelled(model: DiscreteLatent) -> PartlyLabelled:
@@ -138,6 +164,8 @@ def partly_labelled(model: DiscreteLatent) -> PartlyLabelled:
 
         (N,) labels: the state of each row, -1 where it is unknown
         (N, K) a mask: 1 where a state is allowed, 0 where it is forbidden
+
+    For sequences it has the form that they have, a number or K for each step: (T,), a list of (T_i,), (S, T).
 
     Args:
       model: any `DiscreteLatent`, such as `GMM(3)`, in any wrapper. It is asked for its log-joints: a wrapper with an

@@ -54,13 +54,13 @@ class Chain(Structure):
     def infer(self, log_joint: ChainJoint, rule: Rule) -> tuple[Array, ChainJoint]:
         """(S,) the value, and expected counts of first states, transitions and states."""
         joint = dataclasses.replace(log_joint, log_prob=rule.disturb(log_joint.log_prob))
-        value, q = passed(joint, rule, lambda found: (jnp.sum(found.gain, 1), found.backward()))
+        value, q = _smoothed(joint, rule)
         scorer = rule.scorer()
         return value if scorer is rule else self.evidence(log_joint, scorer), q
 
     def evidence(self, log_joint: ChainJoint, rule: Rule) -> Array:
         """(S,) the free energy, by a forward pass."""
-        return passed(log_joint, rule, lambda found: jnp.sum(found.gain, 1))
+        return _evidence(log_joint, rule)
 
     def rule_out(self, log_joint: ChainJoint, allowed: Array) -> ChainJoint:
         """The log-joint without the states (S, T, K) that are not allowed."""
@@ -106,6 +106,30 @@ class Chain(Structure):
         expected, evidence = _expected(log_joint, q), self.evidence(log_joint, Exact())
         cross = expected - evidence
         return Decomposition(expected, cross, entropy, expected + entropy, -entropy - cross, evidence)
+
+
+@jax.custom_jvp
+def _smoothed(joint: ChainJoint, rule: Rule) -> tuple[Array, ChainJoint]:
+    """(S,) free energies and q. The derivative of the one is the other, which counts as a constant."""
+    return passed(joint, rule, lambda found: (jnp.sum(found.gain, 1), found.backward()))
+
+
+@_smoothed.defjvp
+def _smoothed_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
+    value, q = _smoothed(*primals)
+    return (value, q), (_expected(tangents[0], q), jax.tree.map(jnp.zeros_like, q))
+
+
+@jax.custom_jvp
+def _evidence(joint: ChainJoint, rule: Rule) -> Array:
+    """(S,) free energies."""
+    return passed(joint, rule, lambda found: jnp.sum(found.gain, 1))
+
+
+@_evidence.defjvp
+def _evidence_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    value, q = _smoothed(*primals)
+    return value, _expected(tangents[0], q)
 
 
 def _expected(joint: ChainJoint, q: ChainJoint) -> Array:

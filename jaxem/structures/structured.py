@@ -55,13 +55,13 @@ class StructuredAt(DiscreteAt):
         """The structure's."""
         return self.model.structure.infer(log_joint, rule)
 
-    def posterior(self, data: PyTree, rule: Rule) -> Array:
-        """The structure's, of each observation."""
-        return self.model.structure.posterior(super().posterior(data, rule))
+    def shown(self, q: PyTree) -> Array:
+        """The posterior of each observation."""
+        return self.model.structure.posterior(q)
 
-    def predict(self, data: PyTree) -> Array:
+    def best(self, log_joint: PyTree) -> Array:
         """The most probable states, of a unit together."""
-        return self.model.structure.predict(self.log_joint(data))
+        return self.model.structure.predict(log_joint)
 
     def rule_out(self, log_joint: PyTree, allowed: Array) -> PyTree:
         """The structure's."""

@@ -47,7 +47,8 @@ class Case:
 
     def __init__(self, model: Any, data: PyTree, key: Array, num_starts: int, algorithm: Any = None):
         self.key, self.num_starts, self.free = key, num_starts, model
-        data = cast_floats(_rows.as_data(data, keys=model.row_keys), jnp.float64)
+        data = _rows.as_data(model.opened(data, "data"), keys=model.row_keys)
+        data = cast_floats(data, jnp.float64)
         self.num = num_rows(data) // 2 * 2
         if self.num == 0:
             raise ValueError("data: expected at least 2 rows; found 1")
@@ -64,7 +65,9 @@ class Case:
         self.discrete = isinstance(unwrapped(model), DiscreteLatent)
         self.model: Any = jax.jit(model.bind)(self.data, self.weights)
         self.init = jax.jit(lambda k: self.model.init(k, self.data, self.weights))
-        self.log_joint = jax.jit(lambda p: self.model.at(p).log_joint(self.data))
+        here = lambda p: (self.model.at(p), self.model.at(p).log_joint(self.data))
+        self.infer = jax.jit(lambda p, rule: here(p)[0].infer(here(p)[1], rule))
+        self.decompose = jax.jit(lambda p, rule: here(p)[0].decompose(here(p)[1], here(p)[1], rule))
         self._step = jax.jit(lambda p, step: self.next(self.model, p, self.data, self.weights, step))
         self._one = jax.jit(lambda *args: self.evaluate(self.model, *args))
         self._each = jax.jit(lambda *args: self.draws(self.model, *args))
