@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxem.core import columns as _columns
 from jaxem.core.numerics import is_concrete
-from jaxem.core.rows import check_finite, float_dtype_of
+from jaxem.core.rows import by_keys, check_finite, float_dtype_of
 from jaxem.core.sequences import Sequences, is_listed, most_axes
 from jaxem.core.tree import PyTree, num_rows
 
@@ -43,8 +43,13 @@ def sequences(values: Any, lengths: Any = None, observed: Any = None) -> Sequenc
     return read_sequences(values, "values", lengths, observed)
 
 
-def read_sequences(data: Any, name: str, lengths: Any = None, observed: Any = None) -> Sequences:
-    """See `sequences`; `name` is the argument's, for messages. Tracers are not looked at."""
+def read_sequences(
+    data: Any, name: str, lengths: Any = None, observed: Any = None, keys: tuple[str, ...] | None = None
+) -> Sequences:
+    """See `sequences`; `name` is the argument's, for messages, `keys` those of `jaxem.core.rows.read`.
+
+    Tracers are not looked at.
+    """
     if isinstance(data, Sequences):
         if lengths is not None or observed is not None:
             raise TypeError(f"{name}: expected arrays, with lengths or observed; found Sequences, which have their own")
@@ -54,7 +59,7 @@ def read_sequences(data: Any, name: str, lengths: Any = None, observed: Any = No
     if not is_concrete(data):
         return _traced(data)
     parts, marks = _parts(data, name, lengths, observed)
-    return _pad(parts, marks, name)
+    return _pad(parts, marks, name, keys)
 
 
 def _is_padded(values: Any, lengths: Any) -> bool:
@@ -129,13 +134,17 @@ def _lengths(lengths: Any) -> np.ndarray:
     return found.astype(np.int64)
 
 
-def _pad(parts: list[Any], marks: list[Any], name: str) -> Sequences:
+def _pad(parts: list[Any], marks: list[Any], name: str, keys: tuple[str, ...] | None) -> Sequences:
     """Sequences read, checked and padded with copies of an observed row."""
     names: dict[str, _columns.Names] = {}
     read, seen = [], []
     for i, (part, mark) in enumerate(zip(parts, marks, strict=True)):
         label = name if len(parts) == 1 else f"{name}[{i}]"
+        if keys is not None and not isinstance(part, dict):
+            part = by_keys(part, keys, label)
         arrays = _read_one(part, label, names)
+        if keys is not None and isinstance(arrays, dict):
+            arrays = {key: leaf[:, None] if leaf.ndim == 1 else leaf for key, leaf in arrays.items()}
         num = num_rows(arrays)
         mark = np.ones(num, bool) if mark is None else _marks(mark, num, i if len(parts) > 1 else None)
         for path, leaf in jax.tree_util.tree_flatten_with_path(arrays)[0]:

@@ -71,13 +71,9 @@ class Rows:
 
 def _step_axes(data: PyTree) -> PyTree:
     """At each leaf the number of axes beside the leading one that are no part of what is observed: 1 in sequences."""
-    whole = lambda node: isinstance(node, Sequences)
-
-    def axes(node: Any) -> Any:
-        steps = jax.tree.map(lambda leaf: min(1, leaf.ndim - 1), node)
-        return steps if whole(node) else jax.tree.map(lambda _: 0, node)
-
-    return jax.tree.map(axes, data, is_leaf=whole)
+    parts = data if isinstance(data, tuple) else (data,)
+    stepwise = any(isinstance(part, Sequences) for part in parts)  # and what is known of each step
+    return jax.tree.map(lambda leaf: min(1, leaf.ndim - 1) if stepwise else 0, data)
 
 
 def _differ(names: _columns.Names, found: _columns.Names) -> bool:
@@ -123,11 +119,11 @@ def read(data: Any, name: str = "data", keys: tuple[str, ...] | None = None) -> 
     Raises:
       TypeError, ValueError: no numbers, not finite, no rows, other lengths; with the place and the remedy.
     """
-    if keys is not None and not isinstance(data, dict):
-        data = _by_keys(data, keys, name)
     names: dict[str, _columns.Names] = {}
     if isinstance(data, Sequences):
-        names, data = dict(data.names or ()), dataclasses.replace(data, names=None)
+        names, data, keys = dict(data.names or ()), dataclasses.replace(data, names=None), None
+    if keys is not None and not isinstance(data, dict):
+        data = by_keys(data, keys, name)
     parts: dict[str, Any] = {}
     dtypes: set[Any] = set()
 
@@ -156,7 +152,7 @@ def read(data: Any, name: str = "data", keys: tuple[str, ...] | None = None) -> 
     return _cast(arrays, dtype, name, seen), seen
 
 
-def _by_keys(data: Any, keys: tuple[str, ...], name: str) -> Any:
+def by_keys(data: Any, keys: tuple[str, ...], name: str) -> Any:
     """A frame as the dict of its columns (N, 1) that a model asks for; anything else as it is."""
     found = _columns.column_names(data)
     if found is None:

@@ -20,6 +20,7 @@ from jaxem.core.sequences import Sequences
 from jaxem.core.tree import PyTree, map_rows
 from jaxem.families import Family
 from jaxem.rules import Exact
+from jaxem.structures import seeding
 from jaxem.structures.chain import Chain, ChainMixing
 from jaxem.structures.chain_law import ChainLaw
 from jaxem.structures.forward_backward import passed
@@ -78,7 +79,7 @@ class Sequential(Structured):
 
     def opened(self, data: Any, name: str) -> Sequences:
         """Sequences of what a user holds."""
-        return read_sequences(data, name)
+        return read_sequences(data, name, keys=self.row_keys)
 
     def rows_at_once(self, data: Sequences) -> int:
         """Sequences of a block."""
@@ -87,8 +88,10 @@ class Sequential(Structured):
     def check_settings(self, data: Sequences) -> None:
         """Checks which transitions are allowed, and that there are as many observations as states."""
         if self.allowed is not None:
-            allowed, num = np.asarray(self.allowed), self.num_states
-            if allowed.shape != (num, num) or not np.isin(allowed, (0, 1)).all():
+            num = self.num_states
+            check_array("allowed", self.allowed, ((num, num),))
+            allowed = np.asarray(self.allowed)
+            if not np.isin(allowed, (0, 1)).all():
                 raise ValueError(f"allowed: expected a mask ({num}, {num}) of 0 and 1; found {self.allowed!r}")
             if not allowed.any(1).all():
                 row = int(np.argmin(allowed.any(1)))
@@ -338,7 +341,7 @@ def _windows(key: Array, data: Sequences, weights: Array, size: int) -> tuple[Se
     chance = jnp.log(jnp.where(weights > 0, weights * data.length, 1))
     which = jax.random.categorical(which_key, jnp.where(weights > 0, chance, -jnp.inf), shape=(max(1, size // width),))
     room = jnp.maximum(data.length[which] - width, 0)
-    place = (jax.random.uniform(place_key, which.shape, jnp.float32) * (room + 1)).astype(jnp.int32)
+    place = (seeding.uniform(place_key, which.shape, room.dtype) * (room + 1)).astype(jnp.int32)
     place = jnp.minimum(place, room.astype(jnp.int32))
 
     def cut(leaf: Array) -> Array:

