@@ -111,6 +111,8 @@ def environment() -> dict[str, Any]:
         "ott-jax",
         "gmmx",
         "torch",
+        "hmmlearn",
+        "dynamax",
     ):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
