@@ -219,9 +219,13 @@ def labels_of(known: Any, data: Sequences, name: str) -> Any:
     if not is_listed(known):
         if not is_concrete(known):
             return known if known.shape[:1] == data.observed.shape[:1] and known.ndim > 1 else known[None]
-        known = np.asarray(known)
-        single = data.observed.shape[0] == 1 and known.shape[:1] == data.observed.shape[1:]
-        return known[None] if single else known
+        known, (num, steps) = np.asarray(known), data.observed.shape
+        if known.shape[:2] == (num, steps):
+            return known
+        if num > 1 or known.shape[:1] != (steps,):
+            expected = f"({steps},)" if num == 1 else f"({num}, {steps}), or a list with an entry for each sequence"
+            raise ValueError(f"{name}: expected what is known of each step, {expected}; found shape {known.shape}")
+        return known[None]
     parts = [np.asarray(part) for part in known]
     lengths = np.asarray(data.length).astype(int)
     if [len(part) for part in parts] != lengths.tolist():

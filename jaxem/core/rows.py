@@ -60,6 +60,7 @@ class Rows:
             expected, got = (", ".join(name + p for p in rows.paths) for rows in (self, found))
             raise ValueError(f"{name}: expected the arrays that the model was fitted to, {expected}; found {got}")
         for (path, shape, names), (_, new, new_names) in zip(self._each(), found._each(), strict=True):
+            path = path.replace(".values", "", 1)  # of sequences, which the user need not know of
             if names is not None and new_names is not None and _differ(names, new_names):
                 raise ValueError(f"{name}{path}: {_other_names(names, new_names)}")
             if shape != new:

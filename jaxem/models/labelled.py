@@ -179,7 +179,7 @@ def partly_labelled(model: DiscreteLatent) -> PartlyLabelled:
       TypeError: no model with a discrete latent.
 
     Examples:
-      >>> import jaxem
+      >>> import jax, jaxem
       >>> x = jnp.array([[0.0], [0.2], [0.1], [3.0], [3.3], [2.8]])
       >>> labels = jnp.array([1, -1, -1, 0, -1, -1])
       >>> fit = jaxem.fit(partly_labelled(jaxem.GMM(2)), (x, labels), key=jax.random.key(0))

@@ -123,7 +123,7 @@ class Scaled:
             return new, (jnp.where(on[:, None], resp, 0), ratio)
 
         first, (rest, ratio) = jax.lax.scan(step, self.state[-1], (before, reached, live[1:]), reverse=True)
-        # Rounding adds up along the way: a relative 1e-4 over 100 000 steps in float32.
+        # Rounding adds up along the way: to a relative 1e-4 over 100 000 steps in float32.
         total = jnp.sum(rest, -1, keepdims=True)
         rest, ratio = safe_divide(rest, total), safe_divide(ratio, total)
         first = safe_divide(first, jnp.sum(first, -1, keepdims=True))
@@ -137,10 +137,11 @@ def scaled(joint: ChainJoint, temperature: Any) -> Scaled:
     dtype = joint.log_prob.dtype
     temperature = jnp.maximum(jnp.asarray(temperature, dtype), 1e3 * jnp.finfo(dtype).tiny)
     live, row = joint.alive.T, jnp.moveaxis(joint.log_prob, 1, 0)
-    row = row.at[0].add(joint.initial[None])
-    top = jnp.max(row, -1)
-    said = jnp.exp((row - jnp.where(jnp.isneginf(top), 0, top)[..., None]) / temperature)
     move = jnp.exp(joint.transition / temperature)
+
+    def shifted(row: Array) -> tuple[Array, Array]:
+        top = jnp.max(row, -1)
+        return jnp.exp((row - jnp.where(jnp.isneginf(top), 0, top)[..., None]) / temperature), top
 
     def step(state: Array, here: Any) -> Any:
         said, on = here
@@ -149,40 +150,49 @@ def scaled(joint: ChainJoint, temperature: Any) -> Scaled:
         new = jnp.where(on[:, None], new / jnp.where(size > 0, size, 1)[:, None], state)
         return new, (new, jnp.where(on, size, 1))
 
-    size = jnp.sum(said[0], -1)
-    first = said[0] / jnp.where(size > 0, size, 1)[:, None]
-    _, (rest, sizes) = jax.lax.scan(step, first, (said[1:], live[1:]))
-    state, size = (jnp.concatenate([a[None], b]) for a, b in ((first, rest), (size, sizes)))
+    start = joint.initial[None] + row[0]
+    (first, top), (said, tops) = shifted(start), shifted(row[1:])
+    size = jnp.sum(first, -1)
+    first = first / jnp.where(size > 0, size, 1)[:, None]
+    _, (rest, sizes) = jax.lax.scan(step, first, (said, live[1:]))
+    pairs = ((first, rest), (size, sizes), (top, tops))
+    state, size, top = (jnp.concatenate([a[None], b]) for a, b in pairs)
     gain = jnp.where(live, top + temperature * jnp.log(size), 0)
-    return Scaled(joint, move, state, gain.T, _lost(joint, row > -jnp.inf, live, state, move, size))
+    return Scaled(joint, move, state, gain.T, _lost(joint, start, state, move, size))
 
 
-def _lost(joint: ChainJoint, possible: Array, live: Array, state: Array, move: Array, size: Array) -> Array:
+def _lost(joint: ChainJoint, start: Array, state: Array, move: Array, size: Array) -> Array:
     """Whether a possible state underflowed where it leads to one that little else leads to."""
     info = jnp.finfo(state.dtype)
     least = info.tiny / info.eps
-    gone, hardly = state < 8 * info.tiny, _times(state[:-1], move) < least
-    few = jnp.any(gone[:-1] & possible[:-1], -1) & jnp.any(hardly, -1) & live[1:]
-    suspect = jnp.any(few) | jnp.any(size < least)
 
-    def surely(parts: tuple[Array, ...]) -> Array:
+    def looked_at(parts: tuple[Array, ...]) -> Array:
+        # A state that underflowed, and one that is hardly reached, at one step.
+        state, move, _ = parts
+        gone, hardly = jnp.any(state[:-1] < 8 * info.tiny, -1), jnp.any(_times(state[:-1], move) < least, -1)
+        return _where_needed(jnp.any(gone & hardly & joint.alive.T[1:]) | ends, ends, reached_at_all, parts)
+
+    def reached_at_all(parts: tuple[Array, ...]) -> Array:
         # States that cannot have been reached at all, as those to the right of a left-right chain, are not lost.
-        transition, possible = parts
-        can = (transition > -jnp.inf).astype(state.dtype)
+        state, move, transition = parts
+        can, live = (transition > -jnp.inf).astype(state.dtype), joint.alive.T
+        possible = (jnp.moveaxis(joint.log_prob, 1, 0).at[0].set(start) > -jnp.inf).astype(state.dtype)
 
         def reach(support: Array, here: Any) -> Any:
             possible, on = here
             new = jnp.where(on[:, None], jnp.minimum(_times(support, can), 1) * possible, support)
             return new, new
 
-        rows = possible.astype(state.dtype)
-        _, support = jax.lax.scan(reach, rows[0], (rows[1:], live[1:]))
-        support = jnp.concatenate([rows[:1], support])
-        leads = _times((gone & (support > 0)).astype(state.dtype)[:-1], can) > 0
-        ends = (size < least) & (jnp.max(support, -1) > 0)
-        return jnp.any(leads & hardly & live[1:, :, None]) | jnp.any(ends)
+        _, support = jax.lax.scan(reach, possible[0], (possible[1:], live[1:]))
+        support = jnp.concatenate([possible[:1], support])
+        gone = (state < 8 * info.tiny) & (support > 0)
+        leads = _times(gone.astype(state.dtype)[:-1], can) > 0
+        matters = leads & (_times(state[:-1], move) < least) & live[1:, :, None]
+        return jnp.any(matters) | jnp.any((size < least) & (jnp.max(support, -1) > 0))
 
-    return _where_needed(suspect, jnp.zeros_like(suspect), surely, (joint.transition, possible))
+    # Where no transition is as small as that, every state is reached.
+    ends = jnp.any(size < least)
+    return _where_needed(ends | (jnp.min(move) < least), ends, looked_at, (state, move, joint.transition))
 
 
 @dataclass
