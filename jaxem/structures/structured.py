@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxem.core.arguments import check_choice, check_integer, expect
-from jaxem.core.numerics import safe_divide
+from jaxem.core.numerics import safe_divide, weigh
 from jaxem.core.pytree import dataclass
-from jaxem.core.tree import BLOCK_ROWS, PyTree
+from jaxem.core.tree import BLOCK_ROWS, PyTree, map_rows, num_rows, ones_for, sum_rows
 from jaxem.elbo import Decomposition
 from jaxem.families import Family
 from jaxem.model import DiscreteAt, DiscreteLatent, Health
@@ -43,13 +43,25 @@ class StructuredAt(DiscreteAt):
     def explain(self, data: PyTree) -> tuple[PyTree, Callable[[PyTree], MixtureStats]]:
         """The log-joint, and the function from q to statistics, sharing the family's work."""
         structure = self.model.structure
-        log_prob, collect = self.components.explain(structure.rows(data))
+        log_prob, collect = self._rows(structure.rows(data))
 
         def statistics(q: PyTree) -> MixtureStats:
             count, resp = structure.split(q, data)
             return MixtureStats(count, collect(resp))
 
         return structure.join(self.log_mixing, log_prob, data), statistics
+
+    def _rows(self, rows: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
+        """log_prob (n, K) of rows and resp -> statistics; of more rows than stay in cache, as units bring, in blocks."""
+        if num_rows(rows) <= 2 * BLOCK_ROWS:
+            return self.components.explain(rows)
+        log_prob = map_rows(lambda x: self.components.explain(x)[0], rows, BLOCK_ROWS)
+
+        def collect(resp: Array) -> PyTree:
+            weighed = lambda block, w: self.components.explain(block[0])[1](weigh((w > 0).astype(w.dtype), block[1]))
+            return sum_rows(weighed, (rows, resp), ones_for(resp), BLOCK_ROWS)
+
+        return log_prob, collect
 
     def infer(self, log_joint: PyTree, rule: Rule) -> tuple[Array, PyTree]:
         """The structure's."""
