@@ -23,13 +23,16 @@ import jaxem
 import jaxem.plot.sequences
 
 DATA = pathlib.Path(__file__).parent / "data" / "earthquakes.csv"
+STOP = jaxem.Stop(atol=1e-10)  # nats for each observation: all published digits
 
 
 def draw(fit: jaxem.Fit, years: np.ndarray, x: np.ndarray, chance: np.ndarray, output: pathlib.Path) -> None:
     """The series, the transitions and the forecast."""
     figure = plt.figure(figsize=(11, 7.5), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(1.2, 1))
-    jaxem.plot.states(fit, x, time=years, ax=top.add_subplot(xlabel="year", ylabel="earthquakes of magnitude 7 and more"))
+    jaxem.plot.states(
+        fit, x, time=years, ax=top.add_subplot(xlabel="year", ylabel="earthquakes of magnitude 7 and more")
+    )
     left, right = bottom.subplots(1, 2)
     jaxem.plot.transitions(fit, ax=left)
     for step, style in ((0, "-"), (4, "--"), (29, ":")):
@@ -44,7 +47,7 @@ def draw(fit: jaxem.Fit, years: np.ndarray, x: np.ndarray, chance: np.ndarray, o
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("output"))
-    parser.add_argument("--toy", action="store_true", help="up to 3 states from 8 starts, for a quick look")
+    parser.add_argument("--toy", action="store_true", help="3 states from 8 starts, for a quick look")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_enable_x64", True)
@@ -52,12 +55,12 @@ def main() -> None:
     years, counts = np.loadtxt(DATA, delimiter=",", skiprows=1, dtype=int).T
     x, restarts, fits = counts[:, None], 8 if args.toy else 64, {}
     print(" K  first state   -log-likelihood     AIC     BIC     hits   rates")
-    for K in (2, 3) if args.toy else (1, 2, 3, 4):
-        for first in ("stationary", "free") if K > 1 else ("stationary",):
+    for K in (3,) if args.toy else (1, 2, 3, 4):
+        for first in ("stationary",) if args.toy or K == 1 else ("stationary", "free"):
             # Of one column of counts k-means finds few partitions; those of k-means++ differ more from start to start.
             settings = {"stationary": first == "stationary", "init_method": "kmeans++"}
             model = jaxem.HMM(jaxem.families.Poisson(), K, **settings)
-            fit = jaxem.fit(model, x, key=jax.random.key(0), num_restarts=restarts, max_steps=2000)
+            fit = jaxem.fit(model, x, key=jax.random.key(0), num_restarts=restarts, max_steps=2000, stop=STOP)
             fits[K, first] = fit
             rates = ", ".join(f"{rate:.3f}" for rate in np.sort(fit.params.components.rate[:, 0]))
             scores = f"{jaxem.aic(fit, x):7.1f} {jaxem.bic(fit, x):7.1f}"

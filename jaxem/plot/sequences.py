@@ -19,6 +19,8 @@ from jaxem.models.hmm import Sequential
 from jaxem.plot.style import INK, check_fit, colours, new_axes
 from jaxem.wrappers import unwrapped
 
+# How much of a state's colour its bands have, the rest white.
+TINT = 0.3
 # Lines of a series' columns, which leave the colours to the states.
 DASHES = ("-", "--", ":", "-.")
 # Up to so many steps each observation is a dot on the line.
@@ -85,7 +87,7 @@ def states(
 
 
 def transitions(fit: Fit, *, ax: Axes | None = None) -> Axes:
-    """The matrix of transitions as a heat map: a row for each state, a column for the next, and how long visits last.
+    r"""The matrix of transitions as a heat map: a row for each state, a column for the next, and how long visits last.
 
     Of a Bayesian model the expected probabilities. Its states without an expected observation are left out where they
     come last, so that rows need not sum to 1.
@@ -109,7 +111,7 @@ def transitions(fit: Fit, *, ax: Axes | None = None) -> Axes:
       >>> fit = jaxem.fit(jaxem.HMM(jaxem.families.Poisson(), 2), x, key=jax.random.key(0))
       >>> ax = transitions(fit)
       >>> [text.get_text() for text in ax.texts], ax.get_yticklabels()[1].get_text()
-      (['0.974', '0.026', '0.050', '0.950'], 'state 1\\n20.0 steps')
+      (['0.974', '0.026', '0.050', '0.950'], 'state 1\n20.0 steps')
       >>> plt.close(ax.figure)
     """
     model, params = _hmm(fit)
@@ -127,7 +129,9 @@ def transitions(fit: Fit, *, ax: Axes | None = None) -> Axes:
             label.set_color(0.75 * colour)
     ax.tick_params(length=0)
     left = model.num_states - num
-    ax.set(xlabel="to" + (f" ({left} unused states left out)" if left else ""), ylabel="from, and how long a visit lasts")
+    ax.set(
+        xlabel="to" + (f" ({left} unused states left out)" if left else ""), ylabel="from, and how long a visit lasts"
+    )
     return ax
 
 
@@ -205,7 +209,12 @@ def _shade(ax: Axes, path: np.ndarray, edges: np.ndarray, palette: np.ndarray) -
     """A band for each run of the path."""
     cuts = np.flatnonzero(np.diff(path)) + 1
     for start, end in zip([0, *cuts], [*cuts, len(path)], strict=True):
-        ax.axvspan(edges[start], edges[end], facecolor=palette[path[start]], alpha=0.3, linewidth=0, zorder=0)
+        ax.axvspan(edges[start], edges[end], facecolor=_tinted(palette[path[start]]), linewidth=0, zorder=0)
+
+
+def _tinted(colour: np.ndarray) -> np.ndarray:
+    """The colour, opaque: a legend's must not take that of the band below it."""
+    return 1 - TINT * (1 - colour)
 
 
 def _styles(num: int, length: int) -> list[dict[str, Any]]:
@@ -230,7 +239,9 @@ def _name_series(ax: Axes, path: np.ndarray, palette: np.ndarray, names: list[st
         ax.set_xlabel("step")
     if not ax.get_ylabel():
         ax.set_ylabel(names[0] if len(names) == 1 else "observation")
-    handles: list[Any] = [Patch(facecolor=palette[k], alpha=0.3, label=f"state {k}") for k in np.unique(path)]
+    handles: list[Any] = [
+        Patch(facecolor=_tinted(palette[k]), edgecolor=palette[k], label=f"state {k}") for k in np.unique(path)
+    ]
     if len(names) > 1:
         styles = _styles(len(names), length)
         handles += [Line2D([], [], label=name, **style) for name, style in zip(names, styles, strict=True)]

@@ -25,6 +25,7 @@ def data():
     rate = np.array([[2.0, 8.0], [15.0, 1.0], [40.0, 30.0]])
     first = rng.poisson(rate[np.repeat([0, 1, 0, 1], [6, 4, 9, 5])]).astype(float)
     second = rng.poisson(rate[np.repeat([1, 2], [5, 8])]).astype(float)
+    second[4] = [25, 9]  # of which neither state is sure
     observed = [np.ones(24, bool), np.ones(13, bool)]
     observed[0][[12, 13]] = False
     first[~observed[0]] = np.nan
@@ -46,8 +47,9 @@ def runs(path):
 
 
 def bands(ax):
-    """(left end, width, colour) of each band, in their order."""
-    return [(patch.get_x(), patch.get_width(), patch.get_facecolor()[:3]) for patch in ax.patches]
+    """(left end, width, colour of the state) of each band, in their order."""
+    full = lambda patch: tuple(1 - (1 - np.array(patch.get_facecolor()[:3])) / 0.3)
+    return [(patch.get_x(), patch.get_width(), full(patch)) for patch in ax.patches]
 
 
 @pytest.mark.parametrize(("sequence", "length"), [(0, 24), (1, 13)])
@@ -58,7 +60,9 @@ def test_bands_are_the_runs_of_the_path(fit, data, sequence, length):
     assert len(expected) == (4, 2)[sequence]
     found = bands(ax)
     assert [(left + 0.5, width) for left, width, _ in found] == [(start, num) for start, num, _ in expected]
-    np.testing.assert_allclose([colour for *_, colour in found], plot.colours(3)[[state for *_, state in expected]])
+    np.testing.assert_allclose(
+        [colour for *_, colour in found], plot.colours(3)[[state for *_, state in expected]], atol=1e-9
+    )
     assert ax.get_xlim() == (-0.5, length - 0.5)
     names = [text.get_text() for text in ax.get_legend().get_texts()]
     assert names == [f"state {k}" for k in sorted(set(path))] + ["column 0", "column 1"]
