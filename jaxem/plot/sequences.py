@@ -89,8 +89,8 @@ def states(
 def transitions(fit: Fit, *, ax: Axes | None = None) -> Axes:
     r"""The matrix of transitions as a heat map: a row for each state, a column for the next, and how long visits last.
 
-    Of a Bayesian model the expected probabilities. Its states without an expected observation are left out where they
-    come last, so that rows need not sum to 1.
+    Of a Bayesian model the expected probabilities. Its states that the data enter less than once in expectation are
+    left out where they come last, so that rows need not sum to 1.
 
     Args:
       fit: a fit of an `HMM` or a `BayesianHMM`.
@@ -117,21 +117,21 @@ def transitions(fit: Fit, *, ax: Axes | None = None) -> Axes:
     model, params = _hmm(fit)
     num = _num_used(model, params)
     matrix = np.asarray(model.law.mean(params.mixing).transition, np.float64)[:num, :num]
-    ax = new_axes(ax)
+    ax, size = new_axes(ax), "medium" if num < 5 else "small" if num < 8 else "x-small"
     ax.imshow(matrix, cmap="Greys", vmin=0, vmax=1)
     for (i, j), value in np.ndenumerate(matrix):
-        ax.text(j, i, _probability(value), ha="center", va="center", color="white" if value > 0.55 else INK)
+        ink = "white" if value > 0.55 else INK
+        ax.text(j, i, _probability(value), ha="center", va="center", color=ink, fontsize=size)
     lasting = [_steps(value) for value in np.asarray(model.expected_durations(params))[:num]]
-    ax.set_xticks(range(num), [f"state {k}" for k in range(num)])
-    ax.set_yticks(range(num), [f"state {k}\n{steps}" for k, steps in enumerate(lasting)])
+    ax.set_xticks(range(num), [str(k) for k in range(num)])
+    ax.set_yticks(range(num), [f"state {k}\n{steps}" for k, steps in enumerate(lasting)], fontsize=size)
     for labels in (ax.get_xticklabels(), ax.get_yticklabels()):
         for label, colour in zip(labels, colours(num), strict=True):
             label.set_color(0.75 * colour)
     ax.tick_params(length=0)
     left = model.num_states - num
-    ax.set(
-        xlabel="to" + (f" ({left} unused states left out)" if left else ""), ylabel="from, and how long a visit lasts"
-    )
+    note = f" ({left} that nothing entered left out)" if left else ""
+    ax.set(xlabel="to state" + note, ylabel="from, and how long a visit lasts")
     return ax
 
 
@@ -146,11 +146,20 @@ def _hmm(fit: Any) -> tuple[Any, Any]:
 
 
 def _num_used(model: Any, params: Any) -> int:
-    """States to show: all, but of a Bayesian model none after the last with an expected observation."""
+    """States to show: all, but of a Bayesian model none after the last that is entered once or more in expectation.
+
+    From what the data added to the prior's counts: by the expected probabilities a sticky state that no data entered
+    would hold some of them.
+    """
     if not isinstance(model, BayesianHMM):
         return model.num_states
-    count = np.asarray(model.law.count(params.mixing, model.total_weight))
-    return max(1, int(np.flatnonzero(count >= 1).max(initial=-1)) + 1)
+    law: Any = model.law
+    num = model.num_states
+    allowed = np.ones((num, num)) if law.allowed is None else np.asarray(law.allowed)
+    prior = (float(law.rows.concentration) + float(law.stickiness) * np.eye(num)) * allowed
+    entered = np.asarray(params.initial.concentration, np.float64) - float(law.initial.concentration)
+    entered = entered + (np.asarray(params.transition.concentration, np.float64) - prior).sum(0)
+    return max(1, int(np.flatnonzero(entered >= 1).max(initial=-1)) + 1)
 
 
 def _one(data: Sequences, which: int) -> tuple[Sequences, int]:
@@ -212,9 +221,10 @@ def _shade(ax: Axes, path: np.ndarray, edges: np.ndarray, palette: np.ndarray) -
         ax.axvspan(edges[start], edges[end], facecolor=_tinted(palette[path[start]]), linewidth=0, zorder=0)
 
 
-def _tinted(colour: np.ndarray) -> np.ndarray:
+def _tinted(colour: np.ndarray) -> tuple[float, float, float]:
     """The colour, opaque: a legend's must not take that of the band below it."""
-    return 1 - TINT * (1 - colour)
+    red, green, blue = (1 - TINT * (1 - colour)).tolist()
+    return red, green, blue
 
 
 def _styles(num: int, length: int) -> list[dict[str, Any]]:
@@ -240,7 +250,7 @@ def _name_series(ax: Axes, path: np.ndarray, palette: np.ndarray, names: list[st
     if not ax.get_ylabel():
         ax.set_ylabel(names[0] if len(names) == 1 else "observation")
     handles: list[Any] = [
-        Patch(facecolor=_tinted(palette[k]), edgecolor=palette[k], label=f"state {k}") for k in np.unique(path)
+        Patch(facecolor=_tinted(palette[k]), edgecolor=tuple(palette[k]), label=f"state {k}") for k in np.unique(path)
     ]
     if len(names) > 1:
         styles = _styles(len(names), length)

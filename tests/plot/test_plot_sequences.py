@@ -134,12 +134,15 @@ def test_transitions_write_the_matrix_from_row_to_column(fit):
     assert texts == {(j, i): expected[i][j] for i in range(3) for j in range(3)}
     names = [label.get_text() for label in ax.get_yticklabels()]
     assert names == ["state 0\n10.0 steps", "state 1\n19.8 steps", "state 2\nnever left"]
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["state 0", "state 1", "state 2"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "1", "2"]
+    assert ax.get_xlabel() == "to state"
 
 
 @pytest.fixture(scope="module")
 def bayesian(data):
-    return jaxem.fit(jaxem.BayesianHMM(families.Poisson(), 8, concentration=0.05), data, key=jax.random.key(0))
+    """Sticky, so that a state that nothing entered would last, and hold observations, by its expected probabilities."""
+    model = jaxem.BayesianHMM(families.Poisson(), 8, concentration=0.05, stickiness=5.0)
+    return jaxem.fit(model, data, key=jax.random.key(0))
 
 
 def test_of_a_bayesian_model_the_expected_probabilities_of_the_states_in_use(bayesian, data):
@@ -151,7 +154,7 @@ def test_of_a_bayesian_model_the_expected_probabilities_of_the_states_in_use(bay
     np.testing.assert_allclose(ax.images[0].get_array(), mean, rtol=1e-5)
     diagonal = [text.get_text() for text in ax.texts][:: used + 1]
     assert diagonal == [f"{value:.3f}" for value in np.diag(mean)]
-    assert ax.get_xlabel() == f"to ({8 - used} unused states left out)"
+    assert ax.get_xlabel() == f"to state ({8 - used} that nothing entered left out)"
     colour = bands(plot.states(bayesian, data))[0][2]
     assert any(np.allclose(colour, known) for known in plot.colours(used))
 
