@@ -28,9 +28,7 @@ def draw(fit: jaxem.Fit, years: np.ndarray, x: np.ndarray, chance: np.ndarray, o
     """The series, the transitions and the forecast."""
     figure = plt.figure(figsize=(11, 7.5), layout="constrained")
     top, bottom = figure.subfigures(2, 1)
-    jaxem.plot.states(
-        fit, x, time=years, ax=top.add_subplot(xlabel="year", ylabel="earthquakes of magnitude 7 and more")
-    )
+    jaxem.plot.states(fit, x, time=years, ax=top.add_subplot(xlabel="year", ylabel="major earthquakes in the year"))
     left, right = bottom.subplots(1, 2)
     jaxem.plot.transitions(fit, ax=left)
     for step, style in ((0, "-"), (4, "--"), (29, ":")):

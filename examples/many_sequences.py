@@ -1,8 +1,8 @@
 """Sixty sequences of 20 to 100 steps, with gaps and a few labels: one chain of three states behind them all.
 
 Run:      python examples/many_sequences.py [--output DIR] [--toy]
-Prints:   what is found of the simulated chain from all sequences, with labels, and with some held out by weight 0;
-          the scores of these; and how many of its six states a Bayesian chain uses.
+Prints:   what is found of the simulated chain from all sequences, with some held out by weight 0, and with labels;
+          the scores of those held out; and how many of its six states a Bayesian chain uses.
 Writes:   many_sequences.png in DIR: a sequence by the chain of three states and by the Bayesian one, and transitions.
 
 Sequences are padded to one length once; steps beyond the end and gaps count nothing. A weight counts a whole sequence.
@@ -37,11 +37,11 @@ def simulate(num: int) -> tuple[jaxem.Sequences, list[np.ndarray]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("output"))
-    parser.add_argument("--toy", action="store_true", help="12 sequences and 16 starts, for a quick look")
+    parser.add_argument("--toy", action="store_true", help="12 sequences, 8 starts and no labels, for a quick look")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     plt.switch_backend("Agg")
-    num, restarts = (12, 16) if args.toy else (60, 32)
+    num, restarts = (12, 8) if args.toy else (60, 32)
     data, states = simulate(num)
     settings = {"key": jax.random.key(0), "num_restarts": restarts, "max_steps": 1000}
     model, test = jaxem.HMM(jaxem.Gaussian("spherical"), 3), np.arange(num) % 5 == 0
@@ -49,9 +49,10 @@ def main() -> None:
     known = [np.where((np.arange(len(z)) < 10) & (i % 4 == 0), z, -1) for i, z in enumerate(states)]
     fits = {
         "all": jaxem.fit(model, data, **settings),
-        "labels": jaxem.fit(jaxem.partly_labelled(model), (data, known), **settings),
         "held out": jaxem.fit(model, data, weights=1.0 - test, **settings),
     }
+    if not args.toy:
+        fits["labels"] = jaxem.fit(jaxem.partly_labelled(model), (data, known), **settings)
     print(f"{data}\n\nfit       largest error of a transition, of a mean   states right   hits")
     for name, fit in fits.items():
         path, mean = np.asarray(fit.predict(data)), fit.params.components.mean

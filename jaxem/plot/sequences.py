@@ -239,7 +239,8 @@ def _strip(ax: Axes, resp: np.ndarray, edges: np.ndarray, palette: np.ndarray) -
     strip = ax.inset_axes((0, 1.03, 1, 0.16), sharex=ax)
     steps, shown = np.repeat(edges, 2)[1:-1], resp[:, : len(palette)]  # flat over each step
     strip.stackplot(steps, np.repeat(shown, 2, 0).T, colors=palette, linewidth=0)
-    strip.set(ylim=(0, 1), yticks=(0, 1), ylabel="p(state)")
+    strip.set(ylim=(0, 1), yticks=(0, 1))
+    strip.set_ylabel("p(state)", fontsize="small")
     strip.tick_params(labelbottom=False, labelsize="small")
 
 
