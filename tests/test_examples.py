@@ -7,6 +7,7 @@ import warnings
 
 import jax
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
 import jaxem
@@ -213,3 +214,48 @@ def test_vae_mixture_prior(example):
     assert elbo[3] > elbo[2]
     assert [row[3] == "-" for row in rows] == [True, True, False, False]
     assert pictures(output) == ["vae_mixture_prior.png"]
+
+
+def test_earthquakes(example):
+    text, output = example("earthquakes.py")
+    # Zucchini and MacDonald (2009), three states, stationary.
+    assert re.search(
+        r"^ 3  stationary +329\.4603 +676\.9 +701\.0 +8/8   13\.146, 19\.721, 29\.71[45]$", text, re.MULTILINE
+    )
+    rows = np.array([row.split() for row in re.findall(r"^ +\d  0.*$", text, re.MULTILINE)], float)
+    np.testing.assert_allclose(
+        rows[:, 1:4], [[0.955, 0.024, 0.021], [0.050, 0.899, 0.051], [0, 0.197, 0.803]], atol=1e-3
+    )
+    np.testing.assert_allclose(rows[:, 5], 1 / (1 - np.diag(rows[:, 1:4])), rtol=0.02)
+    years = re.findall(r"^(20\d\d) +([\d.]+) +\d+ to \d+ +(0\.\d+)$", text, re.MULTILINE)
+    assert [int(year) for year, *_ in years] == [2007, 2008, 2011, 2036]
+    means = [float(mean) for _, mean, _ in years]
+    assert 13 < means[0] < means[1] < means[2] < means[3] < 20  # from the quiet state back to the mean of all years
+    assert pictures(output) == ["earthquakes.png"]
+
+
+def test_regimes(example):
+    text, output = example("regimes.py")
+    row = r"^(mixture of 2|one change) +(-[\d.]+) +([\d.]+) +(\d)/8 +(-[\d.]+)$"
+    found = {name: tuple(map(float, numbers)) for name, *numbers in re.findall(row, text, re.MULTILINE)}
+    assert list(found) == ["mixture of 2", "one change"]
+    assert found["one change"][1] < found["mixture of 2"][1] - 40
+    assert found["one change"][3] > found["mixture of 2"][3] + 0.15
+    assert re.search(r"^one change +1097\.3, 850\.8 +2 +2$", text, re.MULTILINE)
+    assert "first year of less flow: 1899 on the path; probabilities 1899: 0.786, 1898: 0.119" in text
+    assert pictures(output) == ["regimes.png"]
+
+
+def test_many_sequences(example):
+    text, output = example("many_sequences.py")
+    assert "Sequences(12 of " in text
+    row = r"^(all|held out) +([\d.]+) +([\d.]+) +([\d.]+)% +(\d)/8$"
+    rows = re.findall(row, text, re.MULTILINE)
+    assert [name for name, *_ in rows] == ["all", "held out"]
+    assert all(float(right) > 95 for *_, right, _ in rows)
+    scores = dict(re.findall(r"^\d+ sequences (fitted|held out): (-[\d.]+) nats a step$", text, re.MULTILINE))
+    assert abs(float(scores["fitted"]) - float(scores["held out"])) < 0.3
+    counts = [int(n) for n in re.search(r"steps in each of its states: \[(.*)\]", text)[1].split(", ")]
+    assert len(counts) == 6
+    assert counts[5] == 0  # empty states come last; that three are left takes more sequences and more starts
+    assert pictures(output) == ["many_sequences.png"]

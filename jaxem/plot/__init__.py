@@ -3,6 +3,7 @@
 from jaxem.plot.latent import images, latent_space, reconstructions, traversals
 from jaxem.plot.mixture import STYLES, components, ellipse, responsibilities, traces
 from jaxem.plot.selection import criteria
+from jaxem.plot.sequences import states, transitions
 from jaxem.plot.style import INK, PALETTE, colours
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "latent_space",
     "reconstructions",
     "responsibilities",
+    "states",
     "traces",
+    "transitions",
     "traversals",
 ]
