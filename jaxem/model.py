@@ -189,6 +189,8 @@ _ASKED = frozenset({"posterior", "predict", "log_prob", "decompose", "local", "m
     "filtered",
     "log_predictive",
     "forecast",
+    "log_forecast",
+    "pruning",
     "expected_durations",
 }
 

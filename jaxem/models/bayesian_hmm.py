@@ -10,6 +10,7 @@ from jax import Array
 from jaxem.core.arguments import as_key
 from jaxem.core.checks import check_array
 from jaxem.core.foreign import named_fields
+from jaxem.core.numerics import safe_log
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.rows import check_params, takes_rows
 from jaxem.core.sequences import Sequences
@@ -38,7 +39,9 @@ class BayesianHMM(Sequential, UnderPrior):
     Both steps are exact maximisations, so ELBO.total <= log p(data) never falls, and all that goes for `HMM` goes for
     this: data, weights, missing steps, allowed transitions, rules, algorithms. The posterior of a path within q is
     exact, by forward-backward with exp(E log p) in place of probabilities. With more states than needed and a small
-    concentration the rest empty themselves. The K! orders of the states are as many optima, of which q covers one.
+    concentration the rest may empty themselves, `pruning` says which; where states overlap, better optima with fewer of
+    them are rarely found from random starts, so compare ELBO.total over K as well. The K! orders of the states are as
+    many optima, of which q covers one.
 
     `posterior`, `predict`, `filtered` are of q; `log_prob` and `log_predictive` are those of the model at the expected
     probabilities and each state's posterior predictive density, as if observations told nothing more of the parameters.
@@ -112,6 +115,10 @@ class BayesianHMM(Sequential, UnderPrior):
         """(S,) log density at the expected chain and the states' posterior predictive densities, nats."""
         return _log_prob(self, params, data)
 
+    def log_prob_of_rows(self, params: HMMParams, rows: PyTree) -> Array:
+        """(n, K) posterior predictive log-density of rows in each state, nats."""
+        return self.components.at(params.components).q.log_predictive(rows)
+
     def plug_in(self, params: HMMParams) -> HMMParams:
         """A point: params of `HMM(family, K)` with the expected probabilities and the plug-in components."""
         check_params(self, params)
@@ -131,12 +138,10 @@ class BayesianHMM(Sequential, UnderPrior):
 
 @jax.jit
 def _log_prob(model: BayesianHMM, params: HMMParams, data: Sequences) -> Array:
-    structure, mean = model.structure, model.law.mean(params.mixing)
-    logs = jax.tree.map(lambda p: jnp.where(p > 0, jnp.log(jnp.where(p > 0, p, 1)), -jnp.inf), mean)
-    q = model.components.at(params.components).q
+    structure, logs = model.structure, jax.tree.map(safe_log, model.law.mean(params.mixing))
 
     def block(x: Sequences) -> Array:
-        return structure.evidence(structure.join(logs, q.log_predictive(structure.rows(x)), x), Exact())
+        return structure.evidence(structure.join(logs, model.log_prob_of_rows(params, structure.rows(x)), x), Exact())
 
     return map_rows(block, data, model.rows_at_once(data))
 

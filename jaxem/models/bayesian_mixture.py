@@ -13,7 +13,7 @@ from jaxem.core import constraints
 from jaxem.core import rows as _rows
 from jaxem.core.arguments import as_key, check_choice
 from jaxem.core.foreign import constructor, named_fields
-from jaxem.core.numerics import is_concrete, weigh
+from jaxem.core.numerics import weigh
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.rows import check_params, takes_rows
 from jaxem.core.tree import PyTree, float_dtype, map_rows, num_rows, sum_rows
@@ -38,27 +38,6 @@ class BayesianMixtureParams:
 
     mixing: Any
     components: Any
-
-
-@dataclass
-class Pruning:
-    """Which components of a Bayesian mixture hold data.
-
-    Attributes:
-      count: (K,) expected number of observations of each component, weights included.
-      kept: (K,) whether it is more than the threshold.
-      dropped: expected number of observations in the components that are not kept.
-    """
-
-    count: Array
-    kept: Array
-    dropped: Array
-
-    def __repr__(self) -> str:
-        if not is_concrete(self):
-            return "Pruning(...)"
-        counts = ", ".join(f"{n:.1f}{'' if k else ' (not used)'}" for n, k in zip(self.count, self.kept, strict=True))
-        return f"{int(np.sum(self.kept))} of {self.kept.shape[0]} components used; expected counts {counts}"
 
 
 @named_fields
@@ -199,12 +178,6 @@ class BayesianMixture(UnderPrior):
         """(K,) E mixing; sums to less than 1 where sticks leave a mass."""
         check_params(self, params)
         return _expected_mixing(self, params)
-
-    def pruning(self, params: BayesianMixtureParams, min_count: float = 1.0) -> Pruning:
-        """Which components have an expected count above `min_count`."""
-        count = self.law.count(params.mixing, self.total_weight)
-        kept = count > min_count
-        return Pruning(count, kept, jnp.sum(jnp.where(kept, 0, count)))
 
     @takes_rows
     def expected_num_components(

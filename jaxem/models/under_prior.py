@@ -4,13 +4,38 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxem.core.arguments import expect
+from jaxem.core.numerics import is_concrete
+from jaxem.core.pytree import dataclass
+from jaxem.core.rows import check_params
 from jaxem.core.tree import PyTree
 from jaxem.priors import Prior, default_prior
 from jaxem.structures.components import Posterior
 from jaxem.structures.structured import Structured
+
+
+@dataclass
+class Pruning:
+    """Which components of a Bayesian model hold data.
+
+    Attributes:
+      count: (K,) expected number of observations of each component, weights included.
+      kept: (K,) whether it is more than the threshold.
+      dropped: expected number of observations in the components that are not kept.
+    """
+
+    count: Array
+    kept: Array
+    dropped: Array
+
+    def __repr__(self) -> str:
+        if not is_concrete(self):
+            return "Pruning(...)"
+        counts = ", ".join(f"{n:.1f}{'' if k else ' (not used)'}" for n, k in zip(self.count, self.kept, strict=True))
+        return f"{int(np.sum(self.kept))} of {self.kept.shape[0]} components used; expected counts {counts}"
 
 
 class UnderPrior(Structured):
@@ -64,6 +89,13 @@ class UnderPrior(Structured):
         """What `bind` fills in: the family, bound to the rows, the prior and the number of observations."""
         prior = self.any_prior.bind(family, rows, weights)
         return {"family": family, "prior": prior, "total_weight": jnp.sum(weights)}
+
+    def pruning(self, params: Any, min_count: float = 1.0) -> Pruning:
+        """Which components have an expected count above `min_count`."""
+        check_params(self, params)
+        count = self.law.count(params.mixing, self.total_weight)
+        kept = count > min_count
+        return Pruning(count, kept, jnp.sum(jnp.where(kept, 0, count)))
 
     def constraints(self) -> Any:
         """Those of the two posteriors."""

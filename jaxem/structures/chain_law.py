@@ -11,7 +11,7 @@ from jaxem.core import constraints
 from jaxem.core.checks import check_strength
 from jaxem.core.pytree import dataclass
 from jaxem.structures.chain import ChainMixing, occupancy
-from jaxem.structures.mixing import Mixing, Proportions
+from jaxem.structures.mixing import Dirichlet, Mixing, Proportions
 from jaxem.structures.stationary import climb, stationary
 
 
@@ -111,13 +111,20 @@ class ChainLaw:
         return ChainMixing(jnp.exp(self.initial.draw(first_key, params.initial)[0]), jnp.exp(rows))
 
     def count(self, params: ChainMixing, total: Any) -> Array:
-        """(K,) expected counts of the states, of observations whose weights sum to `total`."""
+        """(K,) expected counts of the states, of observations whose weights sum to `total`.
+
+        Of posteriors what the data added to the priors: the steps that arrive in a state, and the first ones.
+        """
+        if isinstance(self.rows, Dirichlet):
+            rows = params.transition.concentration
+            added = jnp.sum(rows - self._laws(rows).concentration, 0)
+            return added + params.initial.concentration - self.initial.concentration
         mean = self.mean(params)
         return total * occupancy(mean.initial, mean.transition, jnp.asarray(self.length, mean.initial.dtype))
 
     def counted(self, count: Array) -> Array:
-        """(K,) all: those of the first state's law."""
-        return self.initial.counted(count) if isinstance(self.initial, Mixing) else jnp.ones_like(count, bool)
+        """(K,) which counts say something where they are small."""
+        return self.rows.counted(count)
 
     def rank(self, params: ChainMixing) -> Array:
         """(K,) by the expected share of steps, largest first."""

@@ -52,7 +52,7 @@ class StructuredAt(DiscreteAt):
         return structure.join(self.log_mixing, log_prob, data), statistics
 
     def _rows(self, rows: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
-        """log_prob (n, K) of rows and resp -> statistics; of more rows than stay in cache, as units bring, in blocks."""
+        """log_prob (n, K) and resp -> statistics; of more rows than stay in cache, as sequences bring, in blocks."""
         if num_rows(rows) <= 2 * BLOCK_ROWS:
             return self.components.explain(rows)
         log_prob = map_rows(lambda x: self.components.explain(x)[0], rows, BLOCK_ROWS)

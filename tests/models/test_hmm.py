@@ -200,7 +200,9 @@ def test_forecasts_are_powers_of_the_transitions(counts, fitted):
     last, rows = np.asarray(fitted.filtered(x))[-1], np.asarray(fitted.params.transition)
     found = fitted.forecast(x, 5)
     np.testing.assert_allclose(found, [last @ np.linalg.matrix_power(rows, h) for h in range(1, 6)], rtol=1e-12)
-    density = np.exp(np.asarray(fitted.log_forecast(x, np.arange(80.0)[:, None], 3)))
+    density = np.exp(np.asarray(fitted.log_forecast(x, np.arange(80)[:, None], 3)))  # integers, as counts are
+    with pytest.raises(ValueError, match="values"):
+        fitted.log_forecast(x, -np.ones((1, 1)))
     np.testing.assert_allclose(density.sum(1), 1, rtol=1e-9)
     mean = np.asarray(found)[:3] @ np.asarray(fitted.params.components.rate)[:, 0]
     np.testing.assert_allclose(density @ np.arange(80.0), mean, rtol=1e-6)
@@ -331,6 +333,11 @@ def test_a_bayesian_model_drops_states_it_does_not_need():
     trace = np.asarray(fit.trace)
     assert np.all(np.diff(trace[np.isfinite(trace)]) >= -1e-8)
     assert len(np.unique(fit.predict(x))) == 3
+    pruning = fit.pruning()
+    assert np.asarray(pruning.kept).tolist() == [True, True, True, False, False]
+    np.testing.assert_allclose(pruning.count.sum(), 480, rtol=1e-9)  # all steps
+    density = np.exp(np.asarray(fit.log_forecast(x, np.linspace(-20, 40, 2001)[:, None], 2))).sum(-1) * 0.03
+    np.testing.assert_allclose(density, 1, atol=1e-3)
     point = jaxem.fit(HMM(families.Gaussian(), 3), x, key=KEY, num_restarts=4)
     assert fit.elbo.total < point.elbo.data
     plug = fit.model.plug_in(fit.params)
