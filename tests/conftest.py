@@ -32,6 +32,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+LIMIT_OF_MAPS = 40_000  # one file adds a few thousand
 REFERENCE = pathlib.Path(__file__).parent / "reference"
 
 
@@ -42,9 +43,17 @@ def pytest_unconfigure(config):
 
 @pytest.fixture(autouse=True, scope="module")
 def _forget_programs():
-    """Compiled programs hold memory maps, of which a process has 65530 on Linux: let go of them after each file."""
+    """Compiled programs hold memory maps, of which a process has 65530 on Linux: let go of them in good time.
+
+    Not after every file: the next one would compile the same small programs again.
+    """
     yield
-    jax.clear_caches()
+    try:
+        maps = pathlib.Path("/proc/self/maps").read_bytes().count(b"\n")
+    except OSError:  # not Linux, which may have a limit all the same
+        maps = LIMIT_OF_MAPS
+    if maps >= LIMIT_OF_MAPS:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
