@@ -25,6 +25,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         CACHE = tempfile.mkdtemp(prefix="jaxem-tests-")
         os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+    # Each core has a process: threads of NumPy's, SciPy's and scikit-learn's would wait for one another, busily.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
