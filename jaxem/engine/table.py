@@ -17,7 +17,7 @@ from jaxem.core.pytree import dataclass, static
 from jaxem.core.sequences import total_weight
 from jaxem.core.tree import Packed, PyTree
 from jaxem.families.dependence import independent
-from jaxem.stopping import Status, Step, StopRule
+from jaxem.stopping import Status, Step
 
 # More sweeps than a fit can take; an argument like any other, so that segments are steps of the very same program.
 FOREVER = np.int32(2**31 - 1)
@@ -55,7 +55,7 @@ class Problem:
     keys: Array
     params: PyTree
     algorithm: Any
-    stop: StopRule
+    stop: Any
     screen: Screen | None = None
     max_steps: int = static(default=200)
     num_restarts: int = static(default=1)
@@ -98,9 +98,14 @@ def restart_keys(key: Array, num: int) -> Array:
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num, dtype=jnp.int32))
 
 
-@jax.jit
 def draw(problem: Problem) -> tuple[Any, PyTree, PyTree]:
     """The model bound to the data, the data in its layout, and the params of all starts."""
+    # Fits that differ only in what starts do not depend on draw them by one program.
+    return _draw(dataclasses.replace(problem, algorithm=None, stop=None, screen=None, max_steps=0, lanes=1))
+
+
+@jax.jit
+def _draw(problem: Problem) -> tuple[Any, PyTree, PyTree]:
     with independent(problem.independent):
         model = problem.model.bind(problem.data, problem.weights)
     data = model.arrange(problem.data)
@@ -110,7 +115,7 @@ def draw(problem: Problem) -> tuple[Any, PyTree, PyTree]:
     one = lambda key: model.init(key, problem.data, problem.weights)
     if problem.num_restarts > 1:
         params = jax.lax.map(one, problem.keys)
-        _check_memory(problem, model, params)
+        _check_memory(problem.num_restarts, (params, params))  # what every state holds
         return model, data, params
     return model, data, one(problem.keys[0])
 
@@ -133,10 +138,9 @@ def check_trace(num_restarts: int, max_steps: int, dtype: Any) -> None:
         )
 
 
-def _check_memory(problem: Problem, model: Any, params: PyTree) -> None:
-    """Raises ValueError where the states of all restarts cannot fit, which `draw` asks once, when it is traced."""
-    num, dtype, memory = problem.num_restarts, problem.weights.dtype, _memory()
-    states = jax.eval_shape(lambda params: problem.algorithm.init(model, params, num, dtype), params)
+def _check_memory(num: int, states: PyTree) -> None:
+    """Raises ValueError where the states of all restarts cannot fit; of tracers as well, which have a size."""
+    memory = _memory()
     size = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(states))  # before and after a segment
     if size > memory:
         raise ValueError(
@@ -161,6 +165,8 @@ def begin(problem: Problem, model: Any, data: PyTree, params: PyTree) -> Table:
     num, dtype, xp = problem.num_restarts, _tree.float_dtype(problem.data), namespace(params)
     params = jax.tree.map(lambda a: xp.asarray(a)[None] if num == 1 else xp.asarray(a), params)
     packed = _tree.pack(problem.algorithm.init(model, params, num, dtype))
+    if num > 1:
+        _check_memory(num, packed)
     trace = xp.full((num, problem.max_steps + 1), xp.nan, dtype)
     return Table(model, data, packed, trace, xp.asarray(problem.screen is None))
 

@@ -33,13 +33,19 @@ def planted(seed=0):
 PLANTED = planted()
 
 
+@jax.jit
+def bind(model, x, weights):
+    return model.bind(x, weights)
+
+
 def posterior(model, x, resp):
     """The bound model, and its posterior given responsibilities."""
-    return model.bind(jnp.asarray(x), jnp.ones(len(x), x.dtype)), model.from_responsibilities(x, resp)
+    return bind(model, x, np.ones(len(x), x.dtype)), model.from_responsibilities(x, resp)
 
 
+@jax.jit
 def elbo(model, params, x):
-    return model.e_step(params, jnp.asarray(x), jnp.ones(len(x))).elbo_data + model.elbo_params(params)
+    return model.e_step(params, x, jnp.ones(x.shape[0])).elbo_data + model.elbo_params(params)
 
 
 # --- the objective, against integrals that are known

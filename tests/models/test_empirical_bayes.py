@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxem
@@ -56,7 +57,8 @@ def test_the_model_inside_predicts(fits, counts):
 
 
 def test_weights_and_chunks(counts):
-    model = jaxem.EmpiricalBayes(jaxem.BayesianMixture(families.Poisson(), 2), ("prior.rate",))
+    # One plain step, as L-BFGS takes most of the time to compile, of four programs, and sees no rows.
+    model = jaxem.EmpiricalBayes(jaxem.BayesianMixture(families.Poisson(), 2), ("prior.rate",), optax.sgd(0.05), 1)
     start = jaxem.fit(model, counts, key=KEY, max_steps=0).params
     options = {"key": KEY, "params": start, "max_steps": 5, "stop": jaxem.Stop(atol=-np.inf)}
     twice = jaxem.fit(model, np.repeat(counts, 2, 0), **options)
