@@ -120,3 +120,13 @@ def test_guard_races_two_trees(benchmark_main, capsys):
     with pytest.raises(SystemExit):
         benchmark_main("guard")(["--only", "times"])
     assert "--times-against FOLDER" in capsys.readouterr().err
+
+
+def test_hidden_markov_models_at_toy_size(benchmark_main, tmp_path, capsys):
+    before = settings()
+    path = tmp_path / "report.json"
+    benchmark_main("hmm")(["--sizes", "toy", "--repeats", "1", "--json", str(path)])
+    assert settings() == before
+    (case,) = json.loads(path.read_text())["cases"]
+    assert case["agree"], capsys.readouterr().out
+    assert case["contenders"]["jaxem"]["ratio"] == 1

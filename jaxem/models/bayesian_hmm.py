@@ -129,7 +129,7 @@ class BayesianHMM(Sequential, UnderPrior):
         check_params(self, params)
         return _draw(self, params, as_key(key))
 
-    def sample(self, params: HMMParams, num_samples: int, *, key: Array, length: int = 1) -> tuple[PyTree, Array]:
+    def sample(self, params: HMMParams, num_samples: int, *, key: Array, length: int) -> tuple[PyTree, Array]:
         """Sequences (S, T, ...) of one model drawn from the posterior, and their states (S, T); see `HMM.sample`."""
         draw_key, key = jax.random.split(as_key(key))
         drawn = self.draw(params, key=draw_key)

@@ -87,7 +87,7 @@ class Sequential(Structured):
 
     def check_settings(self, data: Sequences) -> None:
         """Checks which transitions are allowed, and that there are as many observations as states."""
-        if self.allowed is not None:
+        if self.allowed is not None and is_concrete(self.allowed):
             num = self.num_states
             check_array("allowed", self.allowed, ((num, num),))
             allowed = np.asarray(self.allowed)
@@ -287,11 +287,12 @@ class HMM(Sequential):
     def num_parameters(self, params: HMMParams) -> int:
         """Free parameters: of the first state, of the allowed transitions, and the family's."""
         num = self.num_states
-        moves = num * num if self.allowed is None else int(np.sum(np.asarray(self.allowed) > 0))
+        moves: Any = num * num if self.allowed is None else namespace(self.allowed).sum(self.allowed > 0)
+        moves = int(moves) if is_concrete(moves) else moves
         first = 0 if self.stationary or self.initial is not None else num - 1
         return first + moves - num + self.family.num_parameters(params.components, num)
 
-    def sample(self, params: HMMParams, num_samples: int, *, key: Array, length: int = 1) -> tuple[PyTree, Array]:
+    def sample(self, params: HMMParams, num_samples: int, *, key: Array, length: int) -> tuple[PyTree, Array]:
         """Draws sequences.
 
         Args:

@@ -58,21 +58,19 @@ class ChainLaw:
     def update(self, count: ChainMixing) -> ChainMixing:
         """Params that maximise the expected log-probabilities plus `elbo`, given expected counts.
 
-        A row that was never left is uniform. Where the first state is stationary, of the rows alone.
+        A row of which nothing is told, neither by counts nor by a prior, is uniform. Where the first state is
+        stationary, of the rows alone.
         """
         some = self._some(count.transition)
-        never = jnp.sum(count.transition, 1, keepdims=True) <= 0
-        rows = jnp.where(never & (self._flat == 0), some, count.transition * some)
+        rows = count.transition * some
+        if isinstance(self.rows, Proportions):
+            told = rows + self._laws(rows).pseudo_counts
+            rows = jnp.where(jnp.sum(told, 1, keepdims=True) > 0, rows, some)
         rows = self._each(lambda law, row: law.update(row), rows)
         return ChainMixing(self._begin(count.initial, rows), rows)
 
     def _begin(self, count: Array, rows: Any) -> Any:
         return self.initial.update(count) if isinstance(self.initial, Mixing) else self.first(rows)
-
-    @property
-    def _flat(self) -> Any:
-        """The rows' prior count."""
-        return self.rows.pseudo_counts if isinstance(self.rows, Proportions) else 1
 
     def first(self, rows: Array) -> Array:
         """(K,) the first state's probabilities where the data do not say them: stationary, or given."""

@@ -300,6 +300,9 @@ def test_a_state_that_is_never_visited(counts):
     assert float(fit.params.initial[2]) == 0
     np.testing.assert_allclose(fit.params.transition[:2, 2], 0)
     np.testing.assert_allclose(fit.params.transition[2], 1 / 3)
+    prior = jaxem.fit(HMM(families.Poisson(), 3, stickiness=2.0), counts[0], key=KEY, params=params)
+    np.testing.assert_allclose(prior.params.transition[2], [0, 0, 1])  # the prior's mode
+    assert prior.status == Status.CONVERGED
 
 
 def test_what_is_sampled_is_fitted_again(fitted):
