@@ -1,5 +1,7 @@
+import contextlib
 import csv
 import gc
+import importlib
 import importlib.metadata
 import json
 import os
@@ -37,11 +39,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 MOST_MAPS = 15_000  # a file adds a few thousand
-MODULES = [
-    getattr(module, name)
-    for module, name in ((jax._src.pjit, "_pjit_lower"), (jax._src.interpreters.pxla, "_cached_lowering_to_hlo"))
-    if hasattr(module, name)
-]
+MODULES = []
+for module, name in (("jax._src.pjit", "_pjit_lower"), ("jax._src.interpreters.pxla", "_cached_lowering_to_hlo")):
+    with contextlib.suppress(ImportError, AttributeError):  # JAX's own, which may move
+        MODULES.append(getattr(importlib.import_module(module), name))
 gc.set_threshold(50_000, 20, 100)  # tracing makes many objects that live: looking for dead ones takes 3-5 % of a run
 REFERENCE = pathlib.Path(__file__).parent / "reference"
 
