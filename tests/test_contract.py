@@ -31,6 +31,9 @@ BITS = RNG.binomial(1, np.where(HALF[:, None], 0.2, 0.7), (NUM, 3)).astype(float
 NORMAL = RNG.normal(2.0, 2.0, NUM)
 GUMBELS = RNG.gumbel(np.where(HALF[:, None], 20.0, 0.0), 2.0, (NUM, 1))
 
+STATES = np.repeat(RNG.integers(0, 2, (12, 3)), 3, 1)
+CHAINS = jaxem.sequences(RNG.poisson(np.where(STATES, 9.0, 2.0))[..., None], lengths=[9] * 6 + [5, 3, 1, 7, 8, 2])
+
 TWO = GMM(2, "diag")
 PRIOR = jaxem.BayesianMixture(families.Poisson(), 2)
 EXTREMES = jaxem.Mixture(families.from_distribution(distrax.Gumbel(0.0, 1.0)), 2)
@@ -41,6 +44,8 @@ ADAM = optax.adam(0.05)
 # latent variable is not summed over.
 FALLS, FREE, OTHER = {"monotone", "stationary"}, {"linear", "m_step"}, {"linear", "m_step", "bound"}
 CASES = {
+    "HMM": (jaxem.HMM(families.Poisson(), 2), CHAINS, None, set()),
+    "BayesianHMM": (jaxem.BayesianHMM(families.Gaussian("diag"), 2), CHAINS, None, set()),
     **{f"GMM, {shape}": (GMM(3, shape), "blobs", EM(), set()) for shape in ("full", "tied", "diag", "spherical")},
     "KMeans": (jaxem.KMeans(3), "blobs", None, set()),
     "chunked": (jaxem.chunked(jaxem.BayesianGMM(2, "diag"), 40), RATES, None, set()),

@@ -9,7 +9,6 @@ import pytest
 
 import jaxem
 from jaxem import EM, HMM, BayesianHMM, Hard, Status, Stop, Tempered, families, sequences
-from jaxem.testing import check_model
 
 KEY = jax.random.key(0)
 
@@ -362,16 +361,6 @@ def test_a_bayesian_chain_keeps_to_its_structure():
     assert np.all(np.asarray(posterior)[np.tril_indices(3, -1)] == 0)
     assert np.all(np.isfinite(posterior))
     assert np.isfinite(fit.elbo.total)
-
-
-@pytest.mark.parametrize(
-    "model", [HMM(families.Poisson(), 2), BayesianHMM(families.Gaussian("diag"), 2)], ids=["HMM", "Bayesian"]
-)
-def test_contract(model):
-    rng = np.random.default_rng(0)
-    z = np.repeat(rng.integers(0, 2, (12, 3)), 3, 1)
-    x = rng.poisson(np.where(z, 9.0, 2.0))[..., None]
-    check_model(model, sequences(x, lengths=[9] * 6 + [5, 3, 1, 7, 8, 2]), key=KEY)
 
 
 WRONG = {
