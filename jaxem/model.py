@@ -185,21 +185,15 @@ class ELBOModel(ABC):
 
 
 # Methods of the protocols that are for people; all others are for the engine.
-_ASKED = frozenset({"posterior", "predict", "log_prob", "decompose", "local", "means", "bind"}) | {
-    "filtered",
-    "log_predictive",
-    "forecast",
-    "log_forecast",
-    "pruning",
-    "expected_durations",
-}
+_ASKED = frozenset({"posterior", "predict", "log_prob", "decompose", "local", "means", "bind"})
 
 
 @functools.cache
 def _hooks(cls: type) -> frozenset[str]:
     """Public names that the abstract classes above `cls` define for the engine."""
-    names = (name for base in cls.__mro__ if inspect.isabstract(base) or base is ELBOModel for name in vars(base))
-    return frozenset(name for name in names if not name.startswith("_")) - _ASKED
+    bases = [base for base in cls.__mro__ if inspect.isabstract(base) or base is ELBOModel]
+    asked = _ASKED.union(*(vars(base).get("_asked", ()) for base in bases))  # of classes between these and a model
+    return frozenset(name for base in bases for name in vars(base) if not name.startswith("_")) - asked
 
 
 @functools.cache

@@ -4,11 +4,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxem.core import rows as _rows
 from jaxem.core.numerics import is_concrete
-from jaxem.core.sequences import total_weight
+from jaxem.core.sequences import Sequences, num_observations, total_weight
 from jaxem.core.tree import PyTree, float_dtype, num_rows
 from jaxem.core.warn import FitWarning, warn
 from jaxem.engine.result import Fit, check_fit
@@ -26,14 +27,14 @@ def _evaluate(
     weights: Array,
     rule: Rule,
     allow_degenerate: bool,
-) -> tuple[Array, Array]:
-    """-2 log-likelihood by the rule, in one pass over the rows; the observations that the weights stand for."""
+) -> tuple[Array, Array, Array]:
+    """-2 log-likelihood by the rule, in one pass; the observations that the weights stand for, and those with one."""
     value = model.e_step(params, data, weights, rule).elbo_data
     # Not even when asked: whether NaN is the lowest of a table depends on where it stands.
     out = jnp.isnan(value)
     if not allow_degenerate:
         out |= jnp.isinf(value) | (status == Status.DEGENERATE) | (status == Status.NONFINITE)
-    return jnp.where(out, jnp.inf, -2 * value), total_weight(data, weights)
+    return jnp.where(out, jnp.inf, -2 * value), total_weight(data, weights), num_observations(data, weights)
 
 
 def _scores(
@@ -45,11 +46,11 @@ def _scores(
     counts = _rows.as_weights(weights, num_rows(data), float_dtype(data), like=given)
     num = fit.model.num_parameters(fit.params)
     if weights is None and is_concrete(fit, data):
-        _check_same_weights(fit, int(total_weight(data, counts)))
-    if weights is not None and is_concrete(counts, num):
-        used = (counts > 0).astype(counts.dtype)
-        _check_counts(float(total_weight(data, counts)), int(total_weight(data, used)), float(num))
-    return *_evaluate(fit.model, fit.params, fit.status, data, counts, rule, bool(allow_degenerate)), num
+        _check_same_weights(fit, data)
+    value, total, rows = _evaluate(fit.model, fit.params, fit.status, data, counts, rule, bool(allow_degenerate))
+    if weights is not None and is_concrete(total, num):
+        _check_counts(float(total), int(rows), float(num))
+    return value, total, num
 
 
 def _check(fit: Fit, data: PyTree) -> None:
@@ -66,9 +67,11 @@ def _check(fit: Fit, data: PyTree) -> None:
         )
 
 
-def _check_same_weights(fit: Fit, rows: int) -> None:
+def _check_same_weights(fit: Fit, data: PyTree) -> None:
     """Warns where the rows of a weighted fit are scored as ones."""
-    total = float(fit.total_weight)
+    total, rows = float(fit.total_weight), num_rows(data)
+    if isinstance(data, Sequences):
+        rows = int(np.sum(np.asarray(data.observed) > 0))
     if rows == int(fit.num_rows) and abs(total - rows) > 1e-3 * rows:
         warn(
             f"weights: the fit's sum to {total:.6g} over its {rows} rows, which are scored with a weight of 1 each; "

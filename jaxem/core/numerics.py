@@ -15,6 +15,11 @@ def einsum(spec: str, *operands: Array) -> Array:
     return jnp.einsum(spec, *operands, precision=PRECISION)
 
 
+def matmul(a: Array, b: Array) -> Array:
+    """`jnp.matmul` at full precision; see `einsum`."""
+    return jnp.matmul(a, b, precision=PRECISION)
+
+
 def safe_divide(a: Array, b: Array) -> Array:
     """A / b, and 0 where b is 0; differentiable there."""
     zero = b == 0

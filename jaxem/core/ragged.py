@@ -57,26 +57,29 @@ def read_sequences(
     if isinstance(data, tuple) and len(data) == 2 and lengths is None and _is_padded(*data):
         data, lengths = data
     if not is_concrete(data):
-        return _traced(data)
+        return _traced(data, lengths)
     parts, marks = _parts(data, name, lengths, observed)
     return _pad(parts, marks, name, keys)
 
 
 def _is_padded(values: Any, lengths: Any) -> bool:
     """Whether a pair is (S, T, ...) and integer lengths (S,), not the two arrays of one observation."""
-    kind = np.asarray(lengths).dtype.kind if np.ndim(lengths) == 1 else ""
-    return most_axes(values) > 2 and kind in "iu" and num_rows(values) == len(lengths)
+    if np.ndim(lengths) != 1 or most_axes(values) < 3 or num_rows(values) != len(lengths):
+        return False
+    return jnp.issubdtype(jnp.result_type(lengths if hasattr(lengths, "dtype") else np.asarray(lengths)), jnp.integer)
 
 
-def _traced(data: PyTree) -> Sequences:
-    """A series, or S of equal length, within a caller's program."""
+def _traced(data: PyTree, lengths: Any) -> Sequences:
+    """A series, or S padded ones, within a caller's program."""
     if isinstance(data, list):
         raise TypeError("data: a list of sequences is padded on the host; within jit give jaxem.sequences(...) of it")
     values = data if most_axes(data) > 2 else jax.tree.map(lambda leaf: leaf[None], data)
     first = jax.tree.leaves(values)[0]
     dtype = first.dtype if jnp.issubdtype(first.dtype, jnp.floating) else jnp.result_type(float)
     num, steps = first.shape[:2]
-    return Sequences(values, jnp.full(num, steps, dtype), jnp.ones((num, steps), dtype))
+    length = jnp.full(num, steps, dtype) if lengths is None else jnp.asarray(lengths).astype(dtype)
+    observed = jnp.arange(steps).astype(dtype)[None] < length[:, None]
+    return Sequences(values, length, observed.astype(dtype))
 
 
 def _parts(data: Any, name: str, lengths: Any, observed: Any) -> tuple[list[Any], list[Any]]:

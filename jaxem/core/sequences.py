@@ -52,6 +52,12 @@ def total_weight(data: PyTree, weights: Array) -> Array:
     return jnp.sum(weights) if found is None else jnp.sum(weights[:, None] * found.observed)
 
 
+def num_observations(data: PyTree, weights: Array) -> Array:
+    """The number of observations of positive weight, int32."""
+    found, used = _found(data), weights > 0
+    return jnp.sum(used if found is None else used[:, None] & (found.observed > 0), dtype=jnp.int32)
+
+
 def _found(data: PyTree) -> Sequences | None:
     if isinstance(data, tuple) and len(data) == 2:
         data = data[0]  # with labels

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -20,7 +19,7 @@ from jaxem.core.foreign import named
 from jaxem.core.inputs import as_params, cast_floats, check_enough
 from jaxem.core.numerics import is_concrete, namespace
 from jaxem.core.rows import Rows
-from jaxem.core.sequences import total_weight
+from jaxem.core.sequences import num_observations, total_weight
 from jaxem.core.tree import Packed, PyTree
 from jaxem.engine import shapes as _shapes
 from jaxem.engine import table as _table
@@ -248,8 +247,7 @@ def _examine(model: Any, packed: Packed, data: PyTree, weights: Array) -> tuple[
     """Health and slack of all restarts, the observations that weights stand for, and the rows that have one."""
     states, total = packed.unpack(), total_weight(data, weights)
     slack = numerics.slack(states.elbo.total, total, model.scales)
-    rows = total_weight(data, (weights > 0).astype(total.dtype)).astype(jnp.int32)
-    return jax.vmap(model.health)(states.params), slack, total, rows
+    return jax.vmap(model.health)(states.params), slack, total, num_observations(data, weights)
 
 
 def _same_optimum(model: Any, elbo: Array, best: Array, observations: Array, slack: Array) -> Array:

@@ -4,13 +4,11 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from jaxem.core.arguments import as_key
 from jaxem.core.checks import check_array
 from jaxem.core.foreign import named_fields
-from jaxem.core.numerics import safe_log
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.rows import check_params, takes_rows
 from jaxem.core.sequences import Sequences
@@ -106,9 +104,9 @@ class BayesianHMM(Sequential, UnderPrior):
 
     def bind(self, data: Sequences, weights: Array) -> "BayesianHMM":
         """Binds the family and the prior to the observations."""
-        rows, counts = self.structure.rows(data), self.structure.row_weights(weights, data)
+        rows, counts, length = self.counted(data, weights)
         filled = self.bound_prior(self.family.bind(rows, counts), rows, counts)
-        return dataclasses.replace(self, mean_length=jnp.sum(weights * data.length) / jnp.sum(weights), **filled)
+        return dataclasses.replace(self, mean_length=length, **filled)
 
     @takes_rows
     def log_prob(self, params: HMMParams, data: Any) -> Array:
@@ -138,12 +136,8 @@ class BayesianHMM(Sequential, UnderPrior):
 
 @jax.jit
 def _log_prob(model: BayesianHMM, params: HMMParams, data: Sequences) -> Array:
-    structure, logs = model.structure, jax.tree.map(safe_log, model.law.mean(params.mixing))
-
-    def block(x: Sequences) -> Array:
-        return structure.evidence(structure.join(logs, model.log_prob_of_rows(params, structure.rows(x)), x), Exact())
-
-    return map_rows(block, data, model.rows_at_once(data))
+    one = lambda x: model.structure.evidence(model.predictive_joint(params, x), Exact())
+    return map_rows(one, data, model.rows_at_once(data))
 
 
 @jax.jit

@@ -118,7 +118,7 @@ class PartlyLabelled(Wrapper, DiscreteLatent):
         num, counts = resp.shape[-1], weights
         allowed = _allowed(data, num).reshape(-1, num)
         if isinstance(x, Sequences):
-            resp, counts = resp.reshape(-1, num), (weights[:, None] * x.observed).reshape(-1)
+            resp, counts = resp.reshape(-1, num), self.model.structure.row_weights(weights, x)
         # What a row says about state k: nothing where all states are allowed.
         told = jnp.where(
             jnp.all(allowed, 1, keepdims=True),

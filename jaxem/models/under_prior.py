@@ -1,6 +1,6 @@
 """What structured models whose components are known by a posterior have in common."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,7 @@ class UnderPrior(Structured):
     """
 
     climbed_by = "m_step"  # bound or not: a conjugate posterior has an update in closed form
+    _asked: ClassVar[tuple[str, ...]] = ("pruning",)
     prior: Prior | None
 
     @property

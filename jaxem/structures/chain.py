@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem.core.numerics import safe_divide
+from jaxem.core.numerics import einsum, matmul, safe_divide
 from jaxem.core.pytree import dataclass
 from jaxem.core.sequences import Sequences
 from jaxem.core.tree import PyTree
@@ -80,7 +80,7 @@ class Chain(Structure):
         num, length = data.observed.shape
         resp = resp.reshape(num, length, -1)
         share = safe_divide(resp, jnp.sum(resp, -1, keepdims=True))
-        moves = jnp.einsum("stj,stk->sjk", resp[:, :-1], share[:, 1:], precision=jax.lax.Precision.HIGHEST)
+        moves = einsum("stj,stk->sjk", resp[:, :-1], share[:, 1:])
         return ChainJoint(resp[:, 0] + 1 / num, moves + 1 / num, resp, data.length)
 
     def posterior(self, q: ChainJoint) -> Array:
@@ -98,11 +98,11 @@ class Chain(Structure):
         H(q) is read off the free energy, F_T = E_q[old] + T H(q); of rules without a temperature, whose q is a path,
         it is 0.
         """
-        q = self.infer(old, rule)[1]
-        temperature = rule.temperature_of()
-        entropy = jnp.zeros_like(q.log_prob[:, 0, 0])
+        old = dataclasses.replace(old, log_prob=rule.disturb(old.log_prob))
+        (free, q), temperature = _smoothed(old, rule), rule.temperature_of()
+        entropy = jnp.zeros_like(free)
         if temperature is not None:
-            entropy = safe_divide(self.evidence(old, rule) - _expected(old, q), jnp.asarray(temperature, entropy.dtype))
+            entropy = safe_divide(free - _expected(old, q), jnp.asarray(temperature, free.dtype))
         expected, evidence = _expected(log_joint, q), self.evidence(log_joint, Exact())
         cross = expected - evidence
         return Decomposition(expected, cross, entropy, expected + entropy, -entropy - cross, evidence)
@@ -145,14 +145,10 @@ def occupancy(initial: Array, transition: Array, length: Array) -> Array:
     def double(carried: Any, _: Any) -> Any:
         total, power, done = carried  # the sum over `done` steps from each state, and the transitions over as many
         more = 2 * done <= length
-        new = jnp.where(more, total + _product(power, total), total), jnp.where(more, _product(power, power), power)
+        new = jnp.where(more, total + matmul(power, total), total), jnp.where(more, matmul(power, power), power)
         return (*new, jnp.where(more, 2 * done, done)), None
 
     eye = jnp.eye(initial.shape[0], dtype=initial.dtype)
     start = eye, transition, jnp.ones((), initial.dtype)
     (total, _, done), _ = jax.lax.scan(double, start, length=40)
-    return _product(initial[None], total)[0] / done
-
-
-def _product(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+    return matmul(initial[None], total)[0] / done

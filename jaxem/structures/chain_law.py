@@ -9,6 +9,7 @@ from jax import Array
 
 from jaxem.core import constraints
 from jaxem.core.checks import check_strength
+from jaxem.core.numerics import safe_log
 from jaxem.core.pytree import dataclass
 from jaxem.structures.chain import ChainMixing, occupancy
 from jaxem.structures.mixing import Dirichlet, Mixing, Proportions
@@ -34,10 +35,7 @@ class ChainLaw:
     length: Any = 1.0
 
     def check(self, num: int) -> None:
-        """Checks the laws' settings."""
-        if isinstance(self.initial, Mixing):
-            self.initial.check(num)
-        self.rows.check(num)
+        """Checks the stickiness; models check what they call the laws' settings."""
         check_strength("stickiness", self.stickiness)
 
     def _laws(self, leaf: Array) -> Any:
@@ -86,9 +84,10 @@ class ChainLaw:
 
     def expected_log(self, params: ChainMixing) -> ChainMixing:
         """(K,) and (K, K) expected log-probabilities, nats."""
-        first = self.initial if isinstance(self.initial, Mixing) else Proportions()
         rows = self._each(lambda law, row: law.expected_log(row), params.transition)
-        return ChainMixing(first.expected_log(params.initial), rows)
+        if isinstance(self.initial, Mixing):
+            return ChainMixing(self.initial.expected_log(params.initial), rows)
+        return ChainMixing(safe_log(self.first(params.transition)), rows)
 
     def elbo(self, params: ChainMixing) -> Array:
         """The laws' parts of ELBO.params, nats."""
@@ -97,9 +96,10 @@ class ChainLaw:
 
     def mean(self, params: ChainMixing) -> ChainMixing:
         """Expected probabilities (K,) and (K, K)."""
-        first = self.initial if isinstance(self.initial, Mixing) else Proportions()
         rows = self._each(lambda law, row: law.mean(row)[0], params.transition)
-        return ChainMixing(first.mean(params.initial)[0], rows)
+        if isinstance(self.initial, Mixing):
+            return ChainMixing(self.initial.mean(params.initial)[0], rows)
+        return ChainMixing(self.first(params.transition), rows)
 
     def draw(self, key: Array, params: ChainMixing) -> ChainMixing:
         """Probabilities drawn."""

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem.core.numerics import safe_divide
+from jaxem.core.numerics import einsum, matmul, safe_divide
 from jaxem.core.pytree import dataclass
 from jaxem.core.tree import PyTree
 from jaxem.rules import Rule
@@ -88,17 +88,13 @@ def _where_needed(needed: Array, otherwise: Answer, compute: Callable[[Any], Ans
     return jax.lax.while_loop(lambda carried: carried[0], step, (needed, otherwise))[1]
 
 
-def _times(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-
-
 def _step_times(a: Array, b: Array) -> Array:
     """The product within a loop: of few states written out, as one kernel with what follows, up to 20 times faster.
 
     A CPU's runtime makes a schedule of a step with two kernels that do not wait for each other, at a microsecond.
     """
     if b.shape[0] > FEW_STATES:
-        return _times(a, b)
+        return matmul(a, b)
     return sum((a[:, j, None] * b[j][None] for j in range(1, b.shape[0])), a[:, 0, None] * b[0][None])
 
 
@@ -141,7 +137,7 @@ class Scaled:
             rest, ratio = rest * scale, ratio * scale
             first = first / jnp.sum(first, -1, keepdims=True)
         resp = jnp.moveaxis(jnp.concatenate([first[None], rest]), 0, 1)
-        moves = jnp.einsum("tsj,tsk->sjk", before, ratio, precision=jax.lax.Precision.HIGHEST) * self.move[None]
+        moves = einsum("tsj,tsk->sjk", before, ratio) * self.move[None]
         return ChainJoint(first, moves, resp, self.joint.length)
 
 
@@ -182,7 +178,7 @@ def _lost(joint: ChainJoint, start: Array, state: Array, move: Array, size: Arra
     def looked_at(parts: tuple[Array, ...]) -> Array:
         # A state that underflowed, and one that is hardly reached, at one step.
         state, move, _ = parts
-        gone, hardly = jnp.any(state[:-1] < 8 * info.tiny, -1), jnp.any(_times(state[:-1], move) < least, -1)
+        gone, hardly = jnp.any(state[:-1] < 8 * info.tiny, -1), jnp.any(matmul(state[:-1], move) < least, -1)
         return _where_needed(jnp.any(gone & hardly & joint.alive.T[1:]) | ends, ends, reached_at_all, parts)
 
     def reached_at_all(parts: tuple[Array, ...]) -> Array:
@@ -193,14 +189,14 @@ def _lost(joint: ChainJoint, start: Array, state: Array, move: Array, size: Arra
 
         def reach(support: Array, here: Any) -> Any:
             possible, on = here
-            new = jnp.where(on[:, None], jnp.minimum(_times(support, can), 1) * possible, support)
+            new = jnp.where(on[:, None], jnp.minimum(matmul(support, can), 1) * possible, support)
             return new, new
 
         _, support = jax.lax.scan(reach, possible[0], (possible[1:], live[1:]))
         support = jnp.concatenate([possible[:1], support])
         gone = (state < 8 * info.tiny) & (support > 0)
-        leads = _times(gone.astype(state.dtype)[:-1], can) > 0
-        matters = leads & (_times(state[:-1], move) < least) & live[1:, :, None]
+        leads = matmul(gone.astype(state.dtype)[:-1], can) > 0
+        matters = leads & (matmul(state[:-1], move) < least) & live[1:, :, None]
         return jnp.any(matters) | jnp.any((size < least) & (jnp.max(support, -1) > 0))
 
     # Where no transition is as small as that, every state is reached.
@@ -244,7 +240,7 @@ class ByLogs:
         if self.back is not None:
 
             def leave(state: Array, back: Array) -> tuple[Array, Array]:
-                return _times(back, state[..., None])[..., 0], state
+                return matmul(back, state[..., None])[..., 0], state
 
             _, ends = jax.lax.scan(leave, end, jnp.moveaxis(self.back, 1, 0), reverse=True)
             ends = jnp.moveaxis(ends, 0, 1)
@@ -280,7 +276,7 @@ def by_logs(joint: ChainJoint, rule: Rule) -> ByLogs:
         onward, source = _onward(rule.fold(at), state, joint.transition)
         new, gain = _shift(onward + row, rule)
         if back is not None:
-            back = jnp.where(on[..., None, None], _times(back, source), back)
+            back = jnp.where(on[..., None, None], matmul(back, source), back)
         return (jnp.where(on[..., None], new, state), back), (state, jnp.where(on, gain, 0))
 
     (last, back), (before, gains) = jax.lax.scan(step, (start, eye if cut else None), (number, log_prob, live))

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxem.core.numerics import einsum
+
 
 def stationary(transition: Array) -> Array:
     """(K,) the distribution that the transitions (K, K) leave as it is; the chain must have one recurrent class."""
@@ -36,8 +38,8 @@ def climb(first: Array, count: Array, old: Array) -> Array:
         slope, log_size = _trees(rows, j)
         weight = jax.nn.softmax(log_size)
         here = rows[j]
-        told = count[j] + here * jnp.einsum("k,kl->l", first, slope)
-        new = _fill(told, jnp.sum(first) * jnp.einsum("k,kl->l", weight, slope), here)
+        told = count[j] + here * einsum("k,kl->l", first, slope)
+        new = _fill(told, jnp.sum(first) * einsum("k,kl->l", weight, slope), here)
         return rows.at[j].set(new)
 
     return jax.lax.fori_loop(0, old.shape[0], lambda j, rows: row(j, rows), old)

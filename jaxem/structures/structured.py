@@ -58,7 +58,7 @@ class StructuredAt(DiscreteAt):
         log_prob = map_rows(lambda x: self.components.explain(x)[0], rows, BLOCK_ROWS)
 
         def collect(resp: Array) -> PyTree:
-            weighed = lambda block, w: self.components.explain(block[0])[1](weigh((w > 0).astype(w.dtype), block[1]))
+            weighed = lambda block, w: self.components.explain(block[0])[1](weigh(w, block[1]))
             return sum_rows(weighed, (rows, resp), ones_for(resp), BLOCK_ROWS)
 
         return log_prob, collect

@@ -174,6 +174,8 @@ def test_all_forms_of_the_same_sequences_are_the_same(counts, fitted):
     np.testing.assert_allclose(fitted.log_prob(stacked), [fitted.log_prob(x) for x in stacked], rtol=1e-12)
     inside = jax.jit(fitted.model.log_prob)(fitted.params, jnp.asarray(series[0]))
     np.testing.assert_allclose(inside, whole[0], rtol=1e-12)
+    inside = jax.jit(fitted.model.log_prob)(fitted.params, (jnp.asarray(padded), jnp.asarray(lengths)))
+    np.testing.assert_allclose(inside, whole, rtol=1e-12)
 
 
 def test_frames_keep_their_columns(counts):
@@ -284,6 +286,11 @@ def test_structure_of_the_chain(counts):
         assert np.all(np.diff(np.asarray(path)) >= 0)
     given = jaxem.fit(HMM(families.Poisson(), 2, initial=np.array([0.25, 0.75])), series, key=KEY, max_steps=5)
     np.testing.assert_array_equal(given.params.initial, [0.25, 0.75])
+    moving = HMM(families.Poisson(), 2, stationary=True)  # by gradients, the first state follows the rows
+    climbed = jaxem.fit(moving, series, key=KEY, algorithm=jaxem.GeneralizedEM(), max_steps=10)
+    np.testing.assert_allclose(climbed.params.initial @ climbed.params.transition, climbed.params.initial, rtol=1e-9)
+    score = climbed.model.e_step(climbed.params, series).elbo_data
+    np.testing.assert_allclose(climbed.elbo.data, score, rtol=1e-10)
     sticky = [jaxem.fit(HMM(families.Poisson(), 2, stickiness=s), series, key=KEY) for s in (0.0, 50.0)]
     assert np.all(np.diag(sticky[1].params.transition) > np.diag(sticky[0].params.transition))
     assert sticky[1].elbo.params < 0
@@ -338,6 +345,7 @@ def test_a_bayesian_model_drops_states_it_does_not_need():
     pruning = fit.pruning()
     assert np.asarray(pruning.kept).tolist() == [True, True, True, False, False]
     np.testing.assert_allclose(pruning.count.sum(), 480, rtol=1e-9)  # all steps
+    np.testing.assert_allclose(fit.log_predictive(x).sum(1), fit.log_prob(x), rtol=1e-10)
     density = np.exp(np.asarray(fit.log_forecast(x, np.linspace(-20, 40, 2001)[:, None], 2))).sum(-1) * 0.03
     np.testing.assert_allclose(density, 1, atol=1e-3)
     point = jaxem.fit(HMM(families.Gaussian(), 3), x, key=KEY, num_restarts=4)
@@ -392,6 +400,8 @@ SETTINGS = {
     "initial": {"initial": np.array([0.5, 0.6])},
     "initial: expected None": {"initial": np.array([0.5, 0.5]), "stationary": True},
     "stickiness": {"stickiness": -1.0},
+    "initial_pseudo_counts": {"initial_pseudo_counts": -1.0},
+    "transition_pseudo_counts": {"transition_pseudo_counts": -1.0},
     "stationary": {"stationary": "yes"},
     "init_method": {"init_method": "kmean"},
 }

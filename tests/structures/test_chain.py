@@ -108,7 +108,7 @@ def test_the_derivative_of_the_evidence_is_the_posterior(joint):
 
 
 def test_terms_of_the_evidence_add_up(joint):
-    for rule, entropy in ((Exact(), None), (Tempered(2.0), None), (Hard(), 0.0)):
+    for rule, entropy in ((Exact(), None), (Tempered(2.0), None), (Tempered(2.0, KEY, 1.0), None), (Hard(), 0.0)):
         terms = jax.jit(Chain().decompose)(joint, joint, rule)
         np.testing.assert_allclose(terms.elbo + terms.kl, terms.log_evidence, rtol=1e-12)
         assert np.all(np.asarray(terms.kl) >= -1e-12)
