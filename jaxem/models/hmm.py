@@ -183,7 +183,7 @@ class HMM(Sequential):
 
     A random start is a partition of the observations as for a `Mixture`, by default "kmeans++" cells without Lloyd
     steps, which differ more from key to key (four states of the earthquakes of `examples/earthquakes.py`: the best
-    optimum from 10 of 64 starts, from none of 128 after Lloyd steps), with the transitions counted in it and one more
+    optimum from 17 of 128 starts, from none after Lloyd steps), with the transitions counted in it and one more
     of each kind. States come back by their expected share of the steps, largest first, unless `allowed` orders them.
 
     Attributes:
