@@ -7,7 +7,16 @@ from jaxem import constraints, expfam, families, likelihoods, networks, priors
 from jaxem.after.amortisation import AmortisationGap, amortisation_gap
 from jaxem.after.criteria import aic, bic, icl
 from jaxem.after.importance import importance, pareto_k
-from jaxem.algorithms import EM, CoordinateAscent, GeneralizedEM, GradientAscent, OnlineEM, OnlineState, StochasticEM
+from jaxem.algorithms import (
+    EM,
+    CoordinateAscent,
+    GeneralizedEM,
+    GradientAscent,
+    OnlineEM,
+    OnlineState,
+    StochasticEM,
+    Swap,
+)
 from jaxem.core.arguments import nearest
 from jaxem.core.normal import DiagonalNormal
 from jaxem.core.pytree import dataclass, static
@@ -91,6 +100,7 @@ __all__ = [
     "Step",
     "StickingTheLanding",
     "StochasticEM",
+    "Swap",
     "Stop",
     "StopAitken",
     "StopAll",

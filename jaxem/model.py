@@ -294,6 +294,44 @@ class DiscreteAt(At):
         """(N,) most probable states."""
         return self.best(self.log_joint(data))
 
+    def moved(self, gone: Array, owner: Array, row: PyTree, data: PyTree, weights: Array) -> PyTree:
+        """Params with the state `gone` put at a row, between it and the state `owner`, in whose shape; see `Swap`.
+
+        By one E-step without that state, an M-step. Half of what `owner` explains goes to the new place: half of that
+        as it is distributed there, half at the row.
+
+        Args:
+          gone: index of the state to move.
+          owner: index of another, which explains the row best.
+          row: rows (1, ...), one.
+          data: all rows.
+          weights: (N,).
+        """
+        model, rule = self.model, self.model.default_rule()
+        # In the coordinates of `owner`, where statistics are relative to params.
+        states = jnp.arange(model.num_states or self.log_joint(row).shape[-1])
+        there = model.at(model.canonical(self.params, jnp.where(states == gone, owner, states)))
+        away, own = (states == gone)[None], (states == owner)[None]
+
+        def block(x: PyTree, w: Array) -> tuple[PyTree, Array]:
+            log_joint, collect = there.explain(x)
+            resp = weigh(w, there.infer(there.rule_out(log_joint, ~away), rule)[1])
+            theirs = resp[:, owner]
+            resp = jnp.where(own, 0.5 * resp, jnp.where(away, 0.25 * theirs[:, None], resp))
+            return collect(resp), jnp.sum(theirs)
+
+        stats, count = sum_rows(block, data, weights, model.rows_at_once(data))
+        at_row = there.explain(row)[1](jnp.where(away, 0.25 * count, 0))
+        return there.m_step(jax.tree.map(jnp.add, stats, at_row))
+
+    def beside(self, row: PyTree, data: PyTree) -> Array | None:
+        """(n,) the log-joint of a state put at a row (1, ...); None where the row does not say it all."""
+        return None
+
+    def exchanged(self, data: PyTree, weights: Array) -> PyTree | None:
+        """Params that may leave an optimum of plain steps; None where the model knows none."""
+        return None
+
     def e_step(self, data: PyTree, weights: Array, rule: Rule) -> EStep:
         """Responsibilities by the rule, then statistics; O(N K) time."""
 

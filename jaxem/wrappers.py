@@ -103,7 +103,7 @@ def check_model(model: Any, data: Any = None) -> None:
 class InnerAt(At):
     """A wrapper at params: `inner`, the model inside at its params, answers what the wrapper does not."""
 
-    inner: At
+    inner: Any
 
     def explain(self, data: PyTree) -> tuple[Array, Any]:
         return self.inner.explain(data)
@@ -125,6 +125,15 @@ class InnerAt(At):
 
     def decompose(self, log_joint: PyTree, old: PyTree, rule: Rule) -> Decomposition:
         return self.inner.decompose(log_joint, old, rule)
+
+    def moved(self, gone: Array, owner: Array, row: PyTree, data: PyTree, weights: Array) -> PyTree:
+        return self.inner.moved(gone, owner, row, data, weights)
+
+    def beside(self, row: PyTree, data: PyTree) -> Array | None:
+        return self.inner.beside(row, data)
+
+    def exchanged(self, data: PyTree, weights: Array) -> PyTree | None:
+        return self.inner.exchanged(data, weights)
 
     def e_step(self, data: PyTree, weights: Array, rule: Rule) -> EStep:
         return self.inner.e_step(data, weights, rule)

@@ -7,6 +7,7 @@ from jaxem.algorithms.generalized_em import GeneralizedEM
 from jaxem.algorithms.gradient_ascent import GradientAscent, GradientAscentState
 from jaxem.algorithms.online_em import OnlineEM, OnlineState
 from jaxem.algorithms.stochastic_em import StochasticEM
+from jaxem.algorithms.swap import Swap, SwapState
 
 __all__ = [
     "Algorithm",
@@ -19,4 +20,6 @@ __all__ = [
     "OnlineEM",
     "OnlineState",
     "StochasticEM",
+    "Swap",
+    "SwapState",
 ]

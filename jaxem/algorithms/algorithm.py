@@ -131,6 +131,15 @@ class Algorithm(ABC):
           rows: all data and their weights, for algorithms that look at them again; see each.
         """
 
+    def conclude(self, model: Any, before: Any, after: Any, small: Array) -> Any:
+        """The state after a step, where the stop rule says whether the step was small; a restart then has converged.
+
+        The step that led to this value is the one before, by which time the algorithm must have settled.
+        """
+        settled = (before.step > 0) & self.settled(model, jnp.maximum(before.step - 1, 0))
+        converged = (after.status == Status.RUNNING) & small & settled
+        return dataclasses.replace(after, status=jnp.where(converged, Status.CONVERGED, after.status).astype(jnp.int32))
+
     def step(self, model: Any, state: Any, data: PyTree, weights: Array) -> Any:
         """`update` of what `evaluate` finds on all data."""
         if isinstance(model, LatentModel):  # XLA would not see that both halves derive the same

@@ -245,10 +245,7 @@ def _step(problem: Problem, table: Table, state: Any, trace: Array | None) -> An
             trace=trace,
         )
     )
-    # The step that led to this value is the one before: the rule must have settled by then.
-    settled = (state.step > 0) & problem.algorithm.settled(model, jnp.maximum(state.step - 1, 0))
-    converged = (after.status == Status.RUNNING) & small & settled
-    return dataclasses.replace(after, status=jnp.where(converged, Status.CONVERGED, after.status).astype(jnp.int32))
+    return problem.algorithm.conclude(model, state, after, small)
 
 
 def _screen(problem: Problem, table: Table) -> tuple[Table, Array]:

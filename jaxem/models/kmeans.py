@@ -304,6 +304,56 @@ class KMeansAt(DiscreteAt):
 
         return sum_rows(block, data, weights, model.rows_at_once(data))
 
+    def moved(self, gone: Array, owner: Array, row: PyTree, data: PyTree, weights: Array) -> KMeansParams:
+        """Centroids with that of `gone` at the row."""
+        return dataclasses.replace(self.params, centroids=self.params.centroids.at[gone].set(self._point(row)))
+
+    def beside(self, row: PyTree, data: PyTree) -> Array:
+        """(n,) the log-joint of a centroid at the row."""
+        alone = dataclasses.replace(self.params, centroids=self._point(row)[None])
+        return self.model.log_joint(alone, data)[:, 0]
+
+    def _point(self, row: PyTree) -> Array:
+        """(D,) one row as it was before `arrange`."""
+        if not isinstance(row, KMeansRows):
+            return row[0]
+        origin, unit = self.model._frame(self.params)
+        return origin + row.x[0] / unit
+
+    def exchanged(self, data: PyTree, weights: Array) -> KMeansParams:
+        """Centroids after one row of each cluster, that which gains most, has gone where the distortion is least.
+
+        With n_k the weight of a cluster, row n of weight w is better off in j than in its own where, the two centroids
+        moving along,
+
+            n_j / (n_j + w) |x_n - c_j|^2 < n_own / (n_own - w) |x_n - c_own|^2,
+
+        though not where it is the nearest to c_own by little. Rows that go at once may raise the distortion together.
+        """
+        model, params, num = self.model, self.params, self.model.num_clusters
+        stats = self.e_step(data, weights, Hard()).stats
+
+        def look(rows: tuple[PyTree, Array]) -> tuple[Array, Array, Array]:
+            x, w = rows[0], rows[1][:, None]
+            distance = -2 * model.log_joint(params, x)
+            own = jnp.argmin(distance, 1)
+            mine, count = jax.nn.one_hot(own, num, dtype=bool), stats.count[None]
+            left = count - w  # nothing, of a row that is alone in its cluster, and there it stays
+            cost = jnp.where(mine, jnp.where(left > 0, safe_divide(count, left), 0), safe_divide(count, count + w))
+            cost = w * cost * distance
+            return own, jnp.argmin(cost, 1), jnp.sum(jnp.where(mine, cost, 0), 1) - jnp.min(cost, 1)
+
+        own, new, gain = map_rows(look, (data, weights), model.rows_at_once(data))
+        top = jax.ops.segment_max(gain, own, num)
+        places = jnp.arange(gain.shape[0], dtype=jnp.int32)
+        first = jax.ops.segment_min(jnp.where(gain >= top[own], places, gain.shape[0]), own, num)
+        index = jnp.minimum(first, gain.shape[0] - 1)  # of an empty cluster none
+        w = jnp.where((first < gain.shape[0]) & (top > 0), weights[index], 0)
+        rows = model._rows_about(*model._frame(params), jax.tree.map(lambda leaf: leaf[index], data))
+        shift = lambda a, by: a.at[own[index]].add(-by).at[new[index]].add(by)
+        moved = KMeansStats(shift(stats.count, w), shift(stats.sum_x, w[:, None] * rows.x))
+        return model.m_step(params, moved)
+
 
 @jax.jit
 def _inertia(model: KMeans, params: KMeansParams, data: Array, weights: Array | None) -> Array:

@@ -24,6 +24,7 @@ class LabelledAt(InnerAt, DiscreteAt):
     """A partly labelled model at params: `inner`, the model inside at its params, with some states ruled out."""
 
     e_step, posterior = DiscreteAt.e_step, DiscreteAt.posterior
+    moved, beside, exchanged = DiscreteAt.moved, DiscreteAt.beside, DiscreteAt.exchanged
 
     def explain(self, data: PyTree) -> tuple[Array, Any]:
         """log_joint, -inf for states that are not allowed, and the function from resp to statistics."""

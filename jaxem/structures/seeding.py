@@ -75,7 +75,7 @@ def plus_plus(key: Array, x: Array, weights: Array, num: int) -> Array:
     def step(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         chosen, nearest = state
         mass = weights * jnp.where(k == 0, 1, nearest)
-        candidates = _draw(mass, draws[k])
+        candidates = draw(mass, draws[k])
         near = jnp.minimum(nearest[None], measure(candidates))
         best = jnp.argmin(einsum("n,tn->t", weights, near))
         return chosen.at[k].set(candidates[best]), near[best]
@@ -110,7 +110,7 @@ def _distances(x: Array, weights: Array) -> Callable[[Array], Array]:
     return product
 
 
-def _draw(mass: Array, u: Array) -> Array:
+def draw(mass: Array, u: Array) -> Array:
     """Indices drawn in proportion to mass (n,), one for each uniform: first a block of about sqrt(n), then a row.
 
     Two short cumulative sums, where one over all rows would cost more than all distances.

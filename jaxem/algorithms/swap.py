@@ -1,0 +1,280 @@
+"""Random swaps: a state that is little missed is put where the model explains worst, and left there if that helps."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxem.algorithms.algorithm import Algorithm, EMState, Found, Rows
+from jaxem.algorithms.em import EM
+from jaxem.core import tree as _tree
+from jaxem.core.arguments import check_whole, expect, shown
+from jaxem.core.keys import DRAWS, own_or_fits
+from jaxem.core.numerics import namespace, slack
+from jaxem.core.pytree import dataclass
+from jaxem.core.tree import PyTree
+from jaxem.elbo import ELBO
+from jaxem.families.reasons import DEGENERATE
+from jaxem.model import DiscreteLatent
+from jaxem.stopping import Status
+from jaxem.structures import seeding
+from jaxem.structures.structure import Structure
+from jaxem.wrappers import unwrapped
+
+# Most rows, evenly spaced, by which a swap is chosen: a draw needs no more.
+ROWS = 10_000
+
+
+@dataclass
+class SwapState:
+    """Where one restart stands.
+
+    Attributes:
+      inner: state of the algorithm inside, at the params that are kept.
+      step: rounds so far.
+      status: a `Status` code.
+      settled: whether the climb has settled, so that the next round is a swap.
+      tried: swaps tried.
+      kept: those that were kept.
+    """
+
+    inner: Any
+    step: Array
+    status: Array
+    settled: Array
+    tried: Array
+    kept: Array
+
+    @property
+    def params(self) -> PyTree:
+        """The params that are kept."""
+        return self.inner.params
+
+    @property
+    def elbo(self) -> ELBO:
+        """Their ELBO."""
+        return self.inner.elbo
+
+    @property
+    def scored(self) -> Array:
+        """ELBO.total of what is kept; NaN where the algorithm inside has ended the restart."""
+        return self.inner.scored
+
+    @property
+    def num_steps(self) -> Array:
+        """Rounds behind `params`."""
+        return namespace(self.step).maximum(self.step - 1, 0)
+
+    @property
+    def skipped(self) -> Array:
+        """Updates that the algorithm inside left out."""
+        return self.inner.skipped
+
+
+@dataclass
+class Swap(Algorithm):
+    """Random swaps around another algorithm: the search that restarts alone are not.
+
+    A step is a round. While the climb rises, a round is `num_steps` steps of the algorithm inside. Once it has settled
+    by the fit's stop rule, a round is a swap: one state (a component, a cluster) is taken away, drawn in proportion to
+    one over what the objective would lose by it, and put at a row drawn in proportion to how badly the model explains
+    it; `num_steps` steps from there are kept if the objective is then higher, else undone. After `num_swaps` of them,
+    and once what was kept has settled, the restart has converged. So the objective never falls, a restart is at least
+    as good as without swaps, and its fate depends on its key alone; all restarts swap side by side, as lanes.
+
+    A component of a mixture is put half-way between the row and the centre of the component that explained it best,
+    with that one's shape, half as wide, and a quarter of its observations. A swap is not kept where it makes a spike
+    (`Health.influence` above 0.1), or a component of fewer observations than a component has free parameters unless
+    there was one as small before: likelihoods reward both, and neither is news. The climb itself is not held back.
+
+    K-means needs no shape. There each round ends by an exchange as well: rows move to the cluster where, with the
+    centroids moving along, the distortion falls, which leaves most optima of Lloyd's steps behind (Hartigan); the climb
+    goes on from it, and it is kept on the same terms. `KMeans` uses swaps by default; see `fit`.
+
+    `max_steps` and `num_steps` of the fit count rounds, and the trace is what was kept after each of them. A swap costs
+    about `num_steps` + 3 E-steps, and twice that for K-means.
+
+    Attributes:
+      algorithm: what climbs; `EM()`, or one that suits a model with an m_step and promises that nothing falls.
+      num_swaps: swaps of a restart, an integer >= 0; a number of the program's data, not of the program.
+      num_steps: steps of the algorithm inside in a round, an integer >= 1; the same.
+      key: random key of the draws; None for that of the fit.
+
+    Raises (in `fit`, before compilation):
+      TypeError: a model whose latents are not states of independent rows, or an algorithm that cannot be inside.
+      ValueError: numbers out of range.
+
+    Examples:
+      >>> import jaxem
+      >>> x = jax.random.normal(jax.random.key(0), (90, 1)) + 9 * jnp.repeat(jnp.arange(3.0), 30)[:, None]
+      >>> fit = jaxem.fit(jaxem.GMM(3), x, key=jax.random.key(1), algorithm=Swap(num_swaps=5))
+      >>> sorted(round(mean) for mean in fit.params.components.mean[:, 0].tolist())
+      [0, 9, 18]
+
+    References:
+      Franti (2018), Efficiency of random swap clustering, Journal of Big Data 5; Zhao, Hautamaki, Karkkainen and Franti
+      (2012), Random swap EM algorithm for Gaussian mixture models, Pattern Recognition Letters 33; Telgarsky and
+      Vattani (2010), Hartigan's method: k-means clustering without Voronoi, AISTATS.
+    """
+
+    algorithm: Algorithm = dataclasses.field(default_factory=EM)
+    num_swaps: int | Array = 50
+    num_steps: int | Array = 10
+    key: Array | None = dataclasses.field(default=None, kw_only=True)
+
+    def prepare(self, model: Any, data: PyTree, key: Array, num_steps: int) -> "Swap":
+        """The algorithm with the one inside ready and its key; checks the settings and the model."""
+        expect("algorithm", self.algorithm, Algorithm, "an algorithm to swap around, as jaxem.EM()")
+        name = type(self.algorithm).__name__
+        if isinstance(self.algorithm, Swap) or self.algorithm.open_ended or self.algorithm.climbs_by != "m_step":
+            raise TypeError(f"algorithm: Swap goes around one that climbs by an m_step, as jaxem.EM(); found {name}")
+        inner = self.algorithm.prepare(model, data, key, num_steps)
+        plain = unwrapped(model)
+        if not isinstance(plain, DiscreteLatent) or type(getattr(plain, "structure", Structure())) is not Structure:
+            raise TypeError(
+                "algorithm: Swap moves states of rows that are independent, as the components of a mixture; found "
+                f"{shown(model)}"
+            )
+        check_whole("num_swaps", self.num_swaps, 0)
+        check_whole("num_steps", self.num_steps, 1)
+        return dataclasses.replace(self, algorithm=inner, key=own_or_fits(self.key, key, DRAWS))
+
+    def settled(self, model: Any, step: Array) -> Array:
+        """Whether a stop rule may be trusted from `step` of the algorithm inside on."""
+        return self.algorithm.settled(model, step)
+
+    def init(self, model: Any, params: PyTree, num_restarts: int, dtype: Any) -> SwapState:
+        """The states of all restarts before their first round."""
+        inner = self.algorithm.init(model, params, num_restarts, dtype)
+        zero = inner.step
+        return SwapState(inner, zero, inner.status, zero != 0, zero, zero)
+
+    def evaluate(self, model: Any, state: SwapState, data: PyTree, weights: Array) -> Found:
+        """The first evaluation of a round. For a swap it needs all rows, among which it looks for a place."""
+        return self.algorithm.evaluate(model, self._start(model, state, (data, weights)), data, weights)
+
+    def update(self, model: Any, state: SwapState, found: Found, rows: Rows | None = None) -> SwapState:
+        """The round from its first evaluation on, for which it needs the rows."""
+        assert rows is not None
+        start = self._start(model, state, rows)
+        first = self.algorithm.update(model, start, found, rows)
+        return self._close(model, state, self._round(model, state, first, 1, rows), found.weight)
+
+    def step(self, model: Any, state: SwapState, data: PyTree, weights: Array) -> SwapState:
+        """`update` of what `evaluate` finds, the first evaluation being one of those in the loop: compiled once."""
+        rows = data, weights
+        end = self._round(model, state, self._start(model, state, rows), 0, rows)
+        return self._close(model, state, end, jnp.sum(weights))
+
+    def conclude(self, model: Any, before: SwapState, after: SwapState, small: Array) -> SwapState:
+        """After a small round the climb has settled, and where no swap is left the restart has converged."""
+        known = self.settled(model, jnp.maximum(before.inner.step - 1, 0))
+        settled = (before.step > 0) & (after.status == Status.RUNNING) & small & known
+        done = settled & (after.tried >= _whole(self.num_swaps))
+        status = jnp.where(done, Status.CONVERGED, after.status).astype(jnp.int32)
+        return dataclasses.replace(after, settled=settled, status=status)
+
+    def _trial(self, state: SwapState) -> Array:
+        return state.settled & (state.tried < _whole(self.num_swaps))
+
+    def _start(self, model: Any, state: SwapState, rows: Rows) -> EMState:
+        """Where a round starts: where the climb is, or at params with a state moved."""
+        assert self.key is not None  # `prepare` has set it
+        inner = state.inner
+        key = jax.random.fold_in(jax.random.fold_in(self.key, inner.restart), state.step)
+        moved = lambda: _from(inner, swapped(model, inner.params, key, *rows))
+        return jax.lax.cond(self._trial(state), moved, lambda: inner)
+
+    def _round(self, model: Any, state: SwapState, start: EMState, taken: int, rows: Rows) -> EMState:
+        """The state inside at the end of a round of which `taken` steps are done, whether it is kept or not."""
+        # The first round scores the start, as the first step of any algorithm does.
+        num = jnp.where(state.step == 0, 1, _whole(self.num_steps))
+        step = lambda _, now: _unless_ended(now, self.algorithm.step(model, now, *rows))
+        if jax.eval_shape(lambda params: model.at(params).exchanged(*rows), state.params) is None:
+            return jax.lax.fori_loop(taken, num, step, start)
+
+        def half(now: EMState, which: Array) -> tuple[EMState, None]:
+            exchange = lambda: _from(now, model.at(now.params).exchanged(*rows))
+            begin = jax.lax.cond(which == 0, lambda: start, exchange)
+            end = jax.lax.fori_loop(jnp.where(which == 0, taken, 0), num, step, begin)
+            better = (which == 0) | ((state.step > 0) & _better(model, now, end, jnp.sum(rows[1])))
+            return _tree.where(better, end, now), None
+
+        # Both halves by one loop: the program holds one E-step.
+        return jax.lax.scan(half, start, jnp.arange(2, dtype=jnp.int32))[0]
+
+    def _close(self, model: Any, state: SwapState, end: EMState, weight: Array) -> SwapState:
+        """The end of a round: a climb is taken as it is, a swap where it is better and honest."""
+        old, trial = state.inner, self._trial(state)
+        health = model.health(end.params)
+        enough = jnp.minimum(_free_parameters(model, end.params), model.health(old.params).min_count)
+        honest = (health.influence <= DEGENERATE) & (health.min_count >= enough)
+        better = _better(model, old, end, weight) & honest
+        inner = _tree.where(trial & ~better, old, end)
+        tried, kept = (
+            count + now.astype(jnp.int32) for count, now in ((state.tried, trial), (state.kept, trial & better))
+        )
+        return SwapState(inner, state.step + 1, inner.status, state.settled, tried, kept)
+
+
+def _whole(number: Any) -> Array:
+    return jnp.asarray(number).astype(jnp.int32)  # `fit` casts every number of an algorithm to floats
+
+
+def _from(inner: EMState, params: PyTree) -> EMState:
+    """The state with other params to score next, which need not be better than the last."""
+    low = jnp.full_like(inner.elbo.data, -jnp.inf)
+    return dataclasses.replace(inner, candidate=params, elbo=ELBO(low, jnp.zeros_like(inner.elbo.params)))
+
+
+def _unless_ended(now: EMState, after: EMState) -> EMState:
+    return _tree.where(now.status == Status.RUNNING, after, now)
+
+
+def _better(model: Any, old: EMState, new: EMState, weight: Array) -> Array:
+    """Whether the new state still runs and its objective is higher by more than rounding."""
+    room = slack(old.elbo.total, weight, model.scales)
+    return (new.status == Status.RUNNING) & (new.elbo.total > old.elbo.total + room)
+
+
+def _free_parameters(model: Any, params: PyTree) -> Any:
+    """Free parameters for each state in use; 0 where the model does not say."""
+    model, params = model.inside(params)
+    count = getattr(model, "num_parameters", None)
+    used = getattr(model, "num_active", None)
+    return 0.0 if count is None else count(params) / (model.num_states if used is None else used)
+
+
+def swapped(model: Any, params: PyTree, key: Array, data: PyTree, weights: Array) -> PyTree:
+    """Params with one state moved to a row; see `Swap`.
+
+    The row is drawn in proportion to its weight times how far, in nats, it is from the one explained best. Its price is
+    what rows lose with their most probable state: state k goes with probability proportional to price_k^-4, in which
+    the new state serves as well where the model knows what it will be. Both look at up to `ROWS` rows.
+    """
+    here, rule = model.at(params), model.default_rule()
+    stride = -(-_tree.num_rows(data) // ROWS)
+    some, w = jax.tree.map(lambda leaf: leaf[::stride], (data, weights))
+    draws = seeding.uniform(key, (2,), w.dtype)
+    log_joint = here.log_joint(some)
+    num = log_joint.shape[-1]
+    states, best = jnp.arange(num), jnp.argmax(log_joint, -1)
+    used = jnp.max(log_joint, 0) > -jnp.inf
+    value = here.infer(log_joint, rule)[0]
+    top = 0 if model.scales else jnp.max(jnp.where(w > 0, value, -jnp.inf))
+    row = seeding.draw(w * (top - value), draws[:1])
+    at_row = jax.tree.map(lambda leaf: leaf[row], some)
+    there = log_joint[row[0]]
+    new = here.beside(at_row, some)
+    if new is not None:
+        log_joint = jnp.concatenate([log_joint, new[:, None]], 1)
+        value = here.infer(log_joint, rule)[0]
+    others = here.rule_out(log_joint, best[:, None] != jnp.arange(log_joint.shape[-1])[None])
+    price = jax.ops.segment_sum(w * jnp.minimum(value - here.infer(others, rule)[0], 1e6), best, num)
+    price = price / jnp.mean(price) + 0.01
+    chances = jnp.cumsum(jnp.where(used, price**-4, 0))
+    gone = jnp.minimum(jnp.sum(chances <= draws[1] * chances[-1]), num - 1)
+    owner = jnp.argmax(jnp.where(states == gone, -jnp.inf, there))
+    return here.moved(gone, owner, at_row, data, weights)
