@@ -294,35 +294,36 @@ class DiscreteAt(At):
         """(N,) most probable states."""
         return self.best(self.log_joint(data))
 
-    def moved(self, gone: Array, owner: Array, row: PyTree, data: PyTree, weights: Array) -> PyTree:
+    def moved(self, gone: Array, owner: Array, row: PyTree, share: Array, data: PyTree, weights: Array) -> PyTree:
         """Params with the state `gone` put at a row, between it and the state `owner`, in whose shape; see `Swap`.
 
-        By one E-step without that state, an M-step. Half of what `owner` explains goes to the new place: half of that
-        as it is distributed there, half at the row.
+        By one E-step without that state, and an M-step. Half of what `owner` explains goes to the new place: half of
+        that as it is distributed there, half at the row.
 
         Args:
           gone: index of the state to move.
           owner: index of another, which explains the row best.
           row: rows (1, ...), one.
+          share: the weight to put at the row.
           data: all rows.
           weights: (N,).
         """
         model, rule = self.model, self.model.default_rule()
+        num = model.num_states or self.log_joint(row).shape[-1]
         # In the coordinates of `owner`, where statistics are relative to params.
-        states = jnp.arange(model.num_states or self.log_joint(row).shape[-1])
+        states = jnp.arange(num)
         there = model.at(model.canonical(self.params, jnp.where(states == gone, owner, states)))
         away, own = (states == gone)[None], (states == owner)[None]
 
-        def block(x: PyTree, w: Array) -> tuple[PyTree, Array]:
-            log_joint, collect = there.explain(x)
-            resp = weigh(w, there.infer(there.rule_out(log_joint, ~away), rule)[1])
-            theirs = resp[:, owner]
-            resp = jnp.where(own, 0.5 * resp, jnp.where(away, 0.25 * theirs[:, None], resp))
-            return collect(resp), jnp.sum(theirs)
+        def block(x: PyTree, w: Array, number: Any) -> PyTree:
+            # The row is one more of the first block: an evaluation of its own would be compiled as another E-step.
+            log_joint, collect = there.explain(jax.tree.map(lambda a, b: jnp.concatenate([a, b]), x, row))
+            resp = there.infer(there.rule_out(log_joint, ~away), rule)[1][:-1]
+            resp = jnp.where(own, 0.5 * resp, jnp.where(away, 0.25 * resp[:, owner][:, None], resp))
+            at_row = jnp.where(away & (jnp.asarray(number) == 0), share, 0).astype(resp.dtype)
+            return collect(jnp.concatenate([weigh(w, resp), at_row]))
 
-        stats, count = sum_rows(block, data, weights, model.rows_at_once(data))
-        at_row = there.explain(row)[1](jnp.where(away, 0.25 * count, 0))
-        return there.m_step(jax.tree.map(jnp.add, stats, at_row))
+        return there.m_step(sum_blocks(block, data, weights, model.rows_at_once(data)))
 
     def beside(self, row: PyTree, data: PyTree) -> Array | None:
         """(n,) the log-joint of a state put at a row (1, ...); None where the row does not say it all."""

@@ -126,8 +126,8 @@ class InnerAt(At):
     def decompose(self, log_joint: PyTree, old: PyTree, rule: Rule) -> Decomposition:
         return self.inner.decompose(log_joint, old, rule)
 
-    def moved(self, gone: Array, owner: Array, row: PyTree, data: PyTree, weights: Array) -> PyTree:
-        return self.inner.moved(gone, owner, row, data, weights)
+    def moved(self, gone: Array, owner: Array, row: PyTree, share: Array, data: PyTree, weights: Array) -> PyTree:
+        return self.inner.moved(gone, owner, row, share, data, weights)
 
     def beside(self, row: PyTree, data: PyTree) -> Array | None:
         return self.inner.beside(row, data)

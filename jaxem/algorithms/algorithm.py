@@ -2,6 +2,7 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -131,13 +132,19 @@ class Algorithm(ABC):
           rows: all data and their weights, for algorithms that look at them again; see each.
         """
 
-    def conclude(self, model: Any, before: Any, after: Any, small: Array) -> Any:
-        """The state after a step, where the stop rule says whether the step was small; a restart then has converged.
+    def conclude(self, model: Any, before: Any, after: Any, small: Callable[[Any, Any], Array]) -> Any:
+        """The state after a step, which has converged if the step was small.
 
-        The step that led to this value is the one before, by which time the algorithm must have settled.
+        The step that led to its value is the one before, by which time the algorithm must have settled.
+
+        Args:
+          model: the bound model.
+          before: the state before the step.
+          after: the state after it.
+          small: the fit's stop rule, of two states.
         """
         settled = (before.step > 0) & self.settled(model, jnp.maximum(before.step - 1, 0))
-        converged = (after.status == Status.RUNNING) & small & settled
+        converged = (after.status == Status.RUNNING) & small(before, after) & settled
         return dataclasses.replace(after, status=jnp.where(converged, Status.CONVERGED, after.status).astype(jnp.int32))
 
     def step(self, model: Any, state: Any, data: PyTree, weights: Array) -> Any:

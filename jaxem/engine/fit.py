@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from jaxem.algorithms import EM, Algorithm, CoordinateAscent, GeneralizedEM, GradientAscent
+from jaxem.algorithms import EM, Algorithm, CoordinateAscent, GeneralizedEM, GradientAscent, Swap
 from jaxem.core import numerics
 from jaxem.core import rows as _rows
 from jaxem.core import tree as _tree
@@ -30,10 +30,13 @@ from jaxem.engine.table import Problem, Screen, Table, fence, unfinished
 from jaxem.families import Family
 from jaxem.families.dependence import clearly_independent
 from jaxem.families.reasons import DEGENERATE
-from jaxem.model import ELBOModel, Health, LatentModel
+from jaxem.model import DiscreteLatent, ELBOModel, Health, LatentModel
 from jaxem.rules import Rule
 from jaxem.stopping import Status, Stop, StopRule
-from jaxem.wrappers import check_model
+from jaxem.wrappers import check_model, unwrapped
+
+# Multiply-adds of the steps that a default number of swaps comes from: 100 of them up to 30,000 a step.
+SEARCH = 3_000_000
 
 
 @named
@@ -173,6 +176,8 @@ def prepare(
     weights = _rows.as_weights(weights, _tree.num_rows(data), dtype, like=given)
     model.check(data)
     check_enough(model, _tree.num_rows(data))
+    if algorithm is None and params is None and screen is None and num_restarts > 1:
+        algorithm = _search(model, data, int(max_steps))
     algorithm = choose_algorithm(model, algorithm).prepare(model, data, key, int(max_steps))
     stop = choose_stop(model, stop)
     for name, part in (("model", model), ("algorithm", algorithm), ("stop", stop)):
@@ -200,6 +205,17 @@ def _independent(model: ELBOModel, data: PyTree, weights: Array) -> bool:
         return False
     tables = [_rows.where_it_lies(leaf) for leaf in jax.tree.leaves(data) if leaf.ndim == 2 and leaf.shape[1] > 1]
     return all(xp is np and clearly_independent(x, np.asarray(weights)) for xp, x in tables)
+
+
+def _search(model: ELBOModel, data: PyTree, max_steps: int) -> Swap | None:
+    """Swaps for several restarts of an objective that no spike raises without bound: K-means; else None.
+
+    As many as are soon done: up to 100 where steps are small, four where they take as long as the climb itself.
+    """
+    if not (model.scales and isinstance(unwrapped(model), DiscreteLatent)):
+        return None
+    num = min(max(4, min(100, SEARCH // _step_cost(model, data))), max_steps // 2)
+    return Swap(num_swaps=num, num_steps=5) if num > 0 else None
 
 
 def choose_algorithm(model: ELBOModel, algorithm: Any) -> Algorithm:

@@ -229,22 +229,26 @@ def _step(problem: Problem, table: Table, state: Any, trace: Array | None) -> An
     """One step of the algorithm and the stop rule."""
     model, data, weights = table.model, table.data, problem.weights
     after = problem.algorithm.step(model, state, data, weights)
-    total, elbo = total_weight(data, weights), after.scored  # NaN where nothing was accepted, which is no small step
-    small = problem.stop(
-        Step(
-            previous=state.elbo.total,
-            current=elbo,
-            old_params=state.params,
-            params=after.params,
-            total_weight=total,
-            rounding=slack(elbo, total, model.scales),
-            model=model,
-            data=data,
-            weights=weights,
-            index=state.step,
-            trace=trace,
+    total = total_weight(data, weights)
+
+    def small(before: Any, after: Any) -> Array:
+        elbo = after.scored  # NaN where nothing was accepted, which is no small step
+        return problem.stop(
+            Step(
+                previous=before.elbo.total,
+                current=elbo,
+                old_params=before.params,
+                params=after.params,
+                total_weight=total,
+                rounding=slack(elbo, total, model.scales),
+                model=model,
+                data=data,
+                weights=weights,
+                index=state.step,
+                trace=trace,
+            )
         )
-    )
+
     return problem.algorithm.conclude(model, state, after, small)
 
 

@@ -304,7 +304,7 @@ class KMeansAt(DiscreteAt):
 
         return sum_rows(block, data, weights, model.rows_at_once(data))
 
-    def moved(self, gone: Array, owner: Array, row: PyTree, data: PyTree, weights: Array) -> KMeansParams:
+    def moved(self, gone: Array, owner: Array, row: PyTree, share: Array, data: PyTree, weights: Array) -> KMeansParams:
         """Centroids with that of `gone` at the row."""
         return dataclasses.replace(self.params, centroids=self.params.centroids.at[gone].set(self._point(row)))
 
