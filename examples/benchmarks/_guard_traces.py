@@ -228,7 +228,7 @@ FITS: dict[str, Callable[[Any], jaxem.Fit]] = {
         num_restarts=6,
         max_steps=60,
     ),
-    "KMeans": _runs(lambda: jaxem.KMeans(4), "blobs", num_restarts=6),
+    "KMeans": _runs(lambda: jaxem.KMeans(4), "blobs", num_restarts=6, algorithm=jaxem.EM),
     "KMeans online": _runs(lambda: jaxem.KMeans(3), "blobs", algorithm=_online, max_steps=6),
     "BayesianGMM dirichlet": _runs(lambda: jaxem.BayesianGMM(4), "blobs"),
     "BayesianGMM diag": _runs(lambda: jaxem.BayesianGMM(4, DIAG, concentration=1e-2), "blobs"),

@@ -35,8 +35,8 @@ from jaxem.rules import Rule
 from jaxem.stopping import Status, Stop, StopRule
 from jaxem.wrappers import check_model, unwrapped
 
-# Multiply-adds of the steps that a default number of swaps comes from: 100 of them up to 30,000 a step.
-SEARCH = 3_000_000
+# Most multiply-adds of a step of K-means that is searched by swaps unless told: 100 of them take about 0.1 s.
+SEARCH = 200_000
 
 
 @named
@@ -95,7 +95,9 @@ def fit(
         first.
       weights: (N,) non-negative; None for ones. Weight 2 is a row twice, weight 0 an absent row.
       algorithm: `EM()` by default; `GeneralizedEM()` for a model without a closed M-step, `CoordinateAscent()` for a
-        mean-field one, `GradientAscent()` for an `ELBOModel` without an E-step.
+        mean-field one, `GradientAscent()` for an `ELBOModel` without an E-step. `KMeans` from random starts, without a
+        `screen`, goes on by `Swap(num_swaps=10 K, num_steps=5)`, at most 100 swaps and max_steps / 2, while N D K is at
+        most 200,000.
       stop: the stop rule, as `Stop`; None for the model's own.
       max_steps: most M-steps of a restart; the trace, R (max_steps + 1) numbers, may take 512 MiB.
       num_restarts: R >= 1.
@@ -176,7 +178,7 @@ def prepare(
     weights = _rows.as_weights(weights, _tree.num_rows(data), dtype, like=given)
     model.check(data)
     check_enough(model, _tree.num_rows(data))
-    if algorithm is None and params is None and screen is None and num_restarts > 1:
+    if algorithm is None and params is None and screen is None:
         algorithm = _search(model, data, int(max_steps))
     algorithm = choose_algorithm(model, algorithm).prepare(model, data, key, int(max_steps))
     stop = choose_stop(model, stop)
@@ -208,14 +210,14 @@ def _independent(model: ELBOModel, data: PyTree, weights: Array) -> bool:
 
 
 def _search(model: ELBOModel, data: PyTree, max_steps: int) -> Swap | None:
-    """Swaps for several restarts of an objective that no spike raises without bound: K-means; else None.
+    """Swaps from random starts where no spike raises the objective without bound, K-means, and steps are short.
 
-    As many as are soon done: up to 100 where steps are small, four where they take as long as the climb itself.
+    By shapes alone, whatever the number of restarts: the fate of a restart depends on its key.
     """
-    if not (model.scales and isinstance(unwrapped(model), DiscreteLatent)):
+    if not (model.scales and isinstance(unwrapped(model), DiscreteLatent)) or _step_cost(model, data) > SEARCH:
         return None
-    num = min(max(4, min(100, SEARCH // _step_cost(model, data))), max_steps // 2)
-    return Swap(num_swaps=num, num_steps=5) if num > 0 else None
+    num = min(10 * (model.num_states or 10), 100, max_steps // 2)
+    return Swap(num_swaps=num, num_steps=5) if num > 0 and model.num_states != 1 else None
 
 
 def choose_algorithm(model: ELBOModel, algorithm: Any) -> Algorithm:

@@ -369,7 +369,7 @@ def test_states_that_cannot_fit_are_refused_before_anything_is_drawn(iris, monke
 
 
 def test_counts_beyond_int32_mean_all():
-    options = {"key": KEY, "num_restarts": 3, "max_steps": 5}
+    options = {"key": KEY, "num_restarts": 3, "max_steps": 5, "algorithm": jaxem.EM()}
     x = np.arange(12.0)[:, None] ** 2
     plain = jaxem.fit(jaxem.KMeans(3), x, **options)
     screened = jaxem.fit(jaxem.KMeans(3), x, **options, screen=jaxem.Screen(2**31, 2**40), restart_batch=2**40)
