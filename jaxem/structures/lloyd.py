@@ -12,15 +12,16 @@ from jaxem.core.numerics import einsum
 
 # Up to this many scalar multiply-adds, differences are unrolled and fused into one loop that stores no score.
 UNROLL = 512
-# Above this many scores the (K, n) block leaves the cache, and rows are cut into blocks.
-SCORES = 1 << 22
+# Above this many scores the (K, n) block leaves the cache, and rows are cut into blocks of about `BLOCK` scores. Rows
+# of scores a power of two long would lie in the same few places of the cache: a third slower.
+SCORES, BLOCK = 1 << 20, 400_000
 # Scores are reduced this many at a time: longer chains compile to loops several times slower.
 GROUP = 8
 
 
 def block_rows(num: int, num_clusters: int) -> int:
-    """Rows per block: all of them while the scores fit, else about 2^19 scores, at least 2000 rows."""
-    return max(1, num) if num * num_clusters <= SCORES else max(2000, (1 << 19) // num_clusters)
+    """Rows per block: all of them while the scores fit, else about `BLOCK` scores, at least 2000 rows."""
+    return max(1, num) if num * num_clusters <= SCORES else max(2000, BLOCK // num_clusters // 16 * 16)
 
 
 def unrolled(shape: tuple[int, ...]) -> bool:
@@ -147,6 +148,17 @@ def exact_distance(centroids: Array, x: Array, label: Array) -> Array:
     return jnp.sum((x - centroids[label]) ** 2, 1)
 
 
+@jax.custom_batching.custom_vmap
+def in_any_lane(flag: Array) -> Array:
+    """The flag (); under vmap one for all lanes, whether it is up in any, so that a branch on it stays a branch."""
+    return flag
+
+
+@in_any_lane.def_vmap
+def _in_any_lane(size: int, batched: list[bool], flag: Array) -> tuple[Array, bool]:
+    return in_any_lane(jnp.any(flag)), False
+
+
 def distortion(
     centroids: Array, x: Array, weights: Array, label: Array, distance: Array, square: Array | None = None
 ) -> Array:
@@ -159,11 +171,11 @@ def distortion(
     if unrolled(centroids.shape):
         return total
     scatter = jnp.sum(weights * (jnp.sum(x * x, 1) if square is None else square))
-    return jax.lax.cond(
-        16 * total >= scatter,
-        lambda: total,
-        lambda: jnp.sum(weights * exact_distance(centroids, x, label)),
-    )
+    near = ~(16 * total >= scatter)
+    exact = lambda: jnp.sum(weights * exact_distance(centroids, x, label))
+    # A lane's value is by its own flag, whether or not others go along.
+    lanes = lambda: jax.lax.cond(in_any_lane(near), lambda: jnp.where(near, exact(), total), lambda: total)
+    return jax.lax.platform_dependent(cpu=lanes, default=lambda: jax.lax.cond(near, exact, lambda: total))
 
 
 def cluster_sums(x: Array, weights: Array, label: Array, num_clusters: int) -> tuple[Array, Array]:

@@ -81,6 +81,28 @@ def test_float32_distortion_is_exact_for_tight_clusters(dim, std):
         assert distance.sum() == pytest.approx(600 * dim * std**2, rel=0.1)
 
 
+def test_a_tight_lane_is_exact_and_costs_the_others_nothing():
+    """Under vmap the test for cancellation stays a branch, one for all lanes, and each lane's value is its own."""
+    rng = np.random.default_rng(2)
+    tight = jnp.asarray(100.0 * np.eye(12)[:3], jnp.float32)
+    x = tight[rng.integers(0, 3, 300)] + 1e-3 * jnp.asarray(rng.normal(size=(300, 12)), jnp.float32)
+    centroids = jnp.stack([tight, 0.5 * tight, 0.9 * tight])
+
+    def distortion(c):
+        return _lloyd.distortion(c, x, jnp.ones(300, jnp.float32), *_lloyd.nearest(c, x))
+
+    lanes = jax.jit(jax.vmap(distortion)).lower(centroids).compile()
+    if jax.default_backend() == "cpu":
+        assert "conditional(" in lanes.as_text()
+    for c, found in zip(centroids, lanes(centroids), strict=True):
+        assert float(found) == pytest.approx(brute(c, x)[1].sum(), rel=1e-4)
+        assert float(jax.jit(distortion)(c)) == pytest.approx(float(found), rel=1e-6)
+    nested = jax.vmap(jax.vmap(distortion))(jnp.stack([centroids, centroids[::-1]]))
+    np.testing.assert_allclose(nested[1, ::-1], nested[0], rtol=1e-6)
+    slope = jax.vmap(jax.grad(distortion))(centroids[1:])
+    np.testing.assert_allclose(slope[0], jax.grad(distortion)(centroids[1]), rtol=1e-5)
+
+
 def test_transform_is_exactly_zero_to_itself():
     for dim in (2, 30):
         x = (np.random.default_rng(0).normal(size=(5, dim)) * 1e3 + 1e5).astype(np.float32)
