@@ -299,7 +299,8 @@ class KMeansAt(DiscreteAt):
             rows = model._rows_about(origin, unit, data)
             label, distance = _lloyd.nearest(centroids, rows.x, rows.square)
             j = _lloyd.distortion(centroids, rows.x, w, label, distance, rows.square)
-            stats = KMeansStats(*_lloyd.cluster_sums(rows.x, w, label, model.num_clusters))
+            look = not _lloyd.unrolled(centroids.shape)
+            stats = KMeansStats(*_lloyd.cluster_sums(rows.x, w, label, model.num_clusters, look))
             return EStep(stats, -0.5 * j * shown * shown)
 
         return sum_rows(block, data, weights, model.rows_at_once(data))

@@ -103,6 +103,21 @@ def test_a_tight_lane_is_exact_and_costs_the_others_nothing():
     np.testing.assert_allclose(slope[0], jax.grad(distortion)(centroids[1]), rtol=1e-5)
 
 
+def test_sums_of_rows_that_all_count_once():
+    """Rows of weight 1 are not multiplied by it; one other weight, in any lane, and all are."""
+    rng = np.random.default_rng(3)
+    x, label = jnp.asarray(rng.normal(size=(50, 12))), jnp.asarray(rng.integers(0, 4, 50), jnp.int32)
+    ones = np.ones(50)
+    weights = np.stack([ones, np.where(np.arange(50) == 7, 0.0, 1.0), rng.uniform(0, 2, 50)])
+    look = lambda w: _lloyd.cluster_sums(x, w, label, 5, True)
+    lanes = jax.vmap(look)(jnp.asarray(weights))
+    for lane, w in enumerate(weights):
+        hot = np.eye(5)[np.asarray(label)] * w[:, None]
+        for found in (look(jnp.asarray(w)), jax.tree.map(lambda a, lane=lane: a[lane], lanes)):
+            np.testing.assert_allclose(found[0], hot.sum(0), rtol=1e-12)
+            np.testing.assert_allclose(found[1], hot.T @ np.asarray(x), rtol=1e-12, atol=1e-12)
+
+
 def test_transform_is_exactly_zero_to_itself():
     for dim in (2, 30):
         x = (np.random.default_rng(0).normal(size=(5, dim)) * 1e3 + 1e5).astype(np.float32)
