@@ -12,21 +12,28 @@ from jaxem.core.numerics import einsum
 
 # Up to this many scalar multiply-adds, differences are unrolled and fused into one loop that stores no score.
 UNROLL = 512
-# Above this many scores the (K, n) block leaves the cache, and rows are cut into blocks of about `BLOCK` scores. Rows
-# of scores a power of two long would lie in the same few places of the cache: a third slower.
-SCORES, BLOCK = 1 << 20, 400_000
+# Above this many scores the (K, n) block leaves the cache, and rows are cut into blocks: of `FEW` rows, or where the
+# product is worth sharing among cores, from `HEAVY` numbers of the centroids on, of about `BLOCK` scores. (For small
+# blocks waking the other cores costs more than they do.) Rows of scores a power of two long would lie in the same few
+# places of the cache, a third slower.
+SCORES, FEW, HEAVY, BLOCK = 1 << 20, 2000, 2048, 400_000
 # Scores are reduced this many at a time: longer chains compile to loops several times slower.
 GROUP = 8
-
-
-def block_rows(num: int, num_clusters: int) -> int:
-    """Rows per block: all of them while the scores fit, else about `BLOCK` scores, at least 2000 rows."""
-    return max(1, num) if num * num_clusters <= SCORES else max(2000, BLOCK // num_clusters // 16 * 16)
 
 
 def unrolled(shape: tuple[int, ...]) -> bool:
     """Whether the distances to centroids of this shape (K, D) are taken from differences in one fused loop."""
     return shape[1] <= 8 and shape[0] * shape[1] <= UNROLL
+
+
+def block_rows(num: int, shape: tuple[int, ...]) -> int:
+    """Rows per block for centroids of this shape (K, D): all of them while the scores fit, at least 2000 else."""
+    clusters, scores = shape[0], num * shape[0]
+    if unrolled(shape):  # no scores are stored
+        return max(1, num) if scores <= 1 << 22 else max(FEW, (1 << 19) // clusters)
+    if scores <= SCORES:
+        return max(1, num)
+    return FEW if clusters * shape[1] < HEAVY else max(FEW, BLOCK // clusters // 16 * 16)
 
 
 def unit(size: Array) -> Array:

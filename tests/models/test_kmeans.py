@@ -103,6 +103,16 @@ def test_a_tight_lane_is_exact_and_costs_the_others_nothing():
     np.testing.assert_allclose(slope[0], jax.grad(distortion)(centroids[1]), rtol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(32, 16), (64, 64), (128, 64), (256, 128), (5000, 128)])
+def test_blocks_of_rows_keep_clear_of_powers_of_two(shape):
+    """Scores of rows 4096 bytes apart, or a multiple, all lie in one place of the cache; whole vectors need 16 rows."""
+    rows = _lloyd.block_rows(10_000_000, shape)
+    assert rows % 16 == 0
+    assert rows % 1024
+    assert rows >= 2000
+    assert _lloyd.block_rows(1000, shape) == 1000 or shape[0] == 5000
+
+
 def test_sums_of_rows_that_all_count_once():
     """Rows of weight 1 are not multiplied by it; one other weight, in any lane, and all are."""
     rng = np.random.default_rng(3)
