@@ -46,6 +46,10 @@ def test_benchmark_at_toy_size(benchmark_main, tmp_path, capsys, name, flags):
         assert {"jaxem", "NumPy" if name == "families" else "scikit-learn"} <= set(case["contenders"])
         assert case["contenders"]["jaxem"]["ratio"] == 1
         assert all(isinstance(c["ratio"], float) for c in case["contenders"].values())
+    if name == "kmeans":
+        ours, theirs = (report["cases"][-1]["to_tolerance"][who] for who in ("jaxem", "scikit-learn"))
+        assert abs(ours["steps"] - theirs["steps"]) <= 1  # one rule
+        assert ours["inertia"] == pytest.approx(theirs["inertia"], rel=1e-4)
 
 
 def test_online_at_toy_size(benchmark_main, tmp_path, capsys):

@@ -144,7 +144,7 @@ def fit(
     watch.refuse()
     problem = fence(problem)
     table = fence(_table.begin(problem, *_table.draw(problem)))
-    return checked(problem, finish(problem, fence(_table.advance(problem, table, _table.FOREVER))), seen)
+    return checked(problem, finish(problem, fence(_table.stepped(problem, table, _table.FOREVER))), seen)
 
 
 def prepare(

@@ -179,9 +179,15 @@ def _lanewise(f: Any, lanes: Any) -> Any:
     return jax.tree.map(lambda a: jnp.asarray(a)[None], out)  # a step may give Python's numbers
 
 
+def stepped(problem: Problem, table: Table, max_sweeps: Array | np.int32) -> Table:
+    """The table when no restart runs any more, or after `max_sweeps` sweeps."""
+    packed, trace, screened = advance(problem, table, max_sweeps)
+    return dataclasses.replace(table, packed=packed, trace=trace, screened=screened)
+
+
 @jax.jit
-def advance(problem: Problem, table: Table, max_sweeps: Array | np.int32) -> Table:
-    """Steps the table until no restart runs, or for at most `max_sweeps` sweeps."""
+def advance(problem: Problem, table: Table, max_sweeps: Array | np.int32) -> tuple[Packed, Array, Array]:
+    """What `stepped` changes in the table: a program copies all that it hands back, and the data are large."""
     # Only what a sweep changes is carried: a loop copies what it carries.
     changing = lambda table: (table.packed, table.trace, table.screened)
     whole = lambda carry: dataclasses.replace(table, packed=carry[0], trace=carry[1], screened=carry[2])
@@ -192,7 +198,7 @@ def advance(problem: Problem, table: Table, max_sweeps: Array | np.int32) -> Tab
     def sweep(state: tuple[Any, Array]) -> tuple[Any, Array]:
         return changing(_sweep(problem, whole(state[0]))), state[1] + 1
 
-    return whole(jax.lax.while_loop(running, sweep, (changing(table), jnp.zeros((), jnp.int32)))[0])
+    return jax.lax.while_loop(running, sweep, (changing(table), jnp.zeros((), jnp.int32)))[0]
 
 
 def unfinished(problem: Problem, states: Any) -> Array:

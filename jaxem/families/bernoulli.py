@@ -39,7 +39,7 @@ class Bernoulli(_mean.MeanFamily):
     prob_kd ~ Beta(1 + a m0_d, 1 + a (1 - m0_d)); its log density up to a constant is ELBO.params. The mode is
     prob = (sum x + a m0) / (count + a), inside (0, 1) wherever m0 is.
 
-    Cost of one E-step: a product (N, 2 D) (2 D, K).
+    Cost of one E-step: three products of N D K multiplications, two for the log-probabilities.
 
     Attributes:
       pseudo_observations: a >= 0; 0 is exactly maximum likelihood.
@@ -94,9 +94,8 @@ class Bernoulli(_mean.MeanFamily):
 
         -inf also for rows with anything but 0 and 1.
         """
-        # Ones and zeros in one product: through log-odds a probability of 0 or 1 would be inf - inf.
-        both = jnp.concatenate([params.prob, 1 - params.prob], 1)
-        out = _mean.product_log(jnp.concatenate([x, 1 - x], 1), safe_log(both))
+        # Ones and zeros apart: through log-odds a probability of 0 or 1 would be inf - inf.
+        out = _mean.product_log((x, safe_log(params.prob)), (1 - x, safe_log(1 - params.prob)))
         return _mean.where_possible(jnp.all((x == 0) | (x == 1), 1), out)
 
     def constraints(self) -> BernoulliParams:

@@ -131,7 +131,7 @@ class Categorical(_mean.MeanFamily):
         -inf also for rows with anything but codes of the levels.
         """
         t = self._transform(x)  # a value that is no code has no indicator
-        out = _mean.product_log(t, safe_log(self._mean(params)))
+        out = _mean.product_log((t, safe_log(self._mean(params))))
         return _mean.where_possible(jnp.sum(t, 1) == x.shape[1], out)
 
     def constraints(self) -> CategoricalParams:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxem.core.pytree import dataclass
 from jaxem.core.special import stirling_rest
 from jaxem.families.mean import LOG_ZERO
 
@@ -92,28 +93,58 @@ def _total(own: Array, deviance: Array) -> Array:
 
 def _centre(rate: Array) -> Array:
     """(D, 1) a size of the rates: any gives the same value, so it carries no derivative."""
-    centre = jax.lax.stop_gradient(jnp.mean(rate, 0))
-    return jnp.where(centre > 0, centre, 1)[:, None]
+    return _column(jax.lax.stop_gradient(jnp.mean(rate, 0)))
 
 
-def log_poisson(x: Array, rate: Array) -> Array:
+def _column(size: Array) -> Array:
+    return jnp.where(size > 0, size, 1)[:, None]
+
+
+@dataclass
+class CountRows:
+    """Counts with what is theirs alone, whatever the rates.
+
+    Attributes:
+      x: (N, D) counts.
+      own: (N,) sum over columns of log Poisson(x | x); -inf for a row with anything but counts.
+      log_x: (N, D) log of x over a size of its column; 0 where x is 0.
+    """
+
+    x: Array
+    own: Array
+    log_x: Array
+
+
+def count_rows(x: Array, size: Array) -> CountRows:
+    """Counts (N, D) with their own terms, columns being of sizes (D,) >= 0."""
+    own, log_x = _own(x.T, _column(size))
+    return CountRows(x, jnp.sum(own, 0), log_x.T)
+
+
+def log_poisson(x: Array | CountRows, rate: Array, size: Array | None = None) -> Array:
     """Sum over columns of log Poisson(x_nd | rate_kd).
 
     As log p(x | x) minus the deviance x log(x / rate) - (x - rate), both without cancellation: the error of a column is
     about eps (x - rate)^2 / x, whatever the size of the count or of other components' rates. Two elementwise passes, of
-    (N, D) with logarithms and of (N, K, D) without, columns first and rows last so that they run on full vectors.
+    (N, D) with logarithms, which `count_rows` does for good, and of (N, K, D) without, columns first and rows last so
+    that they run on full vectors.
 
     Args:
-      x: (N, D) counts >= 0; -inf for a row with anything else.
+      x: (N, D) counts >= 0; -inf for a row with anything else. Or rows of `count_rows`.
       rate: (K, D) >= 0; a rate of 0 gives 0 where the count is 0, else -inf.
+      size: (D,) that the rows were made with; not used for plain counts.
 
     Returns:
       (N, K), nats.
     """
-    centre, x = _centre(rate), x.T
-    own, log_x = _own(x, centre)
+    if isinstance(x, CountRows):
+        known, centre = x, _column(size)  # type: ignore[arg-type]
+    else:
+        centre = _centre(rate)
+        known = count_rows(x, centre[:, 0])
+    x, log_x = known.x.T, known.log_x.T
     one = lambda r, log: jnp.sum(_deviance(x, r[:, None] - x, log_x, log[:, None]), 0)
-    return _total(jnp.sum(own, 0), jax.vmap(one)(rate, _log_rate(rate, centre.T)))
+    return _total(known.own, jax.vmap(one)(rate, _log_rate(rate, centre.T)))
 
 
 def halves(v: Array) -> tuple[Array, Array]:

@@ -191,10 +191,14 @@ def independent(name: str, **values: Any) -> Any:
         return distrax.Independent(getattr(tfd, name)(**values), 1)
 
 
-def product_log(t: Array, log: Array) -> Array:
-    """(N, K) t (N, F) @ log (K, F)^T, t >= 0, where log 0 = -inf counts only where t > 0."""
-    out = einsum("nf,kf->nk", t, jnp.maximum(log, LOG_ZERO))
-    return jnp.where(out < 0.5 * LOG_ZERO, -jnp.inf, out)
+def product_log(*terms: tuple[Array, Array]) -> Array:
+    """(N, K) sum over terms of t (N, F) @ log (K, F)^T, t >= 0, where log 0 = -inf counts only where t > 0.
+
+    Components first, rows last: what follows, sums and maxima over components, then runs on full vectors. A term each
+    instead of one product of joined columns: joining them was most of the time.
+    """
+    out = sum(einsum("kf,nf->kn", jnp.maximum(log, LOG_ZERO), t) for t, log in terms)
+    return jnp.where(out < 0.5 * LOG_ZERO, -jnp.inf, out).T
 
 
 def where_possible(possible: Array, log_prob: Array) -> Array:

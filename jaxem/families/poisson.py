@@ -12,7 +12,7 @@ from jaxem.core import constraints
 from jaxem.core.checks import as_matrix, check_vector, require_counts
 from jaxem.core.pytree import dataclass
 from jaxem.families import mean as _mean
-from jaxem.families.counts import log_poisson, sample_poisson
+from jaxem.families.counts import CountRows, count_rows, log_poisson, sample_poisson
 
 
 @dataclass
@@ -42,7 +42,8 @@ class Poisson(_mean.MeanFamily):
     that is within some standard deviations of the rate, and to a relative 1e-6 far from it, whatever outliers the other
     components hold. Rows with anything but counts have -inf.
 
-    Cost of one E-step: elementwise passes over (N, D) and (N, K, D), and the product for the statistics.
+    Cost of one E-step: an elementwise pass over (N, K, D), and the product for the statistics. A fit keeps two numbers
+    for each count and one for each row, so that logarithms of counts are taken once.
 
     Attributes:
       pseudo_observations: a >= 0; 0 is exactly maximum likelihood.
@@ -88,11 +89,18 @@ class Poisson(_mean.MeanFamily):
     def _check_pseudo_mean(self, dim: int) -> None:
         check_vector("pseudo_mean", self.pseudo_mean, dim, 0, np.inf)
 
-    def log_prob(self, params: PoissonParams, x: Array) -> Array:
+    def _transform(self, x: Array | CountRows) -> Array:
+        return x.x if isinstance(x, CountRows) else x
+
+    def arrange(self, x: Array) -> Array | CountRows:
+        """Counts with their own terms, once bound to data."""
+        return x if self.scale is None else count_rows(x, self.scale.mean)
+
+    def log_prob(self, params: PoissonParams, x: Array | CountRows) -> Array:
         """(N, K) sum over columns of log Poisson(x_nd | rate_kd), nats; rate 0 gives 0 at count 0, else -inf;
         -inf where x is no count.
         """
-        return log_poisson(x, params.rate)
+        return log_poisson(x, params.rate, None if self.scale is None else self.scale.mean)
 
     def constraints(self) -> PoissonParams:
         """Positive rates."""

@@ -85,6 +85,10 @@ class Product(DerivedFamily):
         """Binds each family to its part."""
         return Product(self._each(lambda family, part: family.bind(part, weights), x))
 
+    def arrange(self, x: PyTree) -> dict[str, PyTree]:
+        """Each part in the layout of its family."""
+        return self._each(lambda family, part: family.arrange(part), x)
+
     def at(self, params: PyTree) -> "ProductAt":
         """Each part at its params."""
         parts = self._each(lambda family, p: family.at(p), params)

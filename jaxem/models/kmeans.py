@@ -202,7 +202,8 @@ class KMeans(DiscreteLatent):
 
     def rows_at_once(self, data: PyTree) -> int:
         """Rows of a block."""
-        return _lloyd.block_rows(num_rows(data), self.num_clusters)
+        columns = (data.x if isinstance(data, KMeansRows) else data).shape[1]
+        return _lloyd.block_rows(num_rows(data), (self.num_clusters, columns))
 
     def at(self, params: KMeansParams) -> "KMeansAt":
         """The model at params."""
@@ -295,14 +296,18 @@ class KMeansAt(DiscreteAt):
         centroids = (params.centroids - origin[None]) * unit
         shown = (jnp.ones((), unit.dtype) if model.units is None else model.units.shown) / unit
 
+        # Of all rows at once the weighted ones are the same in every step, and made once.
+        size = model.rows_at_once(data)
+        look = size < num_rows(data) and not _lloyd.unrolled(centroids.shape)
+
         def block(data: PyTree, w: Array) -> EStep:
             rows = model._rows_about(origin, unit, data)
             label, distance = _lloyd.nearest(centroids, rows.x, rows.square)
             j = _lloyd.distortion(centroids, rows.x, w, label, distance, rows.square)
-            stats = KMeansStats(*_lloyd.cluster_sums(rows.x, w, label, model.num_clusters))
+            stats = KMeansStats(*_lloyd.cluster_sums(rows.x, w, label, model.num_clusters, look))
             return EStep(stats, -0.5 * j * shown * shown)
 
-        return sum_rows(block, data, weights, model.rows_at_once(data))
+        return sum_rows(block, data, weights, size)
 
     def moved(self, gone: Array, owner: Array, row: PyTree, share: Array, data: PyTree, weights: Array) -> KMeansParams:
         """Centroids with that of `gone` at the row."""
@@ -401,7 +406,7 @@ def _farthest(
     num = min(centroids.shape[0], rows.shape[0])
     x = (rows - origin[None]) * unit
     before, after = (old - origin[None]) * unit, (centroids - origin[None]) * unit
-    size = _lloyd.block_rows(x.shape[0], before.shape[0])
+    size = _lloyd.block_rows(x.shape[0], before.shape)
     label, distance = map_rows(lambda x: _lloyd.assigned(before, after, x), x, size)
     top, index = jax.lax.top_k(jnp.where(weights > 0, distance, 0), num)
     rank = jnp.cumsum(empty.astype(jnp.int32)) - 1

@@ -119,6 +119,10 @@ class Mixture(Structured):
         """Binds the family to the data and keeps the sum of the weights."""
         return dataclasses.replace(self, family=self.family.bind(data, weights), total_weight=jnp.sum(weights))
 
+    def arrange(self, data: PyTree) -> PyTree:
+        """Rows in the family's layout."""
+        return self.family.arrange(data)
+
     def coincident(self, params: MixtureParams) -> Array:
         """Whether two components of positive proportion are equal."""
         xp, alive = namespace(params), params.mixing > 0

@@ -92,7 +92,7 @@ class _ItemsAt(PosteriorAt):
     def log_predictive(self, x: Array) -> Array:
         """Each item's mean probability of its level."""
         a, groups = self.posterior.concentration, self._groups
-        return product_log(self._items.indicators(x), jnp.log(a) - groups.spread(jnp.log(groups.total(a))))
+        return product_log((self._items.indicators(x), jnp.log(a) - groups.spread(jnp.log(groups.total(a)))))
 
     def draw(self, key: Array) -> tuple[Any, Array, Array]:
         """Probabilities; the densities are right where they underflow."""

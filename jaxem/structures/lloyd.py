@@ -12,20 +12,28 @@ from jaxem.core.numerics import einsum
 
 # Up to this many scalar multiply-adds, differences are unrolled and fused into one loop that stores no score.
 UNROLL = 512
-# Above this many scores the (K, n) block leaves the cache, and rows are cut into blocks.
-SCORES = 1 << 22
+# Above this many scores the (K, n) block leaves the cache, and rows are cut into blocks: of `FEW` rows, or where the
+# product is worth sharing among cores, from `HEAVY` numbers of the centroids on, of about `BLOCK` scores. (For small
+# blocks waking the other cores costs more than they do.) Rows of scores a power of two long would lie in the same few
+# places of the cache, a third slower.
+SCORES, FEW, HEAVY, BLOCK = 1 << 20, 2000, 2048, 400_000
 # Scores are reduced this many at a time: longer chains compile to loops several times slower.
 GROUP = 8
-
-
-def block_rows(num: int, num_clusters: int) -> int:
-    """Rows per block: all of them while the scores fit, else about 2^19 scores, at least 2000 rows."""
-    return max(1, num) if num * num_clusters <= SCORES else max(2000, (1 << 19) // num_clusters)
 
 
 def unrolled(shape: tuple[int, ...]) -> bool:
     """Whether the distances to centroids of this shape (K, D) are taken from differences in one fused loop."""
     return shape[1] <= 8 and shape[0] * shape[1] <= UNROLL
+
+
+def block_rows(num: int, shape: tuple[int, ...]) -> int:
+    """Rows per block for centroids of this shape (K, D): all of them while the scores fit, at least 2000 else."""
+    clusters, scores = shape[0], num * shape[0]
+    if unrolled(shape):  # no scores are stored
+        return max(1, num) if scores <= 1 << 22 else max(FEW, (1 << 19) // clusters)
+    if scores <= SCORES:
+        return max(1, num)
+    return FEW if clusters * shape[1] < HEAVY else max(FEW, BLOCK // clusters // 16 * 16)
 
 
 def unit(size: Array) -> Array:
@@ -147,6 +155,17 @@ def exact_distance(centroids: Array, x: Array, label: Array) -> Array:
     return jnp.sum((x - centroids[label]) ** 2, 1)
 
 
+@jax.custom_batching.custom_vmap
+def in_any_lane(flag: Array) -> Array:
+    """The flag (); under vmap one for all lanes, whether it is up in any, so that a branch on it stays a branch."""
+    return flag
+
+
+@in_any_lane.def_vmap
+def _in_any_lane(size: int, batched: list[bool], flag: Array) -> tuple[Array, bool]:
+    return in_any_lane(jnp.any(flag)), False
+
+
 def distortion(
     centroids: Array, x: Array, weights: Array, label: Array, distance: Array, square: Array | None = None
 ) -> Array:
@@ -159,23 +178,35 @@ def distortion(
     if unrolled(centroids.shape):
         return total
     scatter = jnp.sum(weights * (jnp.sum(x * x, 1) if square is None else square))
-    return jax.lax.cond(
-        16 * total >= scatter,
-        lambda: total,
-        lambda: jnp.sum(weights * exact_distance(centroids, x, label)),
-    )
+    near = ~(16 * total >= scatter)
+    exact = lambda: jnp.sum(weights * exact_distance(centroids, x, label))
+    # A lane's value is by its own flag, whether or not others go along.
+    lanes = lambda: jax.lax.cond(in_any_lane(near), lambda: jnp.where(near, exact(), total), lambda: total)
+    return jax.lax.platform_dependent(cpu=lanes, default=lambda: jax.lax.cond(near, exact, lambda: total))
 
 
-def cluster_sums(x: Array, weights: Array, label: Array, num_clusters: int) -> tuple[Array, Array]:
+def cluster_sums(x: Array, weights: Array, label: Array, num_clusters: int, look: bool = False) -> tuple[Array, Array]:
     """Weighted count (K,) and sum (K, D) of the rows of each cluster.
 
     Scatter-adds on a CPU; on accelerators, where scatters into few segments are slow and not deterministic, a product
     with the one-hot labels.
+
+    Args:
+      x: (n, D).
+      weights: (n,).
+      label: (n,) cluster of each row.
+      num_clusters: K.
+      look: on a CPU, to look whether all weights are 1, as they mostly are, and not to multiply by them then: a tenth
+        of a step of many columns, for a tenth of a second of compilation.
     """
+    sums = lambda values, label: jax.ops.segment_sum(values, label, num_clusters)
 
     def scatter(x: Array, weights: Array, label: Array) -> tuple[Array, Array]:
-        total = jax.ops.segment_sum(weights[:, None] * x, label, num_clusters)
-        return jax.ops.segment_sum(weights, label, num_clusters), total
+        weighted = lambda: sums(weights[:, None] * x, label)
+        if not look:
+            return sums(weights, label), weighted()
+        differ = in_any_lane(jnp.any(weights != 1))
+        return sums(weights, label), jax.lax.cond(differ, weighted, lambda: sums(x, label))
 
     def one_hot(x: Array, weights: Array, label: Array) -> tuple[Array, Array]:
         hot = jax.nn.one_hot(label, num_clusters, dtype=x.dtype) * weights[:, None]

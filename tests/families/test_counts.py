@@ -164,3 +164,46 @@ def test_draws_have_the_mean_and_variance_of_any_rate():
         np.testing.assert_allclose(x.var(0)[2:4] / spread[2:4], 1, atol=0.03)
         assert (x[:, 4] == np.float32(n)).all()
         assert ((x >= 0) & (x <= np.float32(n))).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_counts_arranged_for_a_fit_say_the_same(dtype):
+    """An E-step takes counts as they are, or with their logarithms taken; an empty column has no size."""
+    x = np.random.default_rng(0).poisson([3.0, 4000.0, 0.0], (200, 3)).astype(dtype)
+    rate = np.array([[3.0, 4000.0, 0.0], [30.0, 10.0, 2.0]], dtype)
+    for family, data in (
+        (families.Poisson(), jnp.asarray(x)),
+        (families.Product({"a": families.Poisson()}), {"a": jnp.asarray(x)}),
+    ):
+        model = jaxem.Mixture(family, 2)
+        params = families.Poisson().make_params(rate=rate)
+        components = {"a": params} if isinstance(data, dict) else params
+        params = type(model).params_type(jnp.asarray([0.5, 0.5], dtype), components)
+        assert model.arrange(data) is data or isinstance(data, dict)  # not bound: nothing to be relative to
+        model = model.bind(data, jnp.ones(200, dtype))
+        rows = model.arrange(data)
+        assert all(leaf.shape[0] == 200 for leaf in jax.tree.leaves(rows))
+        plain, arranged = model.at(params).log_joint(data), model.at(params).log_joint(rows)
+        np.testing.assert_allclose(arranged, plain, rtol=1e-12 if dtype == np.float64 else 2e-6)
+        plain, arranged = (model.at(params).e_step(d, jnp.ones(200, dtype), jaxem.Exact()) for d in (data, rows))
+        for a, b in zip(*map(jax.tree.leaves, (arranged, plain)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12 if dtype == np.float64 else 2e-6)
+
+
+def test_no_counts_among_arranged_rows():
+    """Within a caller's program nothing was looked at: -inf, as for rows as they are."""
+    x = jnp.array([[1.0, 2.0], [-1.0, 2.0], [0.5, 2.0], [jnp.nan, 2.0], [0.0, 0.0]])
+    family = families.Poisson().bind(jnp.array([[1.0, 2.0], [3.0, 0.0]]), jnp.ones(2))
+    params = family.make_params(rate=np.array([[1.0, 2.0], [0.0, 2.0]]))
+    found = np.asarray(family.log_prob(params, family.arrange(x)))
+    np.testing.assert_allclose(found, family.log_prob(params, x), rtol=1e-12)
+    assert np.isneginf(found[1:4]).all()
+    assert np.isneginf(found[0, 1])
+
+
+@pytest.mark.parametrize("algorithm", [jaxem.OnlineEM(50), jaxem.GradientAscent()], ids=["online", "gradient"])
+def test_other_algorithms_take_arranged_counts(algorithm):
+    x = np.random.default_rng(0).poisson(np.repeat([[2.0, 9.0], [8.0, 3.0]], 100, 0)).astype(float)
+    model = jaxem.Mixture(families.Poisson(), 2)
+    fit = jaxem.fit(model, x, key=KEY, algorithm=algorithm, max_steps=20, num_restarts=2)
+    assert float(fit.elbo.data) == pytest.approx(float(fit.model.elbo_data(fit.params, x)), rel=1e-12)

@@ -81,6 +81,53 @@ def test_float32_distortion_is_exact_for_tight_clusters(dim, std):
         assert distance.sum() == pytest.approx(600 * dim * std**2, rel=0.1)
 
 
+def test_a_tight_lane_is_exact_and_costs_the_others_nothing():
+    """Under vmap the test for cancellation stays a branch, one for all lanes, and each lane's value is its own."""
+    rng = np.random.default_rng(2)
+    tight = jnp.asarray(100.0 * np.eye(12)[:3], jnp.float32)
+    x = tight[rng.integers(0, 3, 300)] + 1e-3 * jnp.asarray(rng.normal(size=(300, 12)), jnp.float32)
+    centroids = jnp.stack([tight, 0.5 * tight, 0.9 * tight])
+
+    def distortion(c):
+        return _lloyd.distortion(c, x, jnp.ones(300, jnp.float32), *_lloyd.nearest(c, x))
+
+    lanes = jax.jit(jax.vmap(distortion)).lower(centroids).compile()
+    if jax.default_backend() == "cpu":
+        assert "conditional(" in lanes.as_text()
+    for c, found in zip(centroids, lanes(centroids), strict=True):
+        assert float(found) == pytest.approx(brute(c, x)[1].sum(), rel=1e-4)
+        assert float(jax.jit(distortion)(c)) == pytest.approx(float(found), rel=1e-6)
+    nested = jax.vmap(jax.vmap(distortion))(jnp.stack([centroids, centroids[::-1]]))
+    np.testing.assert_allclose(nested[1, ::-1], nested[0], rtol=1e-6)
+    slope = jax.vmap(jax.grad(distortion))(centroids[1:])
+    np.testing.assert_allclose(slope[0], jax.grad(distortion)(centroids[1]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(32, 16), (64, 64), (128, 64), (256, 128), (5000, 128)])
+def test_blocks_of_rows_keep_clear_of_powers_of_two(shape):
+    """Scores of rows 4096 bytes apart, or a multiple, all lie in one place of the cache; whole vectors need 16 rows."""
+    rows = _lloyd.block_rows(10_000_000, shape)
+    assert rows % 16 == 0
+    assert rows % 1024
+    assert rows >= 2000
+    assert _lloyd.block_rows(1000, shape) == 1000 or shape[0] == 5000
+
+
+def test_sums_of_rows_that_all_count_once():
+    """Rows of weight 1 are not multiplied by it; one other weight, in any lane, and all are."""
+    rng = np.random.default_rng(3)
+    x, label = jnp.asarray(rng.normal(size=(50, 12))), jnp.asarray(rng.integers(0, 4, 50), jnp.int32)
+    ones = np.ones(50)
+    weights = np.stack([ones, np.where(np.arange(50) == 7, 0.0, 1.0), rng.uniform(0, 2, 50)])
+    look = lambda w: _lloyd.cluster_sums(x, w, label, 5, True)
+    lanes = jax.vmap(look)(jnp.asarray(weights))
+    for lane, w in enumerate(weights):
+        hot = np.eye(5)[np.asarray(label)] * w[:, None]
+        for found in (look(jnp.asarray(w)), jax.tree.map(lambda a, lane=lane: a[lane], lanes)):
+            np.testing.assert_allclose(found[0], hot.sum(0), rtol=1e-12)
+            np.testing.assert_allclose(found[1], hot.T @ np.asarray(x), rtol=1e-12, atol=1e-12)
+
+
 def test_transform_is_exactly_zero_to_itself():
     for dim in (2, 30):
         x = (np.random.default_rng(0).normal(size=(5, dim)) * 1e3 + 1e5).astype(np.float32)
