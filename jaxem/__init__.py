@@ -9,6 +9,7 @@ from jaxem.after.criteria import aic, bic, icl
 from jaxem.after.importance import importance, pareto_k
 from jaxem.algorithms import EM, CoordinateAscent, GeneralizedEM, GradientAscent, OnlineEM, OnlineState, StochasticEM
 from jaxem.core.arguments import nearest
+from jaxem.core.compilation import cache
 from jaxem.core.normal import DiagonalNormal
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.ragged import sequences
@@ -105,6 +106,7 @@ __all__ = [
     "aic",
     "amortisation_gap",
     "bic",
+    "cache",
     "chunked",
     "constraints",
     "dataclass",
