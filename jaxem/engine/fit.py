@@ -20,13 +20,14 @@ from jaxem.core.inputs import as_params, cast_floats, check_enough
 from jaxem.core.numerics import is_concrete, namespace
 from jaxem.core.rows import Rows
 from jaxem.core.sequences import num_observations, total_weight
+from jaxem.core.stages import fence
 from jaxem.core.tree import Packed, PyTree
 from jaxem.engine import shapes as _shapes
 from jaxem.engine import table as _table
 from jaxem.engine import verdict as _verdict
 from jaxem.engine.drive import Progress, Watch, drive
 from jaxem.engine.result import Fit, Restarts
-from jaxem.engine.table import Problem, Screen, Table, fence, unfinished
+from jaxem.engine.table import Problem, Screen, Table, unfinished
 from jaxem.families import Family
 from jaxem.families.dependence import clearly_independent
 from jaxem.families.reasons import DEGENERATE

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import os
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,18 +10,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxem.core import threefry
 from jaxem.core import tree as _tree
 from jaxem.core.numerics import is_concrete, namespace, slack
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.sequences import total_weight
+from jaxem.core.stages import stage
 from jaxem.core.tree import Packed, PyTree
 from jaxem.families.dependence import independent
 from jaxem.stopping import Status, Step
+from jaxem.wrappers import Wrapper
 
 # More sweeps than a fit can take; an argument like any other, so that segments are steps of the very same program.
 FOREVER = np.int32(2**31 - 1)
 # Most bytes of the trace, of which three copies exist for a while: 300,000 restarts of 200 steps in float64.
 TRACE_BYTES = 1 << 29
+# Most restarts whose starts are drawn one by one from the host: four calls each, where a program for all of them takes
+# longer to compile and is shared with no other number.
+FEW = 256
 
 
 @dataclass
@@ -87,28 +92,43 @@ class Table:
         return self.packed.unpack()
 
 
-def fence(tree: PyTree) -> PyTree:
-    """Keeps the stages of a fit apart inside a caller's program, where they would be fused to other roundings."""
-    return tree if is_concrete(tree) else jax.lax.optimization_barrier(tree)
-
-
-@partial(jax.jit, static_argnums=1)
 def restart_keys(key: Array, num: int) -> Array:
-    """fold_in(key, i) for each restart; a program of its own when called from the host, shared by all fits."""
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num, dtype=jnp.int32))
+    """fold_in(key, i) for each restart."""
+    return threefry.fold_in_each(key, num)
 
 
 def draw(problem: Problem) -> tuple[Any, PyTree, PyTree]:
     """The model bound to the data, the data in its layout, and the params of all starts."""
+    if problem.params is None and problem.num_restarts <= FEW and is_concrete(problem) and _in_stages(problem.model):
+        model, data = _bind(problem.model, problem.data, problem.weights, problem.independent)
+        starts = [model.init(key, problem.data, problem.weights) for key in threefry.each(problem.keys)]
+        return model, data, starts[0] if len(starts) == 1 else _stack(starts)
     # Fits that differ only in what starts do not depend on draw them by one program.
     return _draw(dataclasses.replace(problem, algorithm=None, stop=None, screen=None, max_steps=0, lanes=1))
 
 
+def _in_stages(model: Any) -> bool:
+    """Whether a start is drawn by programs that are shared with other models."""
+    while isinstance(model, Wrapper) and type(model).init is Wrapper.init:
+        model = model.model
+    return getattr(type(model).init, "in_stages", False)
+
+
+def _stack(trees: list[PyTree]) -> PyTree:
+    """Trees as one, each leaf with a leading axis; in NumPy, at no compilation."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(trees))
+
+
+@stage(3)
+def _bind(model: Any, data: PyTree, weights: Array, known: bool) -> tuple[Any, PyTree]:
+    with independent(known):
+        model = model.bind(data, weights)
+    return model, model.arrange(data)
+
+
 @jax.jit
 def _draw(problem: Problem) -> tuple[Any, PyTree, PyTree]:
-    with independent(problem.independent):
-        model = problem.model.bind(problem.data, problem.weights)
-    data = model.arrange(problem.data)
+    model, data = _bind(problem.model, problem.data, problem.weights, problem.independent)
     if problem.params is not None:
         return model, data, _adopt(model, problem)
     # One at a time: half the compile time of a batch, and a start does not depend on the lane width.
