@@ -215,7 +215,7 @@ class Gaussian(DerivedFamily, PlacedFamily):
         xp = namespace((params, self.scale))
         if xp is np:
             # No dependent columns, nothing to do; else by the program that a caller's jit would have, to the bit.
-            return _adopted(self, params) if np.any(self.scale.span.dependent) else params
+            return _adopted(self, params) if np.any(np.asarray(self.scale.span.dependent)) else params
         span, location, mean = jax.tree.map(xp.asarray, (self.scale.span, self.scale.location[None], params.mean))
         with jax.default_matmul_precision("highest"):
             follow = location + (((mean - location) / span.std[None]) @ span.matrix.T) * span.std[None]

@@ -85,25 +85,21 @@ def _plus_plus_draws(key: Array, num: int) -> Array:
     return threefry.uniform(key, (num, 2 + int(math.log(num))))
 
 
-@stage()
-def _plus_plus(draws: Array, x: Array, weights: Array, unit: Array) -> Array:
-    return x[_chosen(draws, x * unit, weights)]
+def _centres(draws: Array, x: Array, weights: Array, unit: Array | float = 1.0) -> Array:
+    """(K, D) centres of k-means++, by uniforms (K, trials)."""
+    draws, far = draws.astype(x.dtype), jnp.finfo(x.dtype).max
+    measure, draw = _distances(x * unit, weights), _drawer(weights)
 
-
-def _chosen(draws: Array, x: Array, weights: Array) -> Array:
-    """(K,) rows that are the centres of k-means++, by uniforms (K, trials)."""
-    num, draws = draws.shape[0], draws.astype(x.dtype)
-    measure, draw = _distances(x, weights), _drawer(weights)
-
-    def step(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        chosen, nearest = state
-        candidates = draw(weights * jnp.where(k == 0, 1, nearest), draws[k])
+    def step(nearest: Array, u: Array) -> tuple[Array, Array]:
+        candidates = draw(weights * jnp.where(nearest < far, nearest, 1), u)
         near = jnp.minimum(nearest[None], measure(candidates))
         best = jnp.argmin(einsum("n,tn->t", weights, near))
-        return chosen.at[k].set(candidates[best]), near[best]
+        return near[best], x[candidates[best]]
 
-    far = jnp.full(x.shape[0], jnp.finfo(x.dtype).max, x.dtype)
-    return jax.lax.fori_loop(0, num, step, (jnp.zeros(num, jnp.int32), far))[0]
+    return jax.lax.scan(step, jnp.full(x.shape[0], far, x.dtype), draws)[1]
+
+
+_plus_plus = stage()(_centres)
 
 
 def _distances(x: Array, weights: Array) -> Callable[[Array], Array]:
@@ -164,7 +160,7 @@ def lloyd(centres: Array, x: Array, weights: Array, num_steps: int, active: Arra
     Centres that are not `active` (K,) get no rows: they are put on the first one, and ties go to the lowest index.
     """
     index = jnp.arange(centres.shape[0], dtype=jnp.int32)
-    ones_and_x = jnp.concatenate([jnp.ones_like(x[:, :1]), x], 1)
+    ones_and_x = jnp.concatenate([jnp.ones_like(x), x], 1)
 
     def step(_: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
         centres, _label = state
@@ -173,9 +169,8 @@ def lloyd(centres: Array, x: Array, weights: Array, num_steps: int, active: Arra
         label, _distance = _lloyd.nearest(centres, x)
         # By a product, where a scatter would be quicker to run for many clusters, but slower to compile.
         hot = jnp.where(label[None] == index[:, None], weights[None], 0)
-        sums = einsum("kn,nd->kd", hot, ones_and_x)
-        count = sums[:, :1]
-        return jnp.where(count > 0, sums[:, 1:] / count, centres), label
+        count, total = jnp.split(einsum("kn,nd->kd", hot, ones_and_x), 2, 1)
+        return jnp.where(count > 0, total / count, centres), label
 
     # The last step's means are not used: an assignment outside the loop would be compiled twice.
     return jax.lax.fori_loop(0, num_steps + 1, step, (centres, jnp.zeros(x.shape[0], jnp.int32)))[1]
@@ -203,7 +198,7 @@ def partition(key: Array, x: Array, weights: Array, num: int, method: str, activ
 
 @stage(4)
 def _plus_plus_cells(draws: Array, x: Array, weights: Array, active: Array | None, num_steps: int) -> Array:
-    return _cells(x[_chosen(draws, x, weights)], x, weights, active, num_steps)
+    return _cells(_centres(draws, x, weights), x, weights, active, num_steps)
 
 
 @stage(4)
