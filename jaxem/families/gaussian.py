@@ -268,8 +268,9 @@ class Gaussian(DerivedFamily, PlacedFamily):
         """(D,) bool, the columns of the fit without spread, whose variance is held; none where not bound."""
         if self.scale is None:
             return np.zeros(dim, bool)  # type: ignore[return-value]
-        span = self.scale.span
-        return self.scale.penalty.held if span is None else self.scale.penalty.held & ~span.dependent
+        xp, span = namespace(self.scale), self.scale.span
+        held = xp.asarray(self.scale.penalty.held)
+        return held if span is None else held & ~xp.asarray(span.dependent)
 
     def num_parameters(self, params: GaussianParams, num_components: int) -> int:
         """K D means and the covariances' free entries; constant and dependent columns do not count, once bound."""
