@@ -115,7 +115,7 @@ def drive(problem: Problem, watch: Watch, began: float, finish: Callable[[Proble
         first = 1 if watch.asked else _first(problem, table)
         if not watch.asked and first >= problem.num_restarts * (problem.max_steps + 1):
             # Every sweep steps at least one restart, so that this is all: nothing to look at, and nothing to wait for.
-            return finish(problem, _table.advance(problem, table, np.int32(first)))
+            return finish(problem, _table.advance(problem.stepped, table, np.int32(first)))
         try:
             for after, took in _segments(problem, table, first, bar):
                 table, result, stepped = after, None, True
@@ -170,7 +170,7 @@ def _segments(problem: Problem, table: Table, sweeps: int, bar: "_Bar") -> Itera
     table = jax.device_put(table)  # numpy's arrays and JAX's own are two entries in the cache of a jitted function
     while True:
         began = time.perf_counter()
-        after = _table.advance(problem, table, np.int32(sweeps))
+        after = _table.advance(problem.stepped, table, np.int32(sweeps))
         bar.say("")
         try:
             wait((after.packed, after.trace))

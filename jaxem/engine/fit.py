@@ -140,7 +140,7 @@ def fit(
     watch.refuse()
     problem = fence(problem)
     table = fence(_table.begin(problem, *_table.draw(problem)))
-    return checked(problem, finish(problem, fence(_table.advance(problem, table, _table.FOREVER))), seen)
+    return checked(problem, finish(problem, fence(_table.advance(problem.stepped, table, _table.FOREVER))), seen)
 
 
 def prepare(
@@ -189,7 +189,9 @@ def prepare(
     keys = _table.restart_keys(key, int(num_restarts))
     sizes = int(max_steps), int(num_restarts), int(lanes)
     known = _independent(model, data, weights)
-    return Problem(model, data, weights, keys, params, algorithm, stop, screen, *sizes, known), seen
+    return Problem(
+        model, data, weights, keys, params, algorithm, stop, screen, *sizes, known, np.int32(max_steps)
+    ), seen
 
 
 def _independent(model: ELBOModel, data: PyTree, weights: Array) -> bool:
@@ -273,6 +275,7 @@ def _finish(problem: Problem, table: Table) -> Fit:
     xp = namespace((examined, table.packed))
     packed, trace, examined = jax.tree.map(xp.asarray, (table.packed, table.trace, examined))
     health, slack, observations, num_rows = examined
+    trace = trace[:, : problem.max_steps + 1]
     states = packed.unpack()
     elbo, total = states.elbo, states.elbo.total
     finite, spike = xp.isfinite(total), xp.isfinite(total) & (health.influence > DEGENERATE)

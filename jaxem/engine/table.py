@@ -25,9 +25,11 @@ from jaxem.wrappers import Wrapper
 FOREVER = np.int32(2**31 - 1)
 # Most bytes of the trace, of which three copies exist for a while: 300,000 restarts of 200 steps in float64.
 TRACE_BYTES = 1 << 29
-# Most restarts whose starts are drawn one by one from the host: four calls each, where a program for all of them takes
-# longer to compile and is shared with no other number.
-FEW = 256
+# Most bytes of a trace that is made wider than it need be, for programs that differ in max_steps alone to be one.
+SHARED_BYTES = 1 << 24
+# Most restarts whose starts are drawn one by one from the host, at a millisecond each; the program for more is quicker,
+# but takes longer to compile and is shared with no other number.
+FEW = 16
 
 
 @dataclass
@@ -51,7 +53,8 @@ class Screen:
 class Problem:
     """All that a fit needs, checked and cast; static fields decide the compiled program.
 
-    `independent` says that the host has found the data's columns far from depending on each other.
+    `independent` says that the host has found the data's columns far from depending on each other. `last` is
+    `max_steps` as a number in the program; the host knows both, the loop is given the problem as `stepped`.
     """
 
     model: Any
@@ -66,6 +69,20 @@ class Problem:
     num_restarts: int = static(default=1)
     lanes: int = static(default=1)
     independent: bool = static(default=False)
+    last: Array | np.int32 = np.int32(200)
+
+    @property
+    def stepped(self) -> "Problem":
+        """The problem as the loop's program sees it, the same for many numbers of steps."""
+        return dataclasses.replace(self, max_steps=0)
+
+    @property
+    def columns(self) -> int:
+        """Of the trace while it is filled: a power of two that many numbers of steps share, unless it gets large."""
+        exact = self.max_steps + 1
+        shared = max(64, 1 << (exact - 1).bit_length())
+        size = self.num_restarts * shared * _tree.float_dtype(self.data).itemsize
+        return shared if size <= SHARED_BYTES else exact
 
 
 @dataclass
@@ -76,7 +93,7 @@ class Table:
       model: the model bound to the data.
       data: the data in the model's own layout.
       packed: the algorithm's states, a row for each restart; `states` is the readable view.
-      trace: (R, max_steps + 1) ELBO.total after t M-steps, NaN where not reached.
+      trace: (R, columns) ELBO.total after t M-steps, NaN where not reached, and beyond max_steps.
       screened: whether screening has taken place.
     """
 
@@ -104,7 +121,9 @@ def draw(problem: Problem) -> tuple[Any, PyTree, PyTree]:
         starts = [model.init(key, problem.data, problem.weights) for key in threefry.each(problem.keys)]
         return model, data, starts[0] if len(starts) == 1 else _stack(starts)
     # Fits that differ only in what starts do not depend on draw them by one program.
-    return _draw(dataclasses.replace(problem, algorithm=None, stop=None, screen=None, max_steps=0, lanes=1))
+    return _draw(
+        dataclasses.replace(problem, algorithm=None, stop=None, screen=None, max_steps=0, lanes=1, last=np.int32(0))
+    )
 
 
 def _in_stages(model: Any) -> bool:
@@ -187,7 +206,7 @@ def begin(problem: Problem, model: Any, data: PyTree, params: PyTree) -> Table:
     packed = _tree.pack(problem.algorithm.init(model, params, num, dtype))
     if num > 1:
         _check_memory(num, packed)
-    trace = xp.full((num, problem.max_steps + 1), xp.nan, dtype)
+    trace = xp.full((num, problem.columns), xp.nan, dtype)
     return Table(model, data, packed, trace, xp.asarray(problem.screen is None))
 
 
@@ -217,7 +236,7 @@ def advance(problem: Problem, table: Table, max_sweeps: Array | np.int32) -> Tab
 
 def unfinished(problem: Problem, states: Any) -> Array:
     """(R,) which restarts still have a step to make."""
-    return (states.status == Status.RUNNING) & (states.step <= problem.max_steps)
+    return (states.status == Status.RUNNING) & (states.step <= problem.last)
 
 
 def _sweep(problem: Problem, table: Table) -> Table:

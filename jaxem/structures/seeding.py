@@ -130,28 +130,36 @@ def _distances(x: Array, weights: Array) -> Callable[[Array], Array]:
 def _drawer(weights: Array) -> Callable[[Array, Array], Array]:
     """The function from mass (n,) and uniforms (t,) to rows' indices (t,), drawn in proportion to the mass.
 
-    Cumulative sums within blocks of about sqrt(n) rows, and over blocks, are products with triangles of ones: these
-    are calls of a library, where a cumulative sum of XLA is four kernels to compile. A row without mass is never
-    drawn while another has some; where none has, the first one of positive weight is.
+    First a block of about sqrt(n) rows, then a row: two short cumulative sums, where one over all rows would cost more
+    than all distances. They are products with a triangle of ones, which are calls of a library, where a cumulative sum
+    of XLA is four kernels to compile. A row without mass is never drawn while another has some; where none has, it is
+    the first one of positive weight.
     """
     num = weights.shape[0]
     size = max(2, math.isqrt(num - 1) + 1)
     index = jnp.arange(size)
     upto = (index[:, None] <= index[None]).astype(weights.dtype)
+    first = jnp.argmax(weights > 0)
 
     def draw(mass: Array, u: Array) -> Array:
         blocks = jnp.pad(mass, (0, size * size - num)).reshape(size, size)
-        within = einsum("bs,st->bt", blocks, upto)
-        # Two columns, as a product with a vector would be a kernel of its own.
-        ends = einsum("ab,at->bt", upto, within[:, size - 2 :])[:, 1]
-        before = ends - within[:, size - 1]
-        cumulative = (before[:, None] + within).reshape(size * size)[:num]
-        # Rounding may put the point beyond the last row: then any with the largest sum.
-        beyond = jnp.where(cumulative[None] > (u * ends[size - 1])[:, None], jnp.inf, cumulative[None])
-        score = jnp.where((mass > 0)[None], beyond, jnp.where(weights > 0, -1, -jnp.inf)[None])
-        return jnp.argmax(score, 1).astype(jnp.int32)
+        # Two columns each, as a product with a vector would be a kernel of its own: the last is the sum of all.
+        sums = einsum("bs,st->bt", blocks, upto[:, size - 2 :])
+        ends = einsum("ab,at->bt", upto, sums)[:, 1]
+        total, point = ends[size - 1], u * ends[size - 1]
+        block = _first_beyond(ends[None], sums[None, :, 1], point)
+        rows = blocks[block]
+        within = (ends - sums[:, 1])[block][:, None] + einsum("ts,su->tu", rows, upto)
+        drawn = block * size + _first_beyond(within, rows, point)
+        return jnp.where(total > 0, drawn, first).astype(jnp.int32)
 
     return draw
+
+
+def _first_beyond(cumulative: Array, mass: Array, point: Array) -> Array:
+    """(t,) the first entry with mass whose cumulative sum is beyond the point (t,); by rounding, the largest."""
+    score = jnp.where(cumulative > point[:, None], jnp.inf, cumulative)
+    return jnp.argmax(jnp.where(mass > 0, score, -1), 1)
 
 
 def lloyd(centres: Array, x: Array, weights: Array, num_steps: int, active: Array | None = None) -> Array:

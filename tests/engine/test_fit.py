@@ -475,3 +475,14 @@ def test_models_share_the_programs_of_their_partitions(iris):
     jaxem.fit(jaxem.GMM(3, "diag", pseudo_observations=1.0), iris, key=KEY, max_steps=0, num_restarts=2)
     jaxem.fit(jaxem.BayesianGMM(3, init_method="kmeans"), iris, key=KEY, max_steps=0)
     assert seeding._plus_plus_cells.compiled._cache_size() == before
+
+
+def test_fits_that_differ_in_max_steps_share_their_programs(iris):
+    fit = lambda steps: jaxem.fit(jaxem.GMM(3), iris, key=KEY, max_steps=steps, num_restarts=2)
+    short, size = fit(5), advance._cache_size()
+    long = fit(40)
+    assert advance._cache_size() == size
+    assert short.restarts.trace.shape == (2, 6)
+    assert long.trace.shape == (41,)
+    assert_same(long.restarts.trace[:, :6], short.restarts.trace)
+    assert short.restarts.counts() == {"MAX_STEPS": 2}
