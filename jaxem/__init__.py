@@ -18,6 +18,7 @@ from jaxem.algorithms import (
     Swap,
 )
 from jaxem.core.arguments import nearest
+from jaxem.core.compilation import cache
 from jaxem.core.normal import DiagonalNormal
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.ragged import sequences
@@ -115,6 +116,7 @@ __all__ = [
     "aic",
     "amortisation_gap",
     "bic",
+    "cache",
     "chunked",
     "constraints",
     "dataclass",

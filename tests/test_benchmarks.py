@@ -134,3 +134,14 @@ def test_hidden_markov_models_at_toy_size(benchmark_main, tmp_path, capsys):
     (case,) = json.loads(path.read_text())["cases"]
     assert case["agree"], capsys.readouterr().out
     assert case["contenders"]["jaxem"]["ratio"] == 1
+
+
+def test_first_calls_at_toy_size(benchmark_main, tmp_path, capsys):
+    before, path = settings(), tmp_path / "report.json"
+    benchmark_main("first_call")(["--sizes", "toy", "--repeats", "1", "--json", str(path)])
+    assert settings() == before
+    report = json.loads(path.read_text())
+    assert report["agree"], capsys.readouterr().out
+    (case,) = report["cases"]
+    assert case["calls"]["fit"]["now"]["programs"] > case["calls"]["predict"]["now"]["programs"] > 0
+    assert case["calls"]["fit"]["cached"]["loaded"] > 0

@@ -133,19 +133,30 @@ def environment() -> dict[str, Any]:
     }
 
 
-def arguments(description: str, argv: Sequence[str] | None, **flags: str) -> argparse.Namespace:
-    """The shared command line; `flags` adds switches, name -> help. The size "toy" is for tests and not advertised."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--sizes", choices=("small", "full", "toy"), metavar="{small,full}", default="small")
-    parser.add_argument("--repeats", type=int, default=3, help="interleaved turns (default 3)")
-    parser.add_argument("--only", default="", help="run only cases whose name contains this")
-    parser.add_argument("--json", metavar="FILE", help="also write the report there")
-    for name, text in flags.items():
-        parser.add_argument(f"--{name}", action="store_true", help=text)
+def parser(description: str) -> argparse.ArgumentParser:
+    """The shared command line. The size "toy" is for tests and not advertised."""
+    found = argparse.ArgumentParser(description=description)
+    found.add_argument("--sizes", choices=("small", "full", "toy"), metavar="{small,full}", default="small")
+    found.add_argument("--repeats", type=int, default=3, help="interleaved turns (default 3)")
+    found.add_argument("--only", default="", help="run only cases whose name contains this")
+    found.add_argument("--json", metavar="FILE", help="also write the report there")
+    return found
+
+
+def parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments, checked."""
     args = parser.parse_args(argv)
     if args.repeats < 1:
         parser.error("--repeats must be at least 1")
     return args
+
+
+def arguments(description: str, argv: Sequence[str] | None, **flags: str) -> argparse.Namespace:
+    """Those of the shared command line; `flags` adds switches, name -> help."""
+    line = parser(description)
+    for name, text in flags.items():
+        line.add_argument(f"--{name}", action="store_true", help=text)
+    return parsed(line, argv)
 
 
 @contextlib.contextmanager

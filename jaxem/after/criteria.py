@@ -1,6 +1,7 @@
 """Information criteria for choosing among fitted models; lower is better, and a spike is never lowest."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,30 +28,38 @@ def _evaluate(
     weights: Array,
     rule: Rule,
     allow_degenerate: bool,
-) -> tuple[Array, Array, Array]:
-    """-2 log-likelihood by the rule, in one pass; the observations that the weights stand for, and those with one."""
+) -> tuple[Array, Array, Array, Array]:
+    """-2 log-likelihood by the rule, in one pass; the observations that weights stand for, their log, and the rows."""
     value = model.e_step(params, data, weights, rule).elbo_data
     # Not even when asked: whether NaN is the lowest of a table depends on where it stands.
     out = jnp.isnan(value)
     if not allow_degenerate:
         out |= jnp.isinf(value) | (status == Status.DEGENERATE) | (status == Status.NONFINITE)
-    return jnp.where(out, jnp.inf, -2 * value), total_weight(data, weights), num_observations(data, weights)
+    total = total_weight(data, weights)
+    return jnp.where(out, jnp.inf, -2 * value), total, jnp.log(total), num_observations(data, weights)
 
 
 def _scores(
     fit: Fit, data: PyTree, weights: Array | None, rule: Rule, allow_degenerate: bool
 ) -> tuple[Array, Array, Array | int]:
-    """-2 log-likelihood, +inf where the fit must not win; the sum of the weights; the number of free parameters."""
+    """-2 log-likelihood, +inf where the fit must not win; log of the sum of weights; the number of free parameters."""
     _check(fit, data)
     given, data = data, _rows.rows(fit.model, fit.params, data)
     counts = _rows.as_weights(weights, num_rows(data), float_dtype(data), like=given)
     num = fit.model.num_parameters(fit.params)
     if weights is None and is_concrete(fit, data):
         _check_same_weights(fit, data)
-    value, total, rows = _evaluate(fit.model, fit.params, fit.status, data, counts, rule, bool(allow_degenerate))
+    value, total, log, rows = _evaluate(fit.model, fit.params, fit.status, data, counts, rule, bool(allow_degenerate))
     if weights is not None and is_concrete(total, num):
         _check_counts(float(total), int(rows), float(num))
-    return value, total, num
+    return value, log, num
+
+
+def _penalised(value: Array, num: Any, price: Any) -> Array:
+    """Value + num * price, on the host where it can be: the same numbers, and no programs."""
+    if not is_concrete(value, num, price):
+        return value + num * price
+    return jax.device_put(np.asarray(value) + np.asarray(num * np.asarray(price, value.dtype), value.dtype))
 
 
 def _check(fit: Fit, data: PyTree) -> None:
@@ -120,8 +129,8 @@ def bic(fit: Fit, data: PyTree, *, weights: Array | None = None, allow_degenerat
     References:
       Schwarz (1978), Estimating the dimension of a model.
     """
-    value, total, num = _scores(fit, data, weights, Exact(), allow_degenerate)
-    return value + num * jnp.log(total)
+    value, log, num = _scores(fit, data, weights, Exact(), allow_degenerate)
+    return _penalised(value, num, log)
 
 
 def aic(fit: Fit, data: PyTree, *, weights: Array | None = None, allow_degenerate: bool = False) -> Array:
@@ -145,7 +154,7 @@ def aic(fit: Fit, data: PyTree, *, weights: Array | None = None, allow_degenerat
       Akaike (1974), A new look at the statistical model identification.
     """
     value, _, num = _scores(fit, data, weights, Exact(), allow_degenerate)
-    return value + 2 * num
+    return _penalised(value, num, 2)
 
 
 def icl(fit: Fit, data: PyTree, *, weights: Array | None = None, allow_degenerate: bool = False) -> Array:
@@ -174,5 +183,5 @@ def icl(fit: Fit, data: PyTree, *, weights: Array | None = None, allow_degenerat
       Biernacki, Celeux and Govaert (2000), Assessing a mixture model for clustering with the integrated completed
       likelihood, section 2.
     """
-    value, total, num = _scores(fit, data, weights, Hard(), allow_degenerate)
-    return value + num * jnp.log(total)
+    value, log, num = _scores(fit, data, weights, Hard(), allow_degenerate)
+    return _penalised(value, num, log)

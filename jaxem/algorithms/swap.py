@@ -277,7 +277,7 @@ def swapped(model: Any, params: PyTree, key: Array, data: PyTree, weights: Array
     used = jnp.max(log_joint, 0) > -jnp.inf
     value = here.infer(log_joint, rule)[0]
     top = 0 if model.scales else jnp.max(jnp.where(w > 0, value, -jnp.inf))
-    row = seeding.draw(w * (top - value), draws[:1])
+    row = seeding.drawer(w)(w * (top - value), draws[:1])
     at_row = jax.tree.map(lambda leaf: leaf[row], some)
     there = log_joint[row[0]]
     new = here.beside(at_row, some)

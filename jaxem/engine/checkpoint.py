@@ -81,7 +81,8 @@ class Saver:
 
 def fingerprint(problem: Problem) -> dict[str, str]:
     """A digest of each part of a problem: its arrays bit by bit, its settings, and the names of its functions."""
-    return {field.name: digest(getattr(problem, field.name)) for field in dataclasses.fields(problem)}
+    names = [field.name for field in dataclasses.fields(problem) if field.name != "last"]  # which is max_steps
+    return {name: digest(getattr(problem, name)) for name in names}
 
 
 def digest(value: Any) -> str:

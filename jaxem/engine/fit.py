@@ -20,13 +20,14 @@ from jaxem.core.inputs import as_params, cast_floats, check_enough
 from jaxem.core.numerics import is_concrete, namespace
 from jaxem.core.rows import Rows
 from jaxem.core.sequences import num_observations, total_weight
+from jaxem.core.stages import fence
 from jaxem.core.tree import Packed, PyTree
 from jaxem.engine import shapes as _shapes
 from jaxem.engine import table as _table
 from jaxem.engine import verdict as _verdict
 from jaxem.engine.drive import Progress, Watch, drive
 from jaxem.engine.result import Fit, Restarts
-from jaxem.engine.table import Problem, Screen, Table, fence, unfinished
+from jaxem.engine.table import Problem, Screen, Table, unfinished
 from jaxem.families import Family
 from jaxem.families.dependence import clearly_independent
 from jaxem.families.reasons import DEGENERATE
@@ -195,7 +196,9 @@ def prepare(
     keys = _table.restart_keys(key, int(num_restarts))
     sizes = int(max_steps), int(num_restarts), int(lanes)
     known = _independent(model, data, weights)
-    return Problem(model, data, weights, keys, params, algorithm, stop, screen, *sizes, known), seen
+    return Problem(
+        model, data, weights, keys, params, algorithm, stop, screen, *sizes, known, np.int32(max_steps)
+    ), seen
 
 
 def _independent(model: ELBOModel, data: PyTree, weights: Array) -> bool:
@@ -290,6 +293,7 @@ def _finish(problem: Problem, table: Table) -> Fit:
     xp = namespace((examined, table.packed))
     packed, trace, examined = jax.tree.map(xp.asarray, (table.packed, table.trace, examined))
     health, slack, observations, num_rows = examined
+    trace = trace[:, : problem.max_steps + 1]
     states = packed.unpack()
     elbo, total = states.elbo, states.elbo.total
     finite, spike = xp.isfinite(total), xp.isfinite(total) & (health.influence > DEGENERATE)

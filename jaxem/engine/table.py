@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import os
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,18 +10,26 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxem.core import threefry
 from jaxem.core import tree as _tree
 from jaxem.core.numerics import is_concrete, namespace, slack
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.sequences import total_weight
+from jaxem.core.stages import stage
 from jaxem.core.tree import Packed, PyTree
 from jaxem.families.dependence import independent
 from jaxem.stopping import Status, Step
+from jaxem.wrappers import Wrapper
 
 # More sweeps than a fit can take; an argument like any other, so that segments are steps of the very same program.
 FOREVER = np.int32(2**31 - 1)
 # Most bytes of the trace, of which three copies exist for a while: 300,000 restarts of 200 steps in float64.
 TRACE_BYTES = 1 << 29
+# Most bytes of a trace that is made wider than it need be, for programs that differ in max_steps alone to be one.
+SHARED_BYTES = 1 << 24
+# Most restarts whose starts are drawn one by one from the host, at a millisecond each; the program for more is quicker,
+# but takes longer to compile and is shared with no other number.
+FEW = 16
 
 
 @dataclass
@@ -46,7 +53,8 @@ class Screen:
 class Problem:
     """All that a fit needs, checked and cast; static fields decide the compiled program.
 
-    `independent` says that the host has found the data's columns far from depending on each other.
+    `independent` says that the host has found the data's columns far from depending on each other. `last` is
+    `max_steps` as a number in the program; the host knows both, the loop is given the problem as `in_loop`.
     """
 
     model: Any
@@ -61,6 +69,20 @@ class Problem:
     num_restarts: int = static(default=1)
     lanes: int = static(default=1)
     independent: bool = static(default=False)
+    last: Array | np.int32 = np.int32(200)
+
+    @property
+    def in_loop(self) -> "Problem":
+        """The problem as the loop's program sees it, the same for many numbers of steps."""
+        return dataclasses.replace(self, max_steps=0)
+
+    @property
+    def columns(self) -> int:
+        """Of the trace while it is filled: a power of two that many numbers of steps share, unless it gets large."""
+        exact = self.max_steps + 1
+        shared = max(64, 1 << (exact - 1).bit_length())
+        size = self.num_restarts * shared * _tree.float_dtype(self.data).itemsize
+        return shared if size <= SHARED_BYTES else exact
 
 
 @dataclass
@@ -71,7 +93,7 @@ class Table:
       model: the model bound to the data.
       data: the data in the model's own layout.
       packed: the algorithm's states, a row for each restart; `states` is the readable view.
-      trace: (R, max_steps + 1) ELBO.total after t M-steps, NaN where not reached.
+      trace: (R, columns) ELBO.total after t M-steps, NaN where not reached, and beyond max_steps.
       screened: whether screening has taken place.
     """
 
@@ -87,28 +109,45 @@ class Table:
         return self.packed.unpack()
 
 
-def fence(tree: PyTree) -> PyTree:
-    """Keeps the stages of a fit apart inside a caller's program, where they would be fused to other roundings."""
-    return tree if is_concrete(tree) else jax.lax.optimization_barrier(tree)
-
-
-@partial(jax.jit, static_argnums=1)
 def restart_keys(key: Array, num: int) -> Array:
-    """fold_in(key, i) for each restart; a program of its own when called from the host, shared by all fits."""
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num, dtype=jnp.int32))
+    """fold_in(key, i) for each restart."""
+    return threefry.fold_in_each(key, num)
 
 
 def draw(problem: Problem) -> tuple[Any, PyTree, PyTree]:
     """The model bound to the data, the data in its layout, and the params of all starts."""
+    if problem.params is None and problem.num_restarts <= FEW and is_concrete(problem) and _in_stages(problem.model):
+        model, data = _bind(problem.model, problem.data, problem.weights, problem.independent)
+        starts = [model.init(key, problem.data, problem.weights) for key in threefry.each(problem.keys)]
+        return model, data, starts[0] if len(starts) == 1 else _stack(starts)
     # Fits that differ only in what starts do not depend on draw them by one program.
-    return _draw(dataclasses.replace(problem, algorithm=None, stop=None, screen=None, max_steps=0, lanes=1))
+    return _draw(
+        dataclasses.replace(problem, algorithm=None, stop=None, screen=None, max_steps=0, lanes=1, last=np.int32(0))
+    )
+
+
+def _in_stages(model: Any) -> bool:
+    """Whether a start is drawn by programs that are shared with other models."""
+    while isinstance(model, Wrapper) and type(model).init is Wrapper.init:
+        model = model.model
+    return getattr(type(model).init, "in_stages", False)
+
+
+def _stack(trees: list[PyTree]) -> PyTree:
+    """Trees as one, each leaf with a leading axis; in NumPy, at no compilation."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(trees))
+
+
+@stage(3)
+def _bind(model: Any, data: PyTree, weights: Array, known: bool) -> tuple[Any, PyTree]:
+    with independent(known):
+        model = model.bind(data, weights)
+    return model, model.arrange(data)
 
 
 @jax.jit
 def _draw(problem: Problem) -> tuple[Any, PyTree, PyTree]:
-    with independent(problem.independent):
-        model = problem.model.bind(problem.data, problem.weights)
-    data = model.arrange(problem.data)
+    model, data = _bind(problem.model, problem.data, problem.weights, problem.independent)
     if problem.params is not None:
         return model, data, _adopt(model, problem)
     # One at a time: half the compile time of a batch, and a start does not depend on the lane width.
@@ -167,7 +206,7 @@ def begin(problem: Problem, model: Any, data: PyTree, params: PyTree) -> Table:
     packed = _tree.pack(problem.algorithm.init(model, params, num, dtype))
     if num > 1:
         _check_memory(num, packed)
-    trace = xp.full((num, problem.max_steps + 1), xp.nan, dtype)
+    trace = xp.full((num, problem.columns), xp.nan, dtype)
     return Table(model, data, packed, trace, xp.asarray(problem.screen is None))
 
 
@@ -181,7 +220,7 @@ def _lanewise(f: Any, lanes: Any) -> Any:
 
 def stepped(problem: Problem, table: Table, max_sweeps: Array | np.int32) -> Table:
     """The table when no restart runs any more, or after `max_sweeps` sweeps."""
-    packed, trace, screened = advance(problem, table, max_sweeps)
+    packed, trace, screened = advance(problem.in_loop, table, max_sweeps)
     return dataclasses.replace(table, packed=packed, trace=trace, screened=screened)
 
 
@@ -203,7 +242,7 @@ def advance(problem: Problem, table: Table, max_sweeps: Array | np.int32) -> tup
 
 def unfinished(problem: Problem, states: Any) -> Array:
     """(R,) which restarts still have a step to make."""
-    return (states.status == Status.RUNNING) & (states.step <= problem.max_steps)
+    return (states.status == Status.RUNNING) & (states.step <= problem.last)
 
 
 def _sweep(problem: Problem, table: Table) -> Table:

@@ -215,7 +215,7 @@ class Gaussian(DerivedFamily, PlacedFamily):
         xp = namespace((params, self.scale))
         if xp is np:
             # No dependent columns, nothing to do; else by the program that a caller's jit would have, to the bit.
-            return _adopted(self, params) if np.any(self.scale.span.dependent) else params
+            return _adopted(self, params) if np.any(np.asarray(self.scale.span.dependent)) else params
         span, location, mean = jax.tree.map(xp.asarray, (self.scale.span, self.scale.location[None], params.mean))
         with jax.default_matmul_precision("highest"):
             follow = location + (((mean - location) / span.std[None]) @ span.matrix.T) * span.std[None]
@@ -268,8 +268,9 @@ class Gaussian(DerivedFamily, PlacedFamily):
         """(D,) bool, the columns of the fit without spread, whose variance is held; none where not bound."""
         if self.scale is None:
             return np.zeros(dim, bool)  # type: ignore[return-value]
-        span = self.scale.span
-        return self.scale.penalty.held if span is None else self.scale.penalty.held & ~span.dependent
+        xp, span = namespace(self.scale), self.scale.span
+        held = xp.asarray(self.scale.penalty.held)
+        return held if span is None else held & ~xp.asarray(span.dependent)
 
     def num_parameters(self, params: GaussianParams, num_components: int) -> int:
         """K D means and the covariances' free entries; constant and dependent columns do not count, once bound."""

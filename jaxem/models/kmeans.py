@@ -16,6 +16,7 @@ from jaxem.core.foreign import named_fields
 from jaxem.core.numerics import einsum, namespace, safe_divide
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.rows import takes_rows
+from jaxem.core.stages import in_stages
 from jaxem.core.tree import PyTree, float_dtype, map_rows, num_rows, sum_rows
 from jaxem.model import DiscreteAt, DiscreteLatent, EStep, Health
 from jaxem.rules import Hard, Rule
@@ -174,12 +175,16 @@ class KMeans(DiscreteLatent):
             return self.origin, self.units.inside
         return _lloyd.frame(params.centroids)  # type: ignore[union-attr]
 
+    @in_stages
     def init(self, key: Array, data: Array, weights: Array) -> KMeansParams:
         """Random centroids."""
         unit = _lloyd.frame(data)[1] if self.units is None else self.units.inside
         data, weights, key = _seeding.subsample(key, data, weights, self.init_size)
-        seed = _seeding.plus_plus if self.init_method == "kmeans++" else _seeding.random_rows
-        return KMeansParams(seed(key, data * unit, weights, self.num_clusters) / unit, jnp.zeros((), jnp.int32))
+        if self.init_method == "kmeans++":
+            centroids = _seeding.plus_plus(key, data, weights, self.num_clusters, unit)
+        else:
+            centroids = _seeding.random_rows(key, data, weights, self.num_clusters)
+        return KMeansParams(centroids, jnp.zeros((), jnp.int32))
 
     def default_rule(self) -> Rule:
         """Hard assignment; `Tempered` makes soft K-means of it."""

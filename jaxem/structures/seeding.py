@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxem.core.numerics import einsum, safe_divide
+from jaxem.core import threefry
+from jaxem.core.numerics import einsum
+from jaxem.core.stages import stage
 from jaxem.core.tree import PyTree, num_rows
 from jaxem.structures import lloyd as _lloyd
 
@@ -29,17 +31,24 @@ def subsample(key: Array, data: PyTree, weights: Array, size: int) -> tuple[PyTr
     Rows are drawn in proportion to their weights (systematic sampling). All rows, as they are, where there are no
     more than `size`; then no random number is drawn.
     """
-    num = num_rows(data)
-    if num <= size:
+    if num_rows(data) <= size:
         return data, weights, key
-    key, rows_key = jax.random.split(key)
+    key, rows_key = threefry.split(key)
+    return *_subsample(threefry.uniform(rows_key, (size,)), data, weights), key
+
+
+@stage()
+def _subsample(draws: Array, data: PyTree, weights: Array) -> tuple[PyTree, Array]:
+    """A row at a uniform place in each of equal parts of the weight."""
+    size = draws.shape[0]
     cumulative = jnp.cumsum(weights)
     total = cumulative[-1]
-    points = (jnp.arange(size).astype(weights.dtype) + uniform(rows_key, (size,), weights.dtype)) / size
-    index = jnp.minimum(jnp.searchsorted(cumulative, points * total, side="right"), num - 1)
-    return jax.tree.map(lambda a: a[index], data), jnp.full(size, total / size), key
+    points = (jnp.arange(size).astype(weights.dtype) + draws.astype(weights.dtype)) / size
+    index = jnp.minimum(jnp.searchsorted(cumulative, points * total, side="right"), num_rows(data) - 1)
+    return jax.tree.map(lambda a: a[index], data), jnp.full(size, total / size)
 
 
+@stage(3)
 def random_rows(key: Array, x: Array, weights: Array, num: int) -> Array:
     """(num, D) different rows of x of positive weight, in proportion to the weights (Gumbel top-k).
 
@@ -52,7 +61,7 @@ def random_rows(key: Array, x: Array, weights: Array, num: int) -> Array:
     return x[jnp.where(jnp.isfinite(value), index, index[0])]
 
 
-def plus_plus(key: Array, x: Array, weights: Array, num: int) -> Array:
+def plus_plus(key: Array, x: Array, weights: Array, num: int, unit: Array | float = 1.0) -> Array:
     """(num, D) greedy k-means++ centres: each the best of 2 + log K rows drawn in proportion to w * distance^2.
 
     Args:
@@ -60,6 +69,7 @@ def plus_plus(key: Array, x: Array, weights: Array, num: int) -> Array:
       x: (n, D) rows, D >= 1.
       weights: (n,) non-negative.
       num: number of centres; where fewer rows are distinct, some centres coincide.
+      unit: what x is multiplied by in all arithmetic, a power of two.
 
     Returns:
       The centres. O(n D K log K).
@@ -68,21 +78,28 @@ def plus_plus(key: Array, x: Array, weights: Array, num: int) -> Array:
       Arthur and Vassilvitskii (2007), k-means++: the advantages of careful seeding, section 2 and the greedy variant
       of their conclusion.
     """
-    trials = 2 + int(math.log(num))
-    draws = uniform(key, (num, trials), x.dtype)
-    measure = _distances(x, weights)
+    return _plus_plus(_plus_plus_draws(key, num), x, weights, unit)
 
-    def step(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        chosen, nearest = state
-        mass = weights * jnp.where(k == 0, 1, nearest)
-        candidates = draw(mass, draws[k])
+
+def _plus_plus_draws(key: Array, num: int) -> Array:
+    return threefry.uniform(key, (num, 2 + int(math.log(num))))
+
+
+def _centres(draws: Array, x: Array, weights: Array, unit: Array | float = 1.0) -> Array:
+    """(K, D) centres of k-means++, by uniforms (K, trials)."""
+    draws, far = draws.astype(x.dtype), jnp.finfo(x.dtype).max
+    measure, draw = _distances(x * unit, weights), drawer(weights)
+
+    def step(nearest: Array, u: Array) -> tuple[Array, Array]:
+        candidates = draw(weights * jnp.where(nearest < far, nearest, 1), u)
         near = jnp.minimum(nearest[None], measure(candidates))
         best = jnp.argmin(einsum("n,tn->t", weights, near))
-        return chosen.at[k].set(candidates[best]), near[best]
+        return near[best], x[candidates[best]]
 
-    far = jnp.full(x.shape[0], jnp.finfo(x.dtype).max, x.dtype)
-    chosen, _ = jax.lax.fori_loop(0, num, step, (jnp.zeros(num, jnp.int32), far))
-    return x[chosen]
+    return jax.lax.scan(step, jnp.full(x.shape[0], far, x.dtype), draws)[1]
+
+
+_plus_plus = stage()(_centres)
 
 
 def _distances(x: Array, weights: Array) -> Callable[[Array], Array]:
@@ -110,23 +127,39 @@ def _distances(x: Array, weights: Array) -> Callable[[Array], Array]:
     return product
 
 
-def draw(mass: Array, u: Array) -> Array:
-    """Indices drawn in proportion to mass (n,), one for each uniform: first a block of about sqrt(n), then a row.
+def drawer(weights: Array) -> Callable[[Array, Array], Array]:
+    """The function from mass (n,) and uniforms (t,) to rows' indices (t,), drawn in proportion to the mass.
 
-    Two short cumulative sums, where one over all rows would cost more than all distances.
+    First a block of about sqrt(n) rows, then a row: two short cumulative sums, where one over all rows would cost more
+    than all distances. They are products with a triangle of ones, which are calls of a library, where a cumulative sum
+    of XLA is four kernels to compile. A row without mass is never drawn while another has some; where none has, it is
+    the first one of positive weight.
     """
-    num = mass.shape[0]
-    size = math.isqrt(num - 1) + 1
-    blocks = jnp.pad(mass, (0, -num % size)).reshape(-1, size)
-    ends = jnp.cumsum(einsum("bs,s->b", blocks, jnp.ones(size, mass.dtype)))
-    point = u * ends[-1]
-    block = jnp.minimum(jnp.sum(ends[None] <= point[:, None], 1), ends.shape[0] - 1)
-    before = jnp.where(block > 0, ends[block - 1], 0)
-    within = jnp.cumsum(blocks[block], 1)
-    row = jnp.sum(within <= (point - before)[:, None], 1)
-    # Rounding may put the point beyond the block's last positive row: then that row.
-    last = size - 1 - jnp.argmax((blocks[block] > 0)[:, ::-1], 1)
-    return jnp.minimum(block * size + jnp.minimum(row, last), num - 1).astype(jnp.int32)
+    num = weights.shape[0]
+    size = max(2, math.isqrt(num - 1) + 1)
+    index = jnp.arange(size)
+    upto = (index[:, None] <= index[None]).astype(weights.dtype)
+    first = jnp.argmax(weights > 0)
+
+    def draw(mass: Array, u: Array) -> Array:
+        blocks = jnp.pad(mass, (0, size * size - num)).reshape(size, size)
+        # Two columns each, as a product with a vector would be a kernel of its own: the last is the sum of all.
+        sums = einsum("bs,st->bt", blocks, upto[:, size - 2 :])
+        ends = einsum("ab,at->bt", upto, sums)[:, 1]
+        total, point = ends[size - 1], u * ends[size - 1]
+        block = _first_beyond(ends[None], sums[None, :, 1], point)
+        rows = blocks[block]
+        within = (ends - sums[:, 1])[block][:, None] + einsum("ts,su->tu", rows, upto)
+        drawn = block * size + _first_beyond(within, rows, point)
+        return jnp.where(total > 0, drawn, first).astype(jnp.int32)
+
+    return draw
+
+
+def _first_beyond(cumulative: Array, mass: Array, point: Array) -> Array:
+    """(t,) the first entry with mass whose cumulative sum is beyond the point (t,); by rounding, the largest."""
+    score = jnp.where(cumulative > point[:, None], jnp.inf, cumulative)
+    return jnp.argmax(jnp.where(mass > 0, score, -1), 1)
 
 
 def lloyd(centres: Array, x: Array, weights: Array, num_steps: int, active: Array | None = None) -> Array:
@@ -134,14 +167,18 @@ def lloyd(centres: Array, x: Array, weights: Array, num_steps: int, active: Arra
 
     Centres that are not `active` (K,) get no rows: they are put on the first one, and ties go to the lowest index.
     """
+    index = jnp.arange(centres.shape[0], dtype=jnp.int32)
+    ones_and_x = jnp.concatenate([jnp.ones_like(x), x], 1)
 
     def step(_: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
         centres, _label = state
         if active is not None:
             centres = jnp.where(active[:, None], centres, centres[:1])
         label, _distance = _lloyd.nearest(centres, x)
-        count, total = _lloyd.cluster_sums(x, weights, label, centres.shape[0])
-        return jnp.where((count > 0)[:, None], safe_divide(total, count[:, None]), centres), label
+        # By a product, where a scatter would be quicker to run for many clusters, but slower to compile.
+        hot = jnp.where(label[None] == index[:, None], weights[None], 0)
+        count, total = jnp.split(einsum("kn,nd->kd", hot, ones_and_x), 2, 1)
+        return jnp.where(count > 0, total / count, centres), label
 
     # The last step's means are not used: an assignment outside the loop would be compiled twice.
     return jax.lax.fori_loop(0, num_steps + 1, step, (centres, jnp.zeros(x.shape[0], jnp.int32)))[1]
@@ -162,16 +199,30 @@ def partition(key: Array, x: Array, weights: Array, num: int, method: str, activ
     Returns:
       Rows that sum to 1; one-hot but for "random_resp".
     """
-    if method == "random_resp":
-        draws = uniform(key, (x.shape[0], num), x.dtype, 1e-3)
-        draws = draws if active is None else jnp.where(active[None], draws, 0)
-        return draws / jnp.sum(draws, 1, keepdims=True)
-    if method == "random_points":
-        centres = random_rows(key, x, weights, num)
-    else:
-        centres = plus_plus(key, x, weights, num)
-    label = lloyd(centres, x, weights, 10 if method == "kmeans" else 0, active)
-    return jax.nn.one_hot(label, num, dtype=x.dtype)
+    if method in ("kmeans", "kmeans++"):
+        return _plus_plus_cells(_plus_plus_draws(key, num), x, weights, active, 10 if method == "kmeans" else 0)
+    return (_random_resp if method == "random_resp" else _random_cells)(key, x, weights, active, num)
+
+
+@stage(4)
+def _plus_plus_cells(draws: Array, x: Array, weights: Array, active: Array | None, num_steps: int) -> Array:
+    return _cells(_centres(draws, x, weights), x, weights, active, num_steps)
+
+
+@stage(4)
+def _random_cells(key: Array, x: Array, weights: Array, active: Array | None, num: int) -> Array:
+    return _cells(random_rows(key, x, weights, num), x, weights, active, 0)
+
+
+@stage(4)
+def _random_resp(key: Array, x: Array, weights: Array, active: Array | None, num: int) -> Array:
+    draws = uniform(key, (x.shape[0], num), x.dtype, 1e-3)
+    draws = draws if active is None else jnp.where(active[None], draws, 0)
+    return draws / jnp.sum(draws, 1, keepdims=True)
+
+
+def _cells(centres: Array, x: Array, weights: Array, active: Array | None, num_steps: int) -> Array:
+    return jax.nn.one_hot(lloyd(centres, x, weights, num_steps, active), centres.shape[0], dtype=x.dtype)
 
 
 PARTITIONS = ("kmeans", "kmeans++", "random_points", "random_resp")

@@ -11,6 +11,7 @@ from jax import Array
 from jaxem.core.arguments import check_choice, check_integer, expect
 from jaxem.core.numerics import safe_divide, weigh
 from jaxem.core.pytree import dataclass
+from jaxem.core.stages import in_stages, stage
 from jaxem.core.tree import BLOCK_ROWS, PyTree, map_rows, num_rows, ones_for, sum_rows
 from jaxem.elbo import Decomposition
 from jaxem.families import Family
@@ -190,22 +191,18 @@ class Structured(DiscreteLatent):
         """The components' statistics as if taken at the new ones."""
         return self.at(old).rebase(stats, self.at(new))
 
+    @in_stages
     def init(self, key: Array, data: PyTree, weights: Array) -> Any:
         """Params of a random partition; the model must be bound."""
         data, weights, key = seeding.subsample(key, data, weights, self.init_size)
-        return self.from_partition(data, self._partition(key, data, weights), weights)
+        return _first_step(self, data, self._partition(key, data, weights), weights)
 
     def _partition(self, key: Array, data: PyTree, weights: Array) -> Array:
         """(n, K) responsibilities of the rows of a start: the family's own, or a partition of its features."""
-        num, method, active = self.num_states, self.init_method, self.active
-        rows, weights = self.structure.rows(data), self.structure.row_weights(weights, data)
-        resp = self.family.init_resp(key, rows, weights, num, method)
-        if resp is None:
-            return seeding.partition(key, self.family.features(rows), weights, num, method, active)
-        if active is None:
+        resp, features, weights, active = _looked_at(self, key, data, weights)
+        if resp is not None:
             return resp
-        resp = jnp.where(active[None], resp, 0)
-        return safe_divide(resp, jnp.sum(resp, 1, keepdims=True))
+        return seeding.partition(key, features, weights, self.num_states, self.init_method, active)
 
     @property
     def active(self) -> Array | None:
@@ -247,3 +244,23 @@ class Structured(DiscreteLatent):
     def constraints(self) -> Any:
         """Those of the mixing and of the components."""
         return self.params_type(self.law.constraints(), self.components.constraints())
+
+
+@stage()
+def _looked_at(
+    model: Structured, key: Array, data: PyTree, weights: Array
+) -> tuple[Array | None, Array | None, Array, Array | None]:
+    """The family's own responsibilities, or else features; the weights of rows, and the components that are in use."""
+    rows, weights, active = model.structure.rows(data), model.structure.row_weights(weights, data), model.active
+    resp = model.family.init_resp(key, rows, weights, model.num_states, model.init_method)
+    if resp is None:
+        return None, model.family.features(rows), weights, active
+    if active is not None:
+        resp = jnp.where(active[None], resp, 0)
+        resp = safe_divide(resp, jnp.sum(resp, 1, keepdims=True))
+    return resp, None, weights, active
+
+
+@stage()
+def _first_step(model: Structured, data: PyTree, resp: Array, weights: Array) -> Any:
+    return model.from_partition(data, resp, weights)

@@ -456,3 +456,33 @@ def test_given_proportions_of_a_users_model_sum_to_one():
 
     with pytest.raises(ValueError, match=r"params\['t'\]: expected proportions that sum to 1; found array\(\[0.5\]\)"):
         jaxem.fit(Shares(jnp.zeros(2)), np.zeros(3), key=KEY, params={"t": jnp.full(1, 0.5)}, max_steps=1)
+
+
+def test_starts_do_not_depend_on_how_many_are_drawn_at_once(iris, monkeypatch):
+    """One by one from the host, by stages that models share, or all in one program: the same bits."""
+    for model in (jaxem.GMM(3), jaxem.GMM(3, "diag", num_active=2, init_size=100), jaxem.KMeans(4, init_size=100)):
+        few = jaxem.fit(model, iris, key=KEY, num_restarts=3, max_steps=0)
+        with monkeypatch.context() as patched:
+            patched.setattr(_table, "FEW", 0)
+            assert_same(jaxem.fit(model, iris, key=KEY, num_restarts=3, max_steps=0).restarts, few.restarts)
+
+
+def test_models_share_the_programs_of_their_partitions(iris):
+    from jaxem.structures import seeding
+
+    jaxem.fit(jaxem.GMM(3), iris, key=KEY, max_steps=0)
+    before = seeding._plus_plus_cells.compiled._cache_size()
+    jaxem.fit(jaxem.GMM(3, "diag", pseudo_observations=1.0), iris, key=KEY, max_steps=0, num_restarts=2)
+    jaxem.fit(jaxem.BayesianGMM(3, init_method="kmeans"), iris, key=KEY, max_steps=0)
+    assert seeding._plus_plus_cells.compiled._cache_size() == before
+
+
+def test_fits_that_differ_in_max_steps_share_their_programs(iris):
+    fit = lambda steps: jaxem.fit(jaxem.GMM(3), iris, key=KEY, max_steps=steps, num_restarts=2)
+    short, size = fit(5), advance._cache_size()
+    long = fit(40)
+    assert advance._cache_size() == size
+    assert short.restarts.trace.shape == (2, 6)
+    assert long.trace.shape == (41,)
+    assert_same(long.restarts.trace[:, :6], short.restarts.trace)
+    assert short.restarts.counts() == {"MAX_STEPS": 2}
