@@ -18,7 +18,7 @@ def test_the_readme_runs():
     scope, fits = {}, []
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         for block in blocks("python"):
-            if "compilation_cache" not in block:
+            if "jaxem.cache" not in block:
                 exec(block, scope)
                 fits.append(scope["fit"])
     names = [type(fit.model).__name__ for fit in fits]
