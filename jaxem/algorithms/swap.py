@@ -23,7 +23,7 @@ from jaxem.structures import seeding
 from jaxem.structures.structure import Structure
 from jaxem.wrappers import unwrapped
 
-# Most rows, evenly spaced, by which a swap is chosen: a draw needs no more.
+# Most rows by which a swap is chosen: a draw needs no more.
 ROWS = 10_000
 
 
@@ -269,8 +269,7 @@ def swapped(model: Any, params: PyTree, key: Array, data: PyTree, weights: Array
     optima two to three times as often as price_k^-1. Both look at up to `ROWS` rows.
     """
     here, rule = model.at(params), model.default_rule()
-    stride = -(-_tree.num_rows(data) // ROWS)
-    some, w = jax.tree.map(lambda leaf: leaf[::stride], (data, weights))
+    some, w, key = seeding.subsample(key, data, weights, ROWS)
     draws = seeding.uniform(key, (2,), w.dtype)
     log_joint = here.log_joint(some)
     num = log_joint.shape[-1]

@@ -97,7 +97,7 @@ def fit(
       weights: (N,) non-negative; None for ones. Weight 2 is a row twice, weight 0 an absent row.
       algorithm: `EM()` by default; `GeneralizedEM()` for a model without a closed M-step, `CoordinateAscent()` for a
         mean-field one, `GradientAscent()` for an `ELBOModel` without an E-step. `KMeans` from random starts, without a
-        `screen`, goes on by `Swap(num_swaps=10 K, num_steps=5)`, at most 100 swaps and max_steps / 2, while N D K is at
+        `screen`, goes on by `Swap(num_swaps=15 K, num_steps=5)`, at most 100 swaps and max_steps / 2, while N D K is at
         most 200,000.
       stop: the stop rule, as `Stop`; None for the model's own.
       max_steps: most M-steps of a restart; the trace, R (max_steps + 1) numbers, may take 512 MiB.
@@ -219,7 +219,7 @@ def _search(model: ELBOModel, data: PyTree, max_steps: int) -> Swap | None:
     """
     if not (model.scales and isinstance(unwrapped(model), DiscreteLatent)) or _step_cost(model, data) > SEARCH:
         return None
-    num = min(10 * (model.num_states or 10), 100, max_steps // 2)
+    num = min(15 * (model.num_states or 7), 100, max_steps // 2)
     return Swap(num_swaps=num, num_steps=5) if num > 0 and model.num_states != 1 else None
 
 

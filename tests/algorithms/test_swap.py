@@ -91,7 +91,7 @@ def test_kmeans_is_searched_unless_told(iris):
     model, options = jaxem.KMeans(3), {"key": KEY, "num_restarts": 2, "max_steps": 100}
     plain = jaxem.fit(model, iris, algorithm=EM(), **options)
     chosen = jaxem.fit(model, iris, **options)
-    same(chosen, jaxem.fit(model, iris, algorithm=Swap(num_swaps=30, num_steps=5), **options))
+    same(chosen, jaxem.fit(model, iris, algorithm=Swap(num_swaps=45, num_steps=5), **options))
     assert not np.array_equal(chosen.restarts.num_steps, plain.restarts.num_steps)
     start = jax.tree.map(lambda a: jnp.stack([a, a]), plain.params)
     same(
@@ -164,6 +164,7 @@ CASES = {
     "num_active": lambda: jaxem.GMM(5, "diag", num_active=3),
     "Bayesian": lambda: jaxem.BayesianGMM(4),
     "chunked": lambda: jaxem.chunked(jaxem.GMM(3, "diag"), 50),
+    "empirical Bayes": lambda: jaxem.EmpiricalBayes(jaxem.BayesianGMM(3, "spherical"), ("concentration",)),
     "chunked K-means": lambda: jaxem.chunked(jaxem.KMeans(4), 50),
 }
 
@@ -201,6 +202,18 @@ def test_data_that_leave_nothing_to_find(dtype):
         assert np.isfinite(np.asarray(fit.params.centroids)).all()
     one = jaxem.fit(jaxem.GMM(1), np.arange(9.0)[:, None].astype(dtype), key=KEY, algorithm=SWAP)
     assert Status(int(one.status)) == Status.CONVERGED
+
+
+def test_a_swap_is_chosen_among_rows_that_weigh_something():
+    """More rows than are looked at, of which all that are evenly spaced are absent."""
+    rng = np.random.default_rng(0)
+    centres = np.array([[0.0, 0], [9, 0], [0, 9], [9, 9]])
+    x = np.repeat(centres, 3000, 0) + rng.normal(0, 0.5, (12_000, 2))
+    w = np.arange(12_000) % 2.0
+    model = jaxem.KMeans(4).bind(jnp.asarray(x), jnp.asarray(w))
+    params = KMeansParams(jnp.asarray([[-0.4, 0.0], [0.4, 0.0], [9.0, 0.0], [0.0, 9.0]]), jnp.int32(0))
+    after = np.asarray(swapped(model, params, KEY, jnp.asarray(x), jnp.asarray(w)).centroids)
+    assert (after.min(1) > 6).sum() == 1
 
 
 def test_units_offsets_and_absent_rows_change_nothing(iris):
