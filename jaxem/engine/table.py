@@ -29,7 +29,7 @@ TRACE_BYTES = 1 << 29
 SHARED_BYTES = 1 << 24
 # Most restarts whose starts are drawn one by one from the host, at a millisecond each; the program for more is quicker,
 # but takes longer to compile and is shared with no other number.
-FEW = 16
+FEW = 4
 
 
 @dataclass
