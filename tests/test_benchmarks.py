@@ -145,3 +145,16 @@ def test_first_calls_at_toy_size(benchmark_main, tmp_path, capsys):
     (case,) = report["cases"]
     assert case["calls"]["fit"]["now"]["programs"] > case["calls"]["predict"]["now"]["programs"] > 0
     assert case["calls"]["fit"]["cached"]["loaded"] > 0
+
+
+def test_search_at_toy_size(benchmark_main, tmp_path, capsys):
+    before = settings()
+    path = tmp_path / "report.json"
+    benchmark_main("search")(["--sizes", "toy", "--json", str(path)])
+    assert settings() == before
+    report = json.loads(path.read_text())
+    assert report["agree"], capsys.readouterr().out
+    for case in report["cases"]:
+        assert set(case["contenders"]) == {"restarts", "screened", "swaps", "annealing", "scikit-learn"}
+        assert case["contenders"]["swaps"]["found"] == 1
+        assert case["contenders"]["swaps"]["seconds_to_best"] > 0

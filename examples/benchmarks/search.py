@@ -1,9 +1,9 @@
 """Time to the best optimum known: restarts, screened restarts, swaps, annealing, and scikit-learn's n_init.
 
-Every method is called with 20 keys (seeds), or as many as half a minute allows. A call succeeds where it ends within a relative 1e-4 of the best objective
-that any call of any method reached; seconds of a call over the share of successes is what a person waits for it on the
-average. Rows are those that E-steps look at, steps times N, up to the constant of each method's own. Objectives are
-held against each other without penalties: the distortion, or the log-likelihood, in float64 by jaxem's own formula.
+Every method is called with 20 keys (seeds), or as many as half a minute allows. A call succeeds where it ends within a
+relative 1e-4 of the best objective that any call of any method reached; seconds of a call over the share of successes
+is what a person waits for it on the average. Rows are those that E-steps look at, steps times N, up to the constant of
+each method's own. Objectives are held against each other without penalties: the distortion, or the log-likelihood.
 
 A likelihood has higher optima yet, where a component has next to no rows. They count for nobody: a call whose winner
 has a component of fewer observations than it has free parameters, or a spike, has failed, and is no best.
