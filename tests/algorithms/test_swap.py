@@ -166,7 +166,7 @@ CASES = {
     "num_active": lambda: jaxem.GMM(5, "diag", num_active=3),
     "Bayesian": lambda: jaxem.BayesianGMM(4),
     "empirical Bayes": lambda: jaxem.EmpiricalBayes(
-        jaxem.BayesianGMM(3, "spherical"), ("concentration",), optimizer=optax.sgd(1e-3), num_steps=1
+        jaxem.BayesianMixture(families.Poisson(), 3), ("prior.rate",), optax.sgd(0.05), 1
     ),
     "chunked K-means": lambda: jaxem.chunked(jaxem.KMeans(4), 50),
 }
