@@ -311,7 +311,7 @@ class DiscreteAt(At):
         model, rule = self.model, self.model.default_rule()
         num = model.num_states or self.log_joint(row).shape[-1]
         # In the coordinates of `owner`, where statistics are relative to params.
-        states = jnp.arange(num)
+        states = jnp.arange(num, dtype=jnp.int32)
         there = model.at(model.canonical(self.params, jnp.where(states == gone, owner, states)))
         away, own = (states == gone)[None], (states == owner)[None]
 

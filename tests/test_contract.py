@@ -62,6 +62,7 @@ CASES = {
     "hard": (TWO, RATES, EM(jaxem.Hard()), set()),
     "OnlineEM": (TWO, RATES, jaxem.OnlineEM(24), FALLS),
     "StochasticEM": (TWO, RATES, jaxem.StochasticEM(burn_in=5, num_draws=20), FALLS),
+    "Swap": (TWO, RATES, jaxem.Swap(num_swaps=2, num_steps=3), set()),
     "GradientAscent": (TWO, RATES, jaxem.GradientAscent(ADAM), FREE | FALLS),
 }
 DRAW = {"ContinuousLatent", "VAE", "StochasticEM"}

@@ -12,7 +12,7 @@ from jaxem.algorithms.em import EM
 from jaxem.core import tree as _tree
 from jaxem.core.arguments import check_whole, expect, shown
 from jaxem.core.keys import DRAWS, own_or_fits
-from jaxem.core.numerics import namespace, safe_divide, slack
+from jaxem.core.numerics import first_largest, namespace, safe_divide, slack
 from jaxem.core.pytree import dataclass
 from jaxem.core.tree import PyTree
 from jaxem.elbo import ELBO
@@ -53,6 +53,11 @@ class SwapState:
     def params(self) -> PyTree:
         """The params that are kept."""
         return self.kept.params
+
+    @property
+    def candidate(self) -> PyTree:
+        """Params to score next."""
+        return self.inner.candidate
 
     @property
     def elbo(self) -> ELBO:
@@ -273,7 +278,7 @@ def swapped(model: Any, params: PyTree, key: Array, data: PyTree, weights: Array
     draws = seeding.uniform(key, (2,), w.dtype)
     log_joint = here.log_joint(some)
     num = log_joint.shape[-1]
-    states, best = jnp.arange(num), jnp.argmax(log_joint, -1)
+    states, best = jnp.arange(num, dtype=jnp.int32), first_largest(log_joint, -1)
     used = jnp.max(log_joint, 0) > -jnp.inf
     value = here.infer(log_joint, rule)[0]
     top = 0 if model.scales else jnp.max(jnp.where(w > 0, value, -jnp.inf))
@@ -284,11 +289,11 @@ def swapped(model: Any, params: PyTree, key: Array, data: PyTree, weights: Array
     if new is not None:
         log_joint = jnp.concatenate([log_joint, new[:, None]], 1)
         value = here.infer(log_joint, rule)[0]
-    others = here.rule_out(log_joint, best[:, None] != jnp.arange(log_joint.shape[-1])[None])
+    others = here.rule_out(log_joint, best[:, None] != jnp.arange(log_joint.shape[-1], dtype=jnp.int32)[None])
     price = jax.ops.segment_sum(w * jnp.minimum(value - here.infer(others, rule)[0], 1e6), best, num)
     price = price / jnp.mean(price) + 0.01
     chances = jnp.cumsum(jnp.where(used, price**-4, 0))
-    gone = jnp.minimum(jnp.sum(chances <= draws[1] * chances[-1]), num - 1)
-    owner = jnp.argmax(jnp.where(states == gone, -jnp.inf, there))
+    gone = jnp.minimum(jnp.sum(chances <= draws[1] * chances[-1], dtype=jnp.int32), num - 1)
+    owner = first_largest(jnp.where(states == gone, -jnp.inf, there), 0)
     share = 0.25 * jnp.sum(jnp.where(best == owner, w, 0)) * safe_divide(jnp.sum(weights), jnp.sum(w))
     return here.moved(gone, owner, at_row, share, data, weights)

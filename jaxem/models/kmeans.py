@@ -13,7 +13,7 @@ from jaxem.core import constraints
 from jaxem.core.arguments import check_choice, check_integer
 from jaxem.core.checks import check_matrix
 from jaxem.core.foreign import named_fields
-from jaxem.core.numerics import einsum, namespace, safe_divide
+from jaxem.core.numerics import einsum, first_largest, namespace, safe_divide
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.rows import takes_rows
 from jaxem.core.stages import in_stages
@@ -78,6 +78,7 @@ class KMeans(DiscreteLatent):
     Starts: "kmeans++" (greedy, on at most `init_size` rows) or "random" rows. An empty cluster moves to the farthest of
     at most 4096 rows kept by `bind`, which lowers J; `params.num_relocated` counts such moves. With fewer distinct rows
     than clusters some centroids coincide, and the fit says so. Stops when a step changes J by a factor below 1e-7.
+    Random starts on small data go on by `Swap`, as `fit` says; `algorithm=EM()` is Lloyd's algorithm alone.
 
     Units do not matter: data of any size that the dtype holds give the same labels from the same key. Where J itself
     cannot be held (in float32 for data of about 1e-16 and below, or 1e17 and above), the objective, its trace and
@@ -198,7 +199,7 @@ class KMeans(DiscreteLatent):
         if isinstance(data, KMeansRows):
             origin, inside = self._frame(params)
             x, centroids, shown = data.x, (centroids - origin[None]) * inside, shown / inside
-        return -0.5 * jax.vmap(lambda c: jnp.sum(((x - c[None]) * shown) ** 2, 1), out_axes=1)(centroids)
+        return -0.5 * _lloyd.distances(centroids, x, shown).T
 
     def statistics(self, params: KMeansParams, data: Array, resp: Array) -> KMeansStats:
         """Counts and sums about the origin."""
@@ -343,23 +344,27 @@ class KMeansAt(DiscreteAt):
         model, params, num = self.model, self.params, self.model.num_clusters
         stats = self.e_step(data, weights, Hard()).stats
 
+        origin, unit = model._frame(params)
+        centroids, count = (params.centroids - origin[None]) * unit, stats.count[:, None]
+        states = jnp.arange(num, dtype=jnp.int32)[:, None]
+
         def look(rows: tuple[PyTree, Array]) -> tuple[Array, Array, Array]:
-            x, w = rows[0], rows[1][:, None]
-            distance = -2 * model.log_joint(params, x)
-            own = jnp.argmin(distance, 1)
-            mine, count = jax.nn.one_hot(own, num, dtype=bool), stats.count[None]
-            left = count - w  # nothing, of a row that is alone in its cluster, and there it stays
-            cost = jnp.where(mine, jnp.where(left > 0, safe_divide(count, left), 0), safe_divide(count, count + w))
-            cost = w * cost * distance
-            return own, jnp.argmin(cost, 1), jnp.sum(jnp.where(mine, cost, 0), 1) - jnp.min(cost, 1)
+            x, w = model._rows_about(origin, unit, rows[0]).x, rows[1][None]
+            distance = _lloyd.distances(centroids, x)
+            own, nearest = first_largest(-distance, 0), jnp.min(distance, 0)
+            mine = stats.count[own]
+            left = mine - w[0]  # nothing, where a row is alone in its cluster, and there it stays
+            stays = jnp.where(left > 0, safe_divide(mine, left), 0) * nearest
+            moves = jnp.where(own[None] == states, jnp.inf, safe_divide(count, count + w) * distance)
+            return own, first_largest(-moves, 0), w[0] * (stays - jnp.min(moves, 0))
 
         own, new, gain = map_rows(look, (data, weights), model.rows_at_once(data))
         top = jax.ops.segment_max(gain, own, num)
         places = jnp.arange(gain.shape[0], dtype=jnp.int32)
-        first = jax.ops.segment_min(jnp.where(gain >= top[own], places, gain.shape[0]), own, num)
+        first = jax.ops.segment_min(jnp.where(gain >= top[own], places, jnp.int32(gain.shape[0])), own, num)
         index = jnp.minimum(first, gain.shape[0] - 1)  # of an empty cluster none
         w = jnp.where((first < gain.shape[0]) & (top > 0), weights[index], 0)
-        rows = model._rows_about(*model._frame(params), jax.tree.map(lambda leaf: leaf[index], data))
+        rows = model._rows_about(origin, unit, jax.tree.map(lambda leaf: leaf[index], data))
         shift = lambda a, by: a.at[own[index]].add(-by).at[new[index]].add(by)
         moved = KMeansStats(shift(stats.count, w), shift(stats.sum_x, w[:, None] * rows.x))
         return model.m_step(params, moved)
