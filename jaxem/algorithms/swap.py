@@ -28,46 +28,20 @@ ROWS = 10_000
 
 
 @dataclass
-class SwapState:
-    """Where one restart stands.
+class SwapState(EMState):
+    """Where one restart stands: an `EMState` of what is kept, whose `step` counts rounds.
 
     Attributes:
-      kept: state of the algorithm inside at the params that are kept.
-      inner: its state where the climb is: the same, unless a swap is on trial.
-      step: rounds so far.
-      status: a `Status` code.
+      inner: state of the algorithm inside where the climb is; of what is kept, unless a swap is on trial.
       settled: whether the climb has settled, so that the next round is a swap.
       on_trial: whether what is climbed came by a swap that is not kept yet.
       tried: swaps so far.
     """
 
-    kept: Any
     inner: Any
-    step: Array
-    status: Array
     settled: Array
     on_trial: Array
     tried: Array
-
-    @property
-    def params(self) -> PyTree:
-        """The params that are kept."""
-        return self.kept.params
-
-    @property
-    def candidate(self) -> PyTree:
-        """Params to score next."""
-        return self.inner.candidate
-
-    @property
-    def elbo(self) -> ELBO:
-        """Their ELBO."""
-        return self.kept.elbo
-
-    @property
-    def scored(self) -> Array:
-        """ELBO.total of what is kept; NaN where the algorithm inside has ended the restart."""
-        return self.kept.scored
 
     @property
     def num_steps(self) -> Array:
@@ -77,7 +51,7 @@ class SwapState:
     @property
     def skipped(self) -> Array:
         """Updates that the algorithm inside left out."""
-        return self.kept.skipped
+        return self.inner.skipped
 
 
 @dataclass
@@ -155,8 +129,9 @@ class Swap(Algorithm):
     def init(self, model: Any, params: PyTree, num_restarts: int, dtype: Any) -> SwapState:
         """The states of all restarts before their first round."""
         inner = self.algorithm.init(model, params, num_restarts, dtype)
-        zero, no = inner.step, inner.step != 0
-        return SwapState(inner, inner, zero, inner.status, no, no, zero)
+        own = {name: getattr(inner, name) for name in ("candidate", "params", "elbo", "step", "status", "restart")}
+        no = inner.step != 0
+        return SwapState(**own, inner=inner, settled=no, on_trial=no, tried=inner.step)
 
     def evaluate(self, model: Any, state: SwapState, data: PyTree, weights: Array) -> Found:
         """The first evaluation of a round. For a swap it needs all rows, among which it looks for a place."""
@@ -177,16 +152,13 @@ class Swap(Algorithm):
 
     def conclude(self, model: Any, before: SwapState, after: SwapState, small: Any) -> SwapState:
         """After a small round the climb has settled, and what was on trial is kept; the last swap ends the restart."""
-        known = (before.step > 0) & self.settled(model, jnp.maximum(before.inner.step - 1, 0))
-        settled = after.settled | (known & (after.status == Status.RUNNING) & small(before.inner, after.inner))
+        old = _climbing(before)
+        known = (before.step > 0) & self.settled(model, jnp.maximum(old.step - 1, 0))
+        settled = after.settled | (known & (after.status == Status.RUNNING) & small(old, _climbing(after)))
         done = settled & (after.tried >= _whole(self.num_swaps))
-        return dataclasses.replace(
-            after,
-            kept=_tree.where(settled, after.inner, after.kept),
-            settled=settled,
-            on_trial=after.on_trial & ~settled,
-            status=jnp.where(done, Status.CONVERGED, after.status).astype(jnp.int32),
-        )
+        status = jnp.where(done, Status.CONVERGED, after.status).astype(jnp.int32)
+        kept = _keep(after, after.inner, settled & after.on_trial)
+        return dataclasses.replace(kept, settled=settled, on_trial=after.on_trial & ~settled, status=status)
 
     def _swaps(self, state: SwapState) -> Array:
         """Whether the next round starts with a swap."""
@@ -195,8 +167,8 @@ class Swap(Algorithm):
     def _start(self, model: Any, state: SwapState, rows: Rows) -> EMState:
         """Where a round starts: where the climb is, or at params with a state moved."""
         assert self.key is not None  # `prepare` has set it
-        inner = state.inner
-        key = jax.random.fold_in(jax.random.fold_in(self.key, inner.restart), state.step)
+        inner = _climbing(state)
+        key = jax.random.fold_in(jax.random.fold_in(self.key, state.restart), state.step)
         moved = lambda: _from(inner, swapped(model, inner.params, key, *rows))
         return jax.lax.cond(self._swaps(state), moved, lambda: inner)
 
@@ -220,21 +192,34 @@ class Swap(Algorithm):
 
     def _close(self, model: Any, state: SwapState, end: EMState, weight: Array) -> SwapState:
         """The end of a round: a climb from the start is taken as it is, a swap only while it is better and honest."""
-        kept, swaps = state.kept, self._swaps(state)
+        swaps = self._swaps(state)
         on_trial = state.on_trial | swaps
         health = model.health(end.params)
-        enough = jnp.minimum(_free_parameters(model, end.params), model.health(kept.params).min_count)
+        enough = jnp.minimum(_free_parameters(model, end.params), model.health(state.params).min_count)
         honest = (health.influence <= DEGENERATE) & (health.min_count >= enough)
-        undone = on_trial & ~(_better(model, kept, end, weight) & honest)
-        return SwapState(
-            kept=_tree.where(on_trial, kept, end),
-            inner=_tree.where(undone, kept, end),
+        undone = on_trial & ~(_better(model, state, end, weight) & honest)
+        return dataclasses.replace(
+            _keep(state, end, ~on_trial),
+            inner=end,
             step=state.step + 1,
-            status=jnp.where(on_trial, kept.status, end.status),
             settled=undone,
             on_trial=on_trial & ~undone,
             tried=state.tried + swaps.astype(jnp.int32),
         )
+
+
+def _climbing(state: SwapState) -> EMState:
+    """The state inside where the climb is: what is on trial, or what is kept."""
+    kept = {name: getattr(state, name) for name in ("candidate", "params", "elbo", "status")}
+    plain = dataclasses.replace(state.inner, **kept, restart=state.restart)
+    return _tree.where(state.on_trial, state.inner, plain)
+
+
+def _keep(state: SwapState, inner: EMState, holds: Array) -> SwapState:
+    """The state with what is inside kept, where that holds."""
+    new = {name: getattr(inner, name) for name in ("candidate", "params", "elbo", "status")}
+    old = {name: getattr(state, name) for name in new}
+    return dataclasses.replace(state, **_tree.where(holds, new, old), here=None)
 
 
 def _whole(number: Any) -> Array:

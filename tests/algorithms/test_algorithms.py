@@ -19,6 +19,7 @@ from jaxem.algorithms import (
     GradientAscent,
     OnlineEM,
     StochasticEM,
+    Swap,
 )
 from jaxem.algorithms.algorithm import Found, accept
 from jaxem.core.ascent import coordinates
@@ -63,6 +64,8 @@ CASES = {
     "GradientAscent": (jaxem.GMM(3, "diag"), GradientAscent()),
     "OnlineEM": (jaxem.GMM(3, "diag"), OnlineEM(40, key=KEY)),
     "CoordinateAscent": (Level(), CoordinateAscent()),
+    "Swap": (jaxem.GMM(3, "diag"), Swap()),
+    "Swap, K-means": (jaxem.KMeans(3), Swap()),
 }
 
 
