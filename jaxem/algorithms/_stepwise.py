@@ -45,7 +45,7 @@ class OnlineState:
     num_rows: Array
 
 
-def _hash(x: Array, key: Array) -> Array:
+def scrambled(x: Array, key: Array) -> Array:
     """Scrambled bits of x and a key (uint32): the finaliser of MurmurHash3."""
     x = (x ^ (x >> 16) ^ key) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
@@ -65,8 +65,8 @@ def shuffled(key: Array, index: Array, num: int) -> Array:
     def scramble(x: Array) -> Array:
         row, column = x // jnp.uint32(width), x % jnp.uint32(width)
         for one, two in keys:
-            row = (row + _hash(column, one) % jnp.uint32(height)) % jnp.uint32(height)
-            column = (column + _hash(row, two) % jnp.uint32(width)) % jnp.uint32(width)
+            row = (row + scrambled(column, one) % jnp.uint32(height)) % jnp.uint32(height)
+            column = (column + scrambled(row, two) % jnp.uint32(width)) % jnp.uint32(width)
         return row * jnp.uint32(width) + column
 
     outside = lambda x: jnp.any(x >= num)

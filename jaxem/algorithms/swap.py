@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxem.algorithms._stepwise import scrambled
 from jaxem.algorithms.algorithm import Algorithm, EMState, Found, Rows
 from jaxem.algorithms.em import EM
 from jaxem.core import tree as _tree
@@ -168,8 +169,8 @@ class Swap(Algorithm):
         """Where a round starts: where the climb is, or at params with a state moved."""
         assert self.key is not None  # `prepare` has set it
         inner = _climbing(state)
-        key = jax.random.fold_in(jax.random.fold_in(self.key, state.restart), state.step)
-        moved = lambda: _from(inner, swapped(model, inner.params, key, *rows))
+        draws = _draws(self.key, state.restart, state.step).astype(rows[1].dtype)
+        moved = lambda: _from(inner, swapped(model, inner.params, draws, *rows))
         return jax.lax.cond(self._swaps(state), moved, lambda: inner)
 
     def _round(self, model: Any, state: SwapState, start: EMState, taken: int, rows: Rows) -> EMState:
@@ -222,6 +223,14 @@ def _keep(state: SwapState, inner: EMState, holds: Array) -> SwapState:
     return dataclasses.replace(state, **_tree.where(holds, new, old), here=None)
 
 
+def _draws(key: Array, restart: Array, step: Array) -> Array:
+    """Two uniforms of 23 bits for each restart and round; scrambled counts, as a draw of JAX's is 20 more kernels."""
+    one, two = jax.random.key_data(key).reshape(-1)[:2]
+    count = scrambled(restart.astype(jnp.uint32), one) + 2 * step.astype(jnp.uint32)
+    bits = scrambled(count + jnp.arange(2, dtype=jnp.uint32), two)
+    return (bits >> 9).astype(jnp.float32) * jnp.float32(2.0**-23)
+
+
 def _whole(number: Any) -> Array:
     return jnp.asarray(number).astype(jnp.int32)  # `fit` casts every number of an algorithm to floats
 
@@ -250,8 +259,8 @@ def _free_parameters(model: Any, params: PyTree) -> Any:
     return 0.0 if count is None else count(params) / (model.num_states if used is None else used)
 
 
-def swapped(model: Any, params: PyTree, key: Array, data: PyTree, weights: Array) -> PyTree:
-    """Params with one state moved to a row; see `Swap`.
+def swapped(model: Any, params: PyTree, draws: Array, data: PyTree, weights: Array) -> PyTree:
+    """Params with one state moved to a row, by two uniforms (2,); see `Swap`.
 
     The row is drawn in proportion to its weight times how far, in nats, it is from the one explained best. The price of
     a state is what the rows whose most probable state it is would lose without it, the new one serving as well where
@@ -259,8 +268,7 @@ def swapped(model: Any, params: PyTree, key: Array, data: PyTree, weights: Array
     optima two to three times as often as price_k^-1. Both look at up to `ROWS` rows.
     """
     here, rule = model.at(params), model.default_rule()
-    some, w, key = seeding.subsample(key, data, weights, ROWS)
-    draws = seeding.uniform(key, (2,), w.dtype)
+    some, w = seeding.evenly(draws[:1], data, weights, ROWS)
     log_joint = here.log_joint(some)
     num = log_joint.shape[-1]
     states, best = jnp.arange(num, dtype=jnp.int32), first_largest(log_joint, -1)

@@ -339,35 +339,41 @@ class KMeansAt(DiscreteAt):
 
             n_j / (n_j + w) |x_n - c_j|^2 < n_own / (n_own - w) |x_n - c_own|^2,
 
-        though not where it is the nearest to c_own by little. Rows that go at once may raise the distortion together.
+        which can be where its own is the nearest. Centroids are taken for the means that they are in an optimum, and
+        rows that go at once may raise the distortion together.
         """
         model, params, num = self.model, self.params, self.model.num_clusters
-        stats = self.e_step(data, weights, Hard()).stats
+        (origin, unit), size = model._frame(params), model.rows_at_once(data)
+        centroids = (params.centroids - origin[None]) * unit
 
-        origin, unit = model._frame(params)
-        centroids, count = (params.centroids - origin[None]) * unit, stats.count[:, None]
-        states = jnp.arange(num, dtype=jnp.int32)[:, None]
+        def look(rows: PyTree) -> tuple[Array, Array]:
+            distance = _lloyd.distances(centroids, model._rows_about(origin, unit, rows).x)
+            return first_largest(-distance, 0), jnp.min(distance, 0)
 
-        def look(rows: tuple[PyTree, Array]) -> tuple[Array, Array, Array]:
-            x, w = model._rows_about(origin, unit, rows[0]).x, rows[1][None]
-            distance = _lloyd.distances(centroids, x)
-            own, nearest = first_largest(-distance, 0), jnp.min(distance, 0)
-            mine = stats.count[own]
-            left = mine - w[0]  # nothing, where a row is alone in its cluster, and there it stays
-            stays = jnp.where(left > 0, safe_divide(mine, left), 0) * nearest
-            moves = jnp.where(own[None] == states, jnp.inf, safe_divide(count, count + w) * distance)
-            return own, first_largest(-moves, 0), w[0] * (stays - jnp.min(moves, 0))
+        own, nearest = map_rows(look, data, size)
+        count = jax.ops.segment_sum(weights, own, num)
+        left = count[own] - weights  # nothing, where a row is alone in its cluster, and there it stays
+        stays = jnp.where(left > 0, safe_divide(count[own], left), 0) * nearest
 
-        own, new, gain = map_rows(look, (data, weights), model.rows_at_once(data))
+        def better(rows: tuple[PyTree, Array, Array]) -> tuple[Array, Array]:
+            (x, w, own), mass = rows, count[:, None]
+            distance = _lloyd.distances(centroids, model._rows_about(origin, unit, x).x)
+            elsewhere = own[None] != jnp.arange(num, dtype=jnp.int32)[:, None]
+            moves = jnp.where(elsewhere, safe_divide(mass, mass + w[None]) * distance, jnp.inf)
+            return first_largest(-moves, 0), jnp.min(moves, 0)
+
+        new, moves = map_rows(better, (data, weights, own), size)
+        gain, absent = weights * (stays - moves), weights.shape[0]
         top = jax.ops.segment_max(gain, own, num)
-        places = jnp.arange(gain.shape[0], dtype=jnp.int32)
-        first = jax.ops.segment_min(jnp.where(gain >= top[own], places, jnp.int32(gain.shape[0])), own, num)
-        index = jnp.minimum(first, gain.shape[0] - 1)  # of an empty cluster none
-        w = jnp.where((first < gain.shape[0]) & (top > 0), weights[index], 0)
-        rows = model._rows_about(origin, unit, jax.tree.map(lambda leaf: leaf[index], data))
+        places = jnp.where(gain >= top[own], jnp.arange(absent, dtype=jnp.int32), jnp.int32(absent))
+        first = jax.ops.segment_min(places, own, num)
+        index = jnp.minimum(first, absent - 1)  # of an empty cluster none
+        w = jnp.where((first < absent) & (top > 0), weights[index], 0)
+        x = model._rows_about(origin, unit, jax.tree.map(lambda leaf: leaf[index], data)).x
         shift = lambda a, by: a.at[own[index]].add(-by).at[new[index]].add(by)
-        moved = KMeansStats(shift(stats.count, w), shift(stats.sum_x, w[:, None] * rows.x))
-        return model.m_step(params, moved)
+        mass, total = shift(count, w), shift(count[:, None] * centroids, w[:, None] * x)
+        mean = origin[None] + safe_divide(total, mass[:, None]) / unit
+        return dataclasses.replace(params, centroids=jnp.where((mass > 0)[:, None], mean, params.centroids))
 
 
 @jax.jit

@@ -37,6 +37,13 @@ def subsample(key: Array, data: PyTree, weights: Array, size: int) -> tuple[PyTr
     return *_subsample(threefry.uniform(rows_key, (size,)), data, weights), key
 
 
+def evenly(draw: Array, data: PyTree, weights: Array, size: int) -> tuple[PyTree, Array]:
+    """At most `size` rows at even steps of the weight, by one uniform (1,), and weights of the same total."""
+    if num_rows(data) <= size:
+        return data, weights
+    return _subsample(jnp.broadcast_to(draw, (size,)), data, weights)
+
+
 @stage()
 def _subsample(draws: Array, data: PyTree, weights: Array) -> tuple[PyTree, Array]:
     """A row at a uniform place in each of equal parts of the weight."""

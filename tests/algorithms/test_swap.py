@@ -121,9 +121,9 @@ def test_the_state_that_is_missed_least_goes_where_the_model_explains_worst():
         (kmeans, KMeansParams(jnp.asarray(near), jnp.int32(0)), lambda p: p.centroids),
         (mixture, gmm, lambda p: p.components.mean),
     ):
-        move = jax.jit(lambda key, model=model, params=params: swapped(model, params, key, x, weights))
+        move = jax.jit(lambda draws, model=model, params=params: swapped(model, params, draws, x, weights))
         for seed in range(5):
-            after = np.asarray(centre(move(jax.random.key(seed))))
+            after = np.asarray(centre(move(jax.random.uniform(jax.random.key(seed), (2,)))))
             assert np.isfinite(after).all()
             assert (np.abs(after).max(1) < 2).sum() == 1  # one of the two stays
             assert (after.min(1) > 8).sum() == 1  # the other is at a row of the last cluster, or half-way to it
@@ -215,7 +215,7 @@ def test_a_swap_is_chosen_among_rows_that_weigh_something():
     w = np.arange(12_000) % 2.0
     model = jaxem.KMeans(4).bind(jnp.asarray(x), jnp.asarray(w))
     params = KMeansParams(jnp.asarray([[-0.4, 0.0], [0.4, 0.0], [9.0, 0.0], [0.0, 9.0]]), jnp.int32(0))
-    after = np.asarray(swapped(model, params, KEY, jnp.asarray(x), jnp.asarray(w)).centroids)
+    after = np.asarray(swapped(model, params, jnp.asarray([0.3, 0.6]), jnp.asarray(x), jnp.asarray(w)).centroids)
     assert (after.min(1) > 6).sum() == 1
 
 
