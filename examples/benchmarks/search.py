@@ -148,7 +148,9 @@ def use_sklearn(problem: Problem, x: np.ndarray, n_init: int) -> Callable[[int],
             problem.num, covariance_type=problem.model, n_init=n_init, tol=1e-8, max_iter=MAX_STEPS, random_state=seed
         ).fit(x)
         least = run._n_parameters() / problem.num
-        honest = x.shape[0] * run.weights_.min() >= least
+        shapes = run.covariances_
+        spread = np.linalg.eigvalsh(shapes) if problem.model in ("full", "tied") else shapes
+        honest = x.shape[0] * run.weights_.min() >= least and spread.min() > 10 * run.reg_covar
         return run, lambda: Found(float(run.score(x)) * x.shape[0], bool(honest), float("nan"))
 
     return call
