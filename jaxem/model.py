@@ -269,31 +269,6 @@ class At:
         """(N,) the terms of log p(x) = ELBO + KL, at q of the rule at another log-joint."""
         return decompose(log_joint, rule(old)[1])
 
-    def e_step(self, data: PyTree, weights: Array, rule: Rule) -> EStep:
-        """Expected statistics and ELBO.data, additive over data."""
-        return self.model.e_step(self.params, data, weights, rule)
-
-    def m_step(self, stats: PyTree) -> PyTree:
-        """Params that maximise the expected log-joint plus elbo_params, of statistics taken here."""
-        return self.model.m_step(self.params, stats)
-
-    def rebase(self, stats: PyTree, new: "At") -> PyTree:
-        """Statistics taken here as if taken at `new`."""
-        return self.model.rebase(stats, self.params, new.params)
-
-    def elbo_params(self) -> Array:
-        """ELBO.params, nats."""
-        return self.model.elbo_params(self.params)
-
-
-@dataclass
-class DiscreteAt(At):
-    """A `DiscreteLatent` at params: its states are summed over, in blocks of rows."""
-
-    def predict(self, data: PyTree) -> Array:
-        """(N,) most probable states."""
-        return self.best(self.log_joint(data))
-
     def moved(self, gone: Array, owner: Array, row: PyTree, share: Array, data: PyTree, weights: Array) -> PyTree:
         """Params with the state `gone` put at a row, between it and the state `owner`, in whose shape; see `Swap`.
 
@@ -332,6 +307,31 @@ class DiscreteAt(At):
     def exchanged(self, data: PyTree, weights: Array) -> PyTree | None:
         """Params that may leave an optimum of plain steps; None where the model knows none."""
         return None
+
+    def e_step(self, data: PyTree, weights: Array, rule: Rule) -> EStep:
+        """Expected statistics and ELBO.data, additive over data."""
+        return self.model.e_step(self.params, data, weights, rule)
+
+    def m_step(self, stats: PyTree) -> PyTree:
+        """Params that maximise the expected log-joint plus elbo_params, of statistics taken here."""
+        return self.model.m_step(self.params, stats)
+
+    def rebase(self, stats: PyTree, new: "At") -> PyTree:
+        """Statistics taken here as if taken at `new`."""
+        return self.model.rebase(stats, self.params, new.params)
+
+    def elbo_params(self) -> Array:
+        """ELBO.params, nats."""
+        return self.model.elbo_params(self.params)
+
+
+@dataclass
+class DiscreteAt(At):
+    """A `DiscreteLatent` at params: its states are summed over, in blocks of rows."""
+
+    def predict(self, data: PyTree) -> Array:
+        """(N,) most probable states."""
+        return self.best(self.log_joint(data))
 
     def e_step(self, data: PyTree, weights: Array, rule: Rule) -> EStep:
         """Responsibilities by the rule, then statistics; O(N K) time."""

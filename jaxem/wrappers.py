@@ -103,7 +103,7 @@ def check_model(model: Any, data: Any = None) -> None:
 class InnerAt(At):
     """A wrapper at params: `inner`, the model inside at its params, answers what the wrapper does not."""
 
-    inner: Any
+    inner: At
 
     def explain(self, data: PyTree) -> tuple[Array, Any]:
         return self.inner.explain(data)
@@ -127,7 +127,9 @@ class InnerAt(At):
         return self.inner.decompose(log_joint, old, rule)
 
     def moved(self, gone: Array, owner: Array, row: PyTree, share: Array, data: PyTree, weights: Array) -> PyTree:
-        return self.inner.moved(gone, owner, row, share, data, weights)
+        # By the wrapper's own blocks and M-step, unless the model inside has a way of its own.
+        by = At.moved.__get__(self) if type(self.inner).moved is At.moved else self.inner.moved
+        return by(gone, owner, row, share, data, weights)
 
     def beside(self, row: PyTree, data: PyTree) -> Array | None:
         return self.inner.beside(row, data)

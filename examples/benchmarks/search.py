@@ -160,11 +160,11 @@ def make_calls(problem: Problem, x: np.ndarray, toy: bool) -> dict[str, Callable
     """The contenders; each does what its user would write."""
     few, many = (2, 4) if toy else (16, 64)
     swap = jaxem.Swap(num_swaps=10 if toy else 50, num_steps=5 if problem.model == "kmeans" else 10)
-    # From where all components are one: twice the variance along the data's longest axis, for distortions that itself.
-    hot = 2 * float(np.linalg.eigvalsh(np.cov(x.T)).max()) if problem.model == "kmeans" else 3.0
-    cool = jaxem.Tempered(np.append(np.geomspace(hot, 0.02 * hot if problem.model == "kmeans" else 1.0, 40), 0.0))
-    if problem.model != "kmeans":
-        cool = jaxem.Tempered(np.geomspace(hot, 1.0, 20))
+    temperatures = np.geomspace(3.0, 1.0, 20)
+    if problem.model == "kmeans":  # from twice the largest variance, where all clusters are one, to none
+        hot = 2 * float(np.linalg.eigvalsh(np.cov(x.T)).max())
+        temperatures = np.append(np.geomspace(hot, 0.02 * hot, 40), 0.0)
+    cool = jaxem.Tempered(temperatures)
     calls = {
         "restarts": use_jaxem(problem, x, algorithm=jaxem.EM(), num_restarts=few),
         "screened": use_jaxem(problem, x, algorithm=jaxem.EM(), num_restarts=many, screen=jaxem.Screen(10, few // 2)),

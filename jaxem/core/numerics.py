@@ -32,16 +32,6 @@ def safe_log(x: Array) -> Array:
     return jnp.where(zero, -jnp.inf, jnp.log(jnp.where(zero, 1, x)))
 
 
-def first_largest(values: Array, axis: int) -> Array:
-    """`jnp.argmax`, int32: the largest, then the first place that equals it; on a CPU several times as fast.
-
-    Of values with NaN some place or other.
-    """
-    places = jax.lax.broadcasted_iota(jnp.int32, values.shape, axis % values.ndim)
-    last = values.shape[axis] - 1
-    return jnp.min(jnp.where(values == jnp.max(values, axis, keepdims=True), places, last), axis)
-
-
 def weigh(weights: Array, values: Array) -> Array:
     """Weights * values over the leading axis, where weight 0 wins over an infinite or NaN value."""
     w = weights.reshape(weights.shape + (1,) * (values.ndim - weights.ndim))

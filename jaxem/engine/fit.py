@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from jaxem.algorithms import EM, Algorithm, CoordinateAscent, GeneralizedEM, GradientAscent, Swap
+from jaxem.algorithms.swap import has_places
 from jaxem.core import numerics
 from jaxem.core import rows as _rows
 from jaxem.core import tree as _tree
@@ -31,10 +32,10 @@ from jaxem.engine.table import Problem, Screen, Table, unfinished
 from jaxem.families import Family
 from jaxem.families.dependence import clearly_independent
 from jaxem.families.reasons import DEGENERATE
-from jaxem.model import DiscreteLatent, ELBOModel, Health, LatentModel
+from jaxem.model import ELBOModel, Health, LatentModel
 from jaxem.rules import Rule
 from jaxem.stopping import Status, Stop, StopRule
-from jaxem.wrappers import check_model, unwrapped
+from jaxem.wrappers import check_model
 
 # Most multiply-adds of a step of K-means that is searched by swaps unless told: 100 of them take about 0.1 s.
 SEARCH = 200_000
@@ -217,7 +218,8 @@ def _search(model: ELBOModel, data: PyTree, max_steps: int) -> Swap | None:
 
     By shapes alone, whatever the number of restarts: the fate of a restart depends on its key.
     """
-    if not (model.scales and isinstance(unwrapped(model), DiscreteLatent)) or _step_cost(model, data) > SEARCH:
+    suits = model.scales and model.climbed_by == "m_step" and has_places(model)
+    if not suits or _step_cost(model, data) > SEARCH:
         return None
     num = min(15 * (model.num_states or 7), 100, max_steps // 2)
     return Swap(num_swaps=num, num_steps=5) if num > 0 and model.num_states != 1 else None

@@ -12,7 +12,7 @@ from jaxem.core.constraints import Constraint
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.rows import takes_rows
 from jaxem.core.tree import PyTree
-from jaxem.model import DiscreteAt, ELBOModel, EStep, Health
+from jaxem.model import ELBOModel, EStep, Health
 from jaxem.rules import Rule
 from jaxem.wrappers import InnerAt, Wrapper
 
@@ -41,8 +41,6 @@ def _replace(model: Any, path: str, value: Any) -> Any:
 @dataclass
 class EmpiricalBayesAt(InnerAt):
     """An empirical Bayes model at params: `inner` is the model inside, with the settings there, at its params."""
-
-    moved = DiscreteAt.moved  # by this M-step
 
     def m_step(self, stats: PyTree) -> EmpiricalBayesParams:
         """The posterior's update, then that of the settings."""

@@ -13,7 +13,7 @@ from jaxem.core import constraints
 from jaxem.core.arguments import check_choice, check_integer
 from jaxem.core.checks import check_matrix
 from jaxem.core.foreign import named_fields
-from jaxem.core.numerics import einsum, first_largest, namespace, safe_divide
+from jaxem.core.numerics import einsum, namespace, safe_divide
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.rows import takes_rows
 from jaxem.core.stages import in_stages
@@ -347,8 +347,8 @@ class KMeansAt(DiscreteAt):
         centroids = (params.centroids - origin[None]) * unit
 
         def look(rows: PyTree) -> tuple[Array, Array]:
-            distance = _lloyd.distances(centroids, model._rows_about(origin, unit, rows).x)
-            return first_largest(-distance, 0), jnp.min(distance, 0)
+            about = model._rows_about(origin, unit, rows)
+            return _lloyd.nearest(centroids, about.x, about.square)
 
         own, nearest = map_rows(look, data, size)
         count = jax.ops.segment_sum(weights, own, num)
@@ -359,11 +359,10 @@ class KMeansAt(DiscreteAt):
             (x, w, own), mass = rows, count[:, None]
             distance = _lloyd.distances(centroids, model._rows_about(origin, unit, x).x)
             elsewhere = own[None] != jnp.arange(num, dtype=jnp.int32)[:, None]
-            moves = jnp.where(elsewhere, safe_divide(mass, mass + w[None]) * distance, jnp.inf)
-            return first_largest(-moves, 0), jnp.min(moves, 0)
+            return _lloyd.first_maximum(jnp.where(elsewhere, -safe_divide(mass, mass + w[None]) * distance, -jnp.inf))
 
         new, moves = map_rows(better, (data, weights, own), size)
-        gain, absent = weights * (stays - moves), weights.shape[0]
+        gain, absent = weights * (stays + moves), weights.shape[0]
         top = jax.ops.segment_max(gain, own, num)
         places = jnp.where(gain >= top[own], jnp.arange(absent, dtype=jnp.int32), jnp.int32(absent))
         first = jax.ops.segment_min(places, own, num)

@@ -14,7 +14,7 @@ from jaxem.core.pytree import dataclass
 from jaxem.core.ragged import labels_of
 from jaxem.core.sequences import Sequences
 from jaxem.core.tree import PyTree, sum_rows
-from jaxem.model import DiscreteAt, DiscreteLatent
+from jaxem.model import At, DiscreteAt, DiscreteLatent
 from jaxem.rules import Exact
 from jaxem.wrappers import InnerAt, Wrapper, unwrapped
 
@@ -24,7 +24,7 @@ class LabelledAt(InnerAt, DiscreteAt):
     """A partly labelled model at params: `inner`, the model inside at its params, with some states ruled out."""
 
     e_step, posterior = DiscreteAt.e_step, DiscreteAt.posterior
-    moved, beside, exchanged = DiscreteAt.moved, DiscreteAt.beside, DiscreteAt.exchanged
+    moved, beside, exchanged = At.moved, At.beside, At.exchanged
 
     def explain(self, data: PyTree) -> tuple[Array, Any]:
         """log_joint, -inf for states that are not allowed, and the function from resp to statistics."""

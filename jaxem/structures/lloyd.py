@@ -112,7 +112,7 @@ def _nearest_matmul(centroids: Array, x: Array, square: Array) -> tuple[Array, A
     if num > 2 * GROUP:  # whole groups: a centroid at infinity is never the nearest
         extra = -num % GROUP
         centroids, half = jnp.pad(centroids, ((0, extra), (0, 0))), jnp.pad(half, (0, extra), constant_values=jnp.inf)
-    label, best = _first_maximum(einsum("kd,nd->kn", centroids, x) - half[:, None])
+    label, best = first_maximum(einsum("kd,nd->kn", centroids, x) - half[:, None])
     return label, jnp.maximum(square - 2 * best, 0)
 
 
@@ -122,7 +122,7 @@ def _nearest_rows(centroids: Array, x: Array) -> tuple[Array, Array]:
     return label, exact_distance(centroids, x, label)
 
 
-def _first_maximum(scores: Array) -> tuple[Array, Array]:
+def first_maximum(scores: Array) -> tuple[Array, Array]:
     """Index of the first maximum over the leading axis, and the maximum, in groups of `GROUP` where there are many."""
     num = scores.shape[0]
     if num <= 2 * GROUP:
@@ -131,7 +131,7 @@ def _first_maximum(scores: Array) -> tuple[Array, Array]:
     if extra:
         scores = jnp.concatenate([scores, jnp.full((extra, *scores.shape[1:]), -jnp.inf, scores.dtype)])
     groups = scores.reshape(-1, GROUP, *scores.shape[1:])
-    within, best = _first_maximum(jnp.moveaxis(groups, 1, 0))
+    within, best = first_maximum(jnp.moveaxis(groups, 1, 0))
     first = GROUP * jnp.arange(groups.shape[0], dtype=jnp.int32)
     label = within + first.reshape(-1, *([1] * (within.ndim - 1)))
     while best.shape[0] > 1:  # winners of the groups, 2 * GROUP at a time

@@ -123,7 +123,7 @@ def test_the_state_that_is_missed_least_goes_where_the_model_explains_worst():
     ):
         move = jax.jit(lambda draws, model=model, params=params: swapped(model, params, draws, x, weights))
         for seed in range(5):
-            after = np.asarray(centre(move(jax.random.uniform(jax.random.key(seed), (2,)))))
+            after = np.asarray(centre(move(jax.random.uniform(jax.random.key(seed), (3,)))))
             assert np.isfinite(after).all()
             assert (np.abs(after).max(1) < 2).sum() == 1  # one of the two stays
             assert (after.min(1) > 8).sum() == 1  # the other is at a row of the last cluster, or half-way to it
@@ -215,8 +215,51 @@ def test_a_swap_is_chosen_among_rows_that_weigh_something():
     w = np.arange(12_000) % 2.0
     model = jaxem.KMeans(4).bind(jnp.asarray(x), jnp.asarray(w))
     params = KMeansParams(jnp.asarray([[-0.4, 0.0], [0.4, 0.0], [9.0, 0.0], [0.0, 9.0]]), jnp.int32(0))
-    after = np.asarray(swapped(model, params, jnp.asarray([0.3, 0.6]), jnp.asarray(x), jnp.asarray(w)).centroids)
+    after = np.asarray(swapped(model, params, jnp.asarray([0.3, 0.3, 0.6]), jnp.asarray(x), jnp.asarray(w)).centroids)
     assert (after.min(1) > 6).sum() == 1
+    # Which rows are looked at and which of them is drawn are two things: any row can be the place.
+    move = jax.jit(lambda draws: swapped(model, params, draws, jnp.asarray(x), jnp.ones(12_000)).centroids)
+    places = [np.asarray(move(jnp.asarray([u, 0.3, 0.6]))) for u in (0.1, 0.5, 0.9)]
+    assert len(np.unique(places, axis=0)) > 1
+
+
+@pytest.mark.parametrize("power", [12, -40])
+def test_a_unit_changes_no_swap(iris, power):
+    """By a power of two, so that every number is the same but for its exponent."""
+    fit, other = (jaxem.fit(jaxem.KMeans(5), iris * 2.0**p, key=KEY, num_restarts=3, max_steps=30) for p in (0, power))
+    np.testing.assert_array_equal(other.restarts.num_steps, fit.restarts.num_steps)
+    np.testing.assert_array_equal(np.asarray(other.restarts.trace) * 4.0**-power, fit.restarts.trace)
+
+
+def test_a_chunked_model_moves_components_a_chunk_at_a_time(monkeypatch):
+    seen = []
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(90, 2)))
+    inner = jaxem.GMM(3).bind(x, jnp.ones(90))
+    at = type(inner.at(inner.init(KEY, x, jnp.ones(90))))
+    explain = at.explain
+    monkeypatch.setattr(at, "explain", lambda self, data: (seen.append(data.shape[0]), explain(self, data))[1])
+    model = jaxem.chunked(inner, 30)
+    params = inner.init(KEY, x, jnp.ones(90))
+    model.at(params).moved(jnp.int32(0), jnp.int32(1), x[:1], jnp.asarray(1.0), x, jnp.ones(90))
+    assert max(seen) <= 31  # a chunk and the row
+
+
+def test_an_objective_climbed_by_gradients_is_not_searched(iris):
+    @jaxem.dataclass
+    class Distances(jaxem.Enumerated):
+        scales, num_states = True, 2
+
+        def init(self, key, data, weights):
+            return {"place": data[:2]}
+
+        def log_joint_one(self, params, x, z):
+            return -jnp.sum((x - params["place"][z]) ** 2)
+
+        def constraints(self):
+            return {"place": jaxem.constraints.Real()}
+
+    fit = jaxem.fit(Distances(), iris, key=KEY, max_steps=3)
+    assert int(fit.num_steps) > 0
 
 
 def test_units_offsets_and_absent_rows_change_nothing(iris):
