@@ -75,9 +75,9 @@ class Swap(Algorithm):
     the cluster where the distortion falls with the centroids moving along, as no step of Lloyd's sees it (Hartigan);
     `num_steps` steps from there are kept where they are better. `KMeans` is searched by swaps unless told; see `fit`.
 
-    `max_steps` and `num_steps` of the fit count rounds, and the trace is what was kept after each. A swap costs about as
-    much as `num_steps` + 3 steps of the algorithm inside, one of K-means as 2 `num_steps` and 6 to 11 for the choices.
-    The program of the loop takes three times as long to compile as EM's.
+    `max_steps` and `num_steps` of the fit count rounds, and the trace is what was kept after each. A swap costs about
+    `num_steps` + 3 steps of the algorithm inside; one of K-means 2 `num_steps`, and 6 to 11 for the choices. The
+    program of the loop takes three times as long to compile as EM's.
 
     Attributes:
       algorithm: what climbs; `EM()`, or one that suits a model with an m_step and promises that nothing falls.
