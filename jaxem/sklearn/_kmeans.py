@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse
 import sklearn.cluster
 from jax import Array
-from sklearn.base import _fit_context
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils._param_validation import StrOptions
@@ -47,8 +47,12 @@ def _distances(model: Model, centroids: Array, X: Array) -> Array:
     return model.transform(KMeansParams(centroids), X)
 
 
-class Facade(Watched):
-    """What both estimators are asked, by `cluster_centers_` alone, as a user may set them."""
+class Facade(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Watched):
+    """What both estimators are asked, by `cluster_centers_` alone, as a user may set them.
+
+    The mixins, which scikit-learn's classes have as well, are named for `set_output`: they wrap `transform` where it is
+    defined.
+    """
 
     AUTO: int  # starts of n_init="auto" where these are random rows
 

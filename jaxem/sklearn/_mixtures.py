@@ -146,7 +146,7 @@ class Facade(Watched):
         unit = self._unit(total) / total
         self.n_iter_ = int(fit.num_steps)
         self.converged_ = int(fit.status) == Status.CONVERGED
-        self.lower_bound_ = float(fit.elbo.total) * unit
+        self.lower_bound_ = float(self._bound(fit)) * unit
         self.lower_bounds_ = [float(value) * unit for value in fit.trace[1 : self.n_iter_ + 1]]
         self._describe(fit)
         if self.verbose:
@@ -154,6 +154,10 @@ class Facade(Watched):
         if self.max_iter > 0:
             self._report(UNCONVERGED)
         return asked(lambda x: fit.model.predict(fit.params, x), X).astype(np.intp)
+
+    def _bound(self, fit: Any) -> Any:
+        """The log-likelihood, without the penalty."""
+        return fit.elbo.data
 
     def _show(self, components: Any, **more: Any) -> None:
         """Sets what the components are made of, and remembers it, so that what a user changes is seen."""
@@ -241,10 +245,10 @@ class GaussianMixture(Facade, sklearn.mixture.GaussianMixture):
     * `fit_` is the `jaxem.Fit`, `statuses_` how the starts ended. A collapsed component (`DEGENERATE`) loses to any
       honest start, whatever its likelihood, and warns where there is none; with `reg_covar=0` it is an error.
     * `reg_covar` is in units of the data's variances S0, so that no unit of the data changes a fit: it is the strength
-      of a penalty of nu = reg_covar N / K pseudo-observations, covariance = (scatter + nu S0) / (N_k + nu), which the
-      bound contains. On standardised columns an average component gets reg_covar added, as there; a smaller one more.
-    * `lower_bound_` is that of the params that are returned, and `lower_bounds_[t]` after t + 1 M-steps; scikit-learn's
-      are of the params one M-step before.
+      of a penalty of nu = reg_covar N / K pseudo-observations, covariance = (scatter + nu S0) / (N_k + nu). On
+      standardised columns an average component gets reg_covar added, as there; a smaller one more.
+    * `lower_bound_` is the mean log-likelihood of the params that are returned, where scikit-learn's is of those one
+      M-step before; `lower_bounds_[t]` after t + 1 M-steps, with the penalty, so that it never falls.
     * Components are ordered by weight, largest first, unless they start from given ones.
     * Where `means_init` is given and weights or precisions are not, these start from the rows nearest to each mean.
 
@@ -352,7 +356,7 @@ class BayesianGaussianMixture(Facade, sklearn.mixture.BayesianGaussianMixture):
       ascent; scikit-learn's updates of these three do not ascend its own bound.
     * `score_samples` is the log of the posterior predictive density, a mixture of Student-t, where scikit-learn's
       exp(E log p) integrates to less than 1.
-    * `reg_covar` is added to the diagonal of the prior's `covariance_prior_`.
+    * `reg_covar` times the data's variances is added to the diagonal of the prior's `covariance_prior_`.
     * Sticks of the Dirichlet process are assigned anew in every step, the largest component first; `weights_` sum to 1,
       without what is left to further components.
 
@@ -369,11 +373,17 @@ class BayesianGaussianMixture(Facade, sklearn.mixture.BayesianGaussianMixture):
         """The bound is a sum."""
         return total
 
+    def _bound(self, fit: Any) -> Any:
+        """The ELBO."""
+        return fit.elbo.total
+
     def _model(self, checked: Any, X: np.ndarray, total: float) -> BayesianGMM:
         kind = self.covariance_type
         for name in PRIORS:
             setattr(self, name, getattr(checked, name))
-        ridge = float(self.reg_covar) * (np.eye(X.shape[1]) if kind in MATRICES else 1.0)
+        spread = np.var(X, axis=0, dtype=np.float64)
+        ridge = float(self.reg_covar) * np.where(spread > 0, spread, 1)
+        ridge = np.diag(ridge) if kind in MATRICES else ridge.mean() if kind == "spherical" else ridge
         process = self.weight_concentration_prior_type == "dirichlet_process"
         return BayesianGMM(
             self.n_components,
