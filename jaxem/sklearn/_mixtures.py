@@ -243,7 +243,7 @@ class GaussianMixture(Facade, sklearn.mixture.GaussianMixture):
 
     * `fit`, `fit_predict` and `score` take `sample_weight`.
     * `fit_` is the `jaxem.Fit`, `statuses_` how the starts ended. A collapsed component (`DEGENERATE`) loses to any
-      honest start, whatever its likelihood, and warns where there is none; with `reg_covar=0` it is an error.
+      honest start, whatever its likelihood, and warns where there is none; one that settled with `reg_covar=0` is an error.
     * `reg_covar` is in units of the data's variances S0, so that no unit of the data changes a fit: it is the strength
       of a penalty of nu = reg_covar N / K pseudo-observations, covariance = (scatter + nu S0) / (N_k + nu). On
       standardised columns an average component gets reg_covar added, as there; a smaller one more.
@@ -292,7 +292,8 @@ class GaussianMixture(Facade, sklearn.mixture.GaussianMixture):
         return (starts if num > 1 else jax.tree.map(lambda leaf: leaf[0], starts)), num
 
     def _describe(self, fit: Any) -> None:
-        if self.reg_covar == 0 and int(fit.status) == Status.DEGENERATE:
+        settled = int(fit.num_steps) < self.max_iter
+        if self.reg_covar == 0 and settled and int(fit.status) == Status.DEGENERATE:
             raise ValueError(f"{FAILED} {'; '.join(fit.warnings())}")
         self.weights_ = np.array(fit.params.mixing)
         self._show(fit.params.components, weights_=self.weights_)
