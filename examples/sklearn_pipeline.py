@@ -1,9 +1,11 @@
 """scikit-learn's pipelines and searches with jaxem's estimators: change one import.
 
-A grid over the number and the shape of components in cross-validation, in threads, which share compiled programs; the
-winner as a file; K-means with frames in and out; rows that count twice. Runs as it is:
+Run:      python examples/sklearn_pipeline.py [--output DIR] [--toy]
+Prints:   the mixture of the highest held-out log-likelihood and how its starts ended; whether it answers alike once read
+          back from a file; K-means from one start against scikit-learn's of 50; what weights count.
+Writes:   search.joblib in DIR.
 
-    python examples/sklearn_pipeline.py
+The grid over the number and the shape of components runs in threads, which share compiled programs.
 """
 
 import argparse
@@ -14,11 +16,10 @@ import joblib
 import numpy as np
 import sklearn.cluster
 from sklearn.datasets import load_wine
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-import jaxem
 from jaxem.sklearn import GaussianMixture, KMeans
 
 
@@ -28,7 +29,7 @@ def search(x: np.ndarray, components: list[int], covariances: list[str], starts:
     pipe = make_pipeline(StandardScaler(), mixture)
     grid = {"gaussianmixture__n_components": components, "gaussianmixture__covariance_type": covariances}
     with joblib.parallel_config("threading"):  # processes would each compile their own programs
-        return GridSearchCV(pipe, grid, n_jobs=4, cv=3).fit(x)
+        return GridSearchCV(pipe, grid, n_jobs=4, cv=KFold(3, shuffle=True, random_state=0)).fit(x)
 
 
 def main() -> None:
@@ -37,11 +38,10 @@ def main() -> None:
     parser.add_argument("--output", default="output", help="folder of the file")
     parser.add_argument("--toy", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    jaxem.cache()  # compiled programs are kept for later runs
     x = load_wine().data
 
     began = time.perf_counter()
-    found = search(x, [1, 2] if args.toy else [1, 2, 3, 4], ["diag"] if args.toy else ["full", "tied", "diag"], 4)
+    found = search(x, [1, 3] if args.toy else [1, 2, 3, 4], ["diag"] if args.toy else ["full", "diag"], 4)
     best = found.best_estimator_
     print(f"held-out log-likelihood {found.best_score_:.2f} nats a row by {found.best_params_}")
     print(f"the fates of its starts: {best[-1].statuses_}; {time.perf_counter() - began:.0f} s")

@@ -52,6 +52,15 @@ def test_benchmark_at_toy_size(benchmark_main, tmp_path, capsys, name, flags):
         assert ours["inertia"] == pytest.approx(theirs["inertia"], rel=1e-4)
 
 
+def test_scikit_at_toy_size(benchmark_main, tmp_path):
+    before = settings()
+    report = benchmark_main("scikit")(["--sizes", "toy", "--repeats", "1", "--json", str(tmp_path / "report.json")])
+    assert settings() == before
+    assert report["agree"]
+    assert [case["case"].split(",")[0] for case in report["cases"]] == ["GaussianMixture full", "KMeans"]
+    assert all(set(case["contenders"]) == {"jaxem", "scikit-learn"} for case in report["cases"])
+
+
 def test_online_at_toy_size(benchmark_main, tmp_path, capsys):
     before = settings()
     path = tmp_path / "report.json"

@@ -259,3 +259,13 @@ def test_many_sequences(example):
     assert len(counts) == 6
     assert counts[5] == 0  # empty states come last; that three are left takes more sequences and more starts
     assert pictures(output) == ["many_sequences.png"]
+
+
+def test_sklearn_pipeline(example):
+    text, output = example("sklearn_pipeline.py")
+    assert re.search(r"^held-out log-likelihood -[\d.]+ nats a row by .*'gaussianmixture__n_components': 3", text, re.M)
+    assert "read back, it answers alike: True" in text
+    ours, theirs = map(float, re.search(r"inertia ([\d.]+) from one start, .* of 50 ([\d.]+)$", text, re.M).groups())
+    assert ours < theirs
+    assert "356 observations in 178 rows" in text
+    assert [path.name for path in output.iterdir()] == ["search.joblib"]

@@ -243,7 +243,7 @@ class GaussianMixture(Facade, sklearn.mixture.GaussianMixture):
 
     * `fit`, `fit_predict` and `score` take `sample_weight`.
     * `fit_` is the `jaxem.Fit`, `statuses_` how the starts ended. A collapsed component (`DEGENERATE`) loses to any
-      honest start, whatever its likelihood, and warns where there is none; one that settled with `reg_covar=0` is an error.
+      honest start, whatever its likelihood, and warns where there is none; with `reg_covar=0` it is an error.
     * `reg_covar` is in units of the data's variances S0, so that no unit of the data changes a fit: it is the strength
       of a penalty of nu = reg_covar N / K pseudo-observations, covariance = (scatter + nu S0) / (N_k + nu). On
       standardised columns an average component gets reg_covar added, as there; a smaller one more.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import joblib
 import numpy as np
 import sklearn
 from jax import Array
@@ -34,7 +35,8 @@ FLOATS = [np.float64, np.float32]
 # for which compiling is the smaller part, are taken as they are.
 LEAST, FINE, MOST = 32, 4096, 2**24
 
-_THEIRS = str(Path(sklearn.__file__).parent)
+# Folders of callers who are not the user.
+_THEIRS = tuple(str(Path(module.__file__).parent) for module in (sklearn, joblib))
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -95,7 +97,7 @@ def checked_weights(sample_weight: Any, X: Any) -> np.ndarray | None:
 
 def warn(message: str, category: type[Warning]) -> None:
     """Warns from the line of the user who called, be it through a pipeline or a search."""
-    _warn.warn(message, category, beyond=(_THEIRS,))
+    _warn.warn(message, category, beyond=_THEIRS)
 
 
 def host(tree: Any) -> Any:
