@@ -1,8 +1,8 @@
 """scikit-learn's pipelines and searches with jaxem's estimators: change one import.
 
 Run:      python examples/sklearn_pipeline.py [--output DIR] [--toy]
-Prints:   the mixture of the highest held-out log-likelihood and how its starts ended; whether it answers alike once read
-          back from a file; K-means from one start against scikit-learn's of 50; what weights count.
+Prints:   the mixture of the highest held-out log-likelihood and how its starts ended; whether it answers alike once
+          read back from a file; K-means from one start against scikit-learn's of 50; what weights count.
 Writes:   search.joblib in DIR.
 
 The grid over the number and the shape of components runs in threads, which share compiled programs.
