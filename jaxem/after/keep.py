@@ -1,5 +1,6 @@
 """Fits as files: one .npz of arrays and JSON, which any NumPy opens, and in which nothing can run."""
 
+import dataclasses
 import os
 import sys
 from collections.abc import Iterable
@@ -9,16 +10,24 @@ import jax
 import numpy as np
 
 from jaxem.core import archive
-from jaxem.core.arguments import shown
+from jaxem.core.arguments import check_flag, shown
 from jaxem.core.decoding import decode
 from jaxem.core.encoding import encode
 from jaxem.engine.result import Fit, check_fit
+from jaxem.wrappers import check_model
 
 # What the file says that it is, and the version of how it is laid out: of the members and of the JSON's form.
 FORMAT, LAYOUT = "jaxem.fit", 1
 
 
-def save(fit: Fit, path: str | os.PathLike) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Like:
+    """What stands in for a fit where parts of one are looked for."""
+
+    model: Any
+
+
+def save(fit: Fit, path: str | os.PathLike, *, leave_out: bool = False) -> None:
     """Writes a fit to one file, from which `load` makes it again, in another process or on another machine.
 
     The file is a .npz: `numpy.load(path)` has the arrays by their names, as "params.mixing"; its member fit.json, a
@@ -32,6 +41,8 @@ def save(fit: Fit, path: str | os.PathLike) -> None:
     Args:
       fit: what `jaxem.fit` returned; a batch of fits, as `jax.vmap` makes, is one too.
       path: of the file, by custom ending in .npz; what is there is replaced.
+      leave_out: whether functions without a name, as lambdas and those inside networks of Equinox, are left out instead
+        of refused; `load` then takes them from `like`.
 
     Raises:
       TypeError: no `Fit`, or no path.
@@ -53,12 +64,13 @@ def save(fit: Fit, path: str | os.PathLike) -> None:
     """
     check_fit(fit)
     _check_path(path)
-    node, arrays = encode(fit, "fit")
+    check_flag("leave_out", leave_out)
+    node, arrays = encode(fit, "fit", leave_out)
     versions = {"jaxem": _version(), "jax": jax.__version__, "numpy": np.__version__}
     archive.write(path, {"format": FORMAT, "layout": LAYOUT, **versions, "fit": node}, arrays)
 
 
-def load(path: str | os.PathLike, *, trusted: Iterable[Any] = ()) -> Fit:
+def load(path: str | os.PathLike, *, trusted: Iterable[Any] = (), like: Any = None) -> Fit:
     """The fit that `save` wrote.
 
     Questions asked of it have the same answers, bit by bit, on the same kind of device and version of JAX. Arrays of 64
@@ -73,6 +85,7 @@ def load(path: str | os.PathLike, *, trusted: Iterable[Any] = ()) -> Fit:
       path: of the file.
       trusted: classes and functions of your own, or whole modules, that the file may name: `[MyModel, my_activation]`,
         `[equinox]`. They are found by their names, also where they have moved to another module.
+      like: a model made as the one that was fitted, where a file lacks parts (`leave_out`): they are taken from it.
 
     Returns:
       A `Fit`, its arrays on the default device.
@@ -84,10 +97,12 @@ def load(path: str | os.PathLike, *, trusted: Iterable[Any] = ()) -> Fit:
       OSError: there is no such file, or it cannot be read.
     """
     _check_path(path)
+    if like is not None:
+        check_model(like)
     trusted = _as_trusted(trusted)
     try:
         head, arrays = archive.read(path, _check_head)
-        fit = decode(head.get("fit"), arrays, "fit", trusted)
+        fit = decode(head.get("fit"), arrays, "fit", trusted, None if like is None else _Like(like))
         if not isinstance(fit, Fit):
             raise ValueError(f"{shown(fit)}")
     except ValueError as error:

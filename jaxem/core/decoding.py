@@ -10,11 +10,11 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from jaxem.core.encoding import Arrays, extended, said
+from jaxem.core.encoding import Arrays, NotKept, extended, said
 from jaxem.core.named import UnnamedError, find
 
 
-def decode(node: Any, arrays: Arrays, name: str, trusted: Iterable[Any] = ()) -> Any:
+def decode(node: Any, arrays: Arrays, name: str, trusted: Iterable[Any] = (), like: Any = None) -> Any:
     """The value that `encode` made this of.
 
     No class of jaxem, and no pytree, has its constructor run: what it held is put back.
@@ -24,12 +24,13 @@ def decode(node: Any, arrays: Arrays, name: str, trusted: Iterable[Any] = ()) ->
       arrays: by name, all of which must be used.
       name: of the value, for messages.
       trusted: see `jaxem.core.named.find`.
+      like: of the same structure, from which parts that were left out are taken; None for nothing.
 
     Raises:
       ValueError: what is no such JSON, arrays that are not as it says, names that stand for nothing here, or arrays
         that JAX would round in this process.
     """
-    decoder = _Decoder(arrays, tuple(trusted))
+    decoder = _Decoder(arrays, tuple(trusted), like)
     try:
         value = decoder.value(node, (name,))
     except (KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
@@ -50,8 +51,8 @@ def decode(node: Any, arrays: Arrays, name: str, trusted: Iterable[Any] = ()) ->
 class _Decoder:
     """Reads one value; which arrays were used, and which JAX cannot hold as they are."""
 
-    def __init__(self, arrays: Arrays, trusted: tuple[Any, ...]):
-        self._arrays, self._trusted = arrays, trusted
+    def __init__(self, arrays: Arrays, trusted: tuple[Any, ...], like: Any):
+        self._arrays, self._trusted, self._like = arrays, trusted, like
         self.used: set[str] = set()
         self.wide: list[str] = []
         self._by_tag: dict[str, Callable[[dict[str, Any], tuple[str, ...]], Any]] = {
@@ -59,6 +60,7 @@ class _Decoder:
             "complex": lambda n, place: complex(*self._each(n["complex"], place)),
             "dtype": lambda n, place: _dtype(n["dtype"]),
             "enum": self._enum,
+            "given": self._given,
             "array": self._array,
             "tuple": lambda n, place: tuple(self._each(n["tuple"], place)),
             "list": lambda n, place: self._each(n["list"], place),
@@ -116,6 +118,20 @@ class _Decoder:
             raise ValueError(f"{said(place)}: expected a member of {cls.__name__}; found {node['member']}")
         return cls.__members__[node["member"]]
 
+    def _given(self, node: dict[str, Any], place: tuple[str, ...]) -> Any:
+        """A part that was left out, from what is like the whole."""
+        found = self._like
+        for name in place[1:]:
+            found = _part(found, name)
+        if found is not None:
+            return found
+        if not node["needed"]:
+            return NotKept(node["given"])
+        raise ValueError(
+            f"{said(place)}: it needs {node['given']}, which was left out; give it: jaxem.load(path, like=model), the "
+            "model made again as it was for the fit"
+        )
+
     def _namedtuple(self, node: dict[str, Any], place: tuple[str, ...]) -> Any:
         cls, items = self._find(node["namedtuple"], place), self._each(node["items"], place)
         if len(items) != len(cls._fields):
@@ -140,6 +156,18 @@ class _Decoder:
     def _made(self, node: dict[str, Any], place: tuple[str, ...]) -> Any:
         cls = self._find(node["made"], place, call=True)
         return cls(**self._holds(node, place))
+
+
+def _part(whole: Any, name: str) -> Any:
+    """The part of that name, as `encode` calls it; None where there is none."""
+    if isinstance(whole, type(jax.tree.structure(0))):
+        structure: Any = whole
+        whole = jax.tree.unflatten(structure, range(structure.num_leaves))
+    if isinstance(whole, dict):
+        return next((part for key, part in whole.items() if str(key) == name), None)
+    if type(whole) in (tuple, list):
+        return whole[int(name)] if name.isdecimal() and int(name) < len(whole) else None
+    return getattr(whole, name, None)
 
 
 def _dtype(name: str) -> np.dtype:

@@ -33,26 +33,28 @@ class NotKept:
         return f"{self.what}, which no file keeps"
 
 
-def encode(value: Any, name: str) -> tuple[Any, Arrays]:
+def encode(value: Any, name: str, leave_out: bool = False) -> tuple[Any, Arrays]:
     """A value as what JSON can hold, and its arrays by name.
 
     Args:
       value: None, numbers, strings, arrays, random keys, containers of them, dataclasses, objects of jaxem's and a
         user's classes, functions and classes at the top of a module.
       name: of the value, for messages.
+      leave_out: whether functions and objects of classes that have no name are left out, for the reader to give again.
 
     Raises:
       ValueError: a part that cannot be written, with its place and the remedy.
     """
-    encoder = _Encoder()
+    encoder = _Encoder(leave_out)
     return encoder.node(value, (name,)), encoder.arrays
 
 
 class _Encoder:
     """Collects the arrays of one value; a place is the names that lead to a part."""
 
-    def __init__(self) -> None:
+    def __init__(self, leave_out: bool) -> None:
         self.arrays: Arrays = {}
+        self._leave_out = leave_out
         self._above: list[int] = []
 
     def node(self, value: Any, place: tuple[str, ...]) -> Any:
@@ -66,18 +68,23 @@ class _Encoder:
         if isinstance(value, jax.core.Tracer):
             raise ValueError(f"{said(place)}: expected a value; found a tracer; save outside of jit, grad and vmap")
         if isinstance(value, Enum):
-            return {"enum": self._name(type(value), place), "member": value.name}
+            return {"enum": name_of(type(value)), "member": value.name}
         if isinstance(value, (jax.Array, np.ndarray, np.generic)):
             return self._array(value, place)
         if isinstance(value, np.dtype):
             return {"dtype": _dtype_name(value)}
-        if _is_optimizer(value):
-            return self.node(NotKept("an optax optimiser"), place)
+        if _is_optimizer(value) or isinstance(value, NotKept):
+            what = value.what if isinstance(value, NotKept) else "an optax optimiser"
+            return {"given": what, "needed": False}
         if id(value) in self._above:
             raise ValueError(f"{said(place)}: expected a tree; found {shown(value)} inside itself")
         self._above.append(id(value))
         try:
             return self._compound(value, place)
+        except UnnamedError as error:
+            if not self._leave_out:
+                raise ValueError(f"{said(place)}: {error}") from None
+            return {"given": shown(value), "needed": True}
         finally:
             self._above.pop()
 
@@ -87,7 +94,7 @@ class _Encoder:
             return {type(value).__name__: each(value)}
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             items = [self.node(item, (*place, field)) for field, item in zip(value._fields, value, strict=True)]
-            return {"namedtuple": self._name(type(value), place), "items": items}
+            return {"namedtuple": name_of(type(value)), "items": items}
         if type(value) is dict:
             return {"dict": [[self.node(k, place), self.node(v, (*place, str(k)))] for k, v in value.items()]}
         if type(value) is functools.partial:
@@ -97,7 +104,7 @@ class _Encoder:
             structure: Any = value
             return {"treedef": self.node(jax.tree.unflatten(structure, range(structure.num_leaves)), place)}
         if isinstance(value, type) or (callable(value) and hasattr(value, "__name__")):
-            return {"name": self._name(value, place)}
+            return {"name": name_of(value)}
         return self._object(value, place)
 
     def _object(self, value: Any, place: tuple[str, ...]) -> Any:
@@ -111,15 +118,10 @@ class _Encoder:
             names = [field.name for field in dataclasses.fields(value) if hasattr(value, field.name)]
             leaf = jax.tree_util.all_leaves([value]) and not cls.__module__.startswith("jaxem.")
             if leaf:
-                tag, names = "made", [field.name for field in dataclasses.fields(value) if field.init]
+                tag, names = "made", [f.name for f in dataclasses.fields(value) if f.init and not _default(value, f)]
+        named = name_of(cls)
         held = [[name, self.node(getattr(value, name), (*place, name))] for name in names]
-        return {tag: self._name(cls, place), "holds": held}
-
-    def _name(self, value: Any, place: tuple[str, ...]) -> str:
-        try:
-            return name_of(value)
-        except UnnamedError as error:
-            raise ValueError(f"{said(place)}: {error}") from None
+        return {tag: named, "holds": held}
 
     def _array(self, value: Any, place: tuple[str, ...]) -> Any:
         """A reference to an array, with what is checked when it is read."""
@@ -141,6 +143,11 @@ class _Encoder:
             name = f"{base}-{number}"
         self.arrays[name] = array
         return {"array": name, **node}
+
+
+def _default(value: Any, field: Any) -> bool:
+    """Whether a field holds its default, which may have no name: an initialiser of Flax, a closure."""
+    return getattr(value, field.name) is field.default
 
 
 def said(place: tuple[str, ...]) -> str:

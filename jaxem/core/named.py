@@ -47,10 +47,10 @@ def name_of(value: Any) -> str:
     if module_name.startswith("distrax.") and _in(sys.modules.get("distrax"), qualname) is value:
         return f"distrax:{qualname}"
     if _in(sys.modules.get(module_name), qualname) is not value:
-        what = "a lambda" if "<lambda>" in qualname else f"{qualname}, which module {module_name} has no such name for"
+        what = "a lambda" if "<lambda>" in qualname else f"{qualname}, which is none of {module_name}"
         raise UnnamedError(
             f"expected a function or a class at the top of a module, which a file can name; found {what}; define it "
-            "there by def or class"
+            "there by def or class, or leave it out by leave_out=True, and load by like=, the model made again"
         )
     return f"{module_name}:{qualname}"
 
