@@ -6,6 +6,8 @@ Inside `jit`, where data are tracers, nothing is checked and nothing costs.
 import dataclasses
 import functools
 import inspect
+import math
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -20,6 +22,8 @@ from jaxem.core.sequences import Sequences, answer
 from jaxem.core.tree import PyTree, as_floats, float_dtype, num_rows
 from jaxem.core.warn import warn
 
+# The place of an array in a dict.
+_KEY = re.compile(r"\['([^']*)'\]")
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -45,6 +49,31 @@ class Rows:
         steps = tuple(jax.tree.leaves(_step_axes(data)))
         shapes = tuple(leaf.shape[1 + axes :] for (_, leaf), axes in zip(leaves, steps, strict=True))
         return Rows(paths, shapes, tuple((names or {}).get(p) for p in paths))
+
+    def labels(self, num: int) -> tuple[str, ...]:
+        """What `num` columns of the first array are called: by their names, or by numbers from 0."""
+        names = self.names[0] if self.names else None
+        return tuple(str(name) for name in (range(num) if names is None or len(names) != num else names))
+
+    def renamed(self, prefix: str) -> "Rows":
+        """The same rows, their columns called "prefix.name"; a single column without a name by the prefix alone."""
+
+        def rename(shape: tuple[int, ...], names: _columns.Names | None) -> _columns.Names:
+            num = math.prod(shape)
+            labels = [str(name) for name in (range(num) if names is None else names)]
+            return (prefix,) if num == 1 and names is None else tuple(f"{prefix}.{label}" for label in labels)
+
+        return dataclasses.replace(self, names=tuple(rename(shape, names) for _, shape, names in self._each()))
+
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """The names of all columns, array by array, a column alone in a dict by its key; None where none has any."""
+        found: list[str] = []
+        for path, shape, names in self._each():
+            key = _KEY.fullmatch(path)
+            alone = key is not None and math.prod(shape) == 1
+            found += [key[1]] if key is not None and alone and names is None else [str(name) for name in names or ()]
+        return tuple(found) or None
 
     def part(self, path: str) -> "Rows":
         """The description of the part of the data at a path, as "[0]"."""
