@@ -27,7 +27,7 @@ def read(name: str, leaf: Any) -> tuple[Any, Names | None]:
     if isinstance(leaf, jax.Array):
         _check_dtype(name, leaf.dtype)
         return leaf, None
-    columns = _frame_columns(name, leaf)
+    columns = frame_columns(name, leaf)
     if columns is None:
         return as_numbers(name, leaf), None
     if not columns:
@@ -39,7 +39,7 @@ def read(name: str, leaf: Any) -> tuple[Any, Names | None]:
     return np.stack(parts, 1), tuple(label for label, _ in columns)
 
 
-def _frame_columns(name: str, leaf: Any) -> list[tuple[Any, Any]] | None:
+def frame_columns(name: str, leaf: Any) -> list[tuple[Any, Any]] | None:
     """(label, column) of a frame; None for anything else. By duck typing: no frame library is imported."""
     if hasattr(leaf, "iloc") and hasattr(leaf, "columns"):  # pandas
         return [(label, leaf.iloc[:, i]) for i, label in enumerate(leaf.columns)]
@@ -69,7 +69,7 @@ def check_aligned(parts: dict[str, Any]) -> None:
 
 def column_names(leaf: Any) -> list[Any] | None:
     """The labels of a frame's columns; None for anything else."""
-    columns = _frame_columns("data", leaf)
+    columns = frame_columns("data", leaf)
     return None if columns is None else [label for label, _ in columns]
 
 
@@ -140,7 +140,8 @@ def _from_objects(name: str, array: np.ndarray) -> np.ndarray:
         if not isinstance(value, real) or type(value).__name__ == "timedelta64":
             place = np.unravel_index(i, array.shape)
             where = f"row {place[0]}" + "".join(f", column {p}" for p in place[1:])
-            raise TypeError(f"{name}: expected numbers; found {_said(value)} in {where}")
+            remedy = "; of tables with text jaxem.families.from_frame makes a family" if isinstance(value, str) else ""
+            raise TypeError(f"{name}: expected numbers; found {_said(value)} in {where}{remedy}")
         whole = whole and isinstance(value, (numbers.Integral, np.bool_))
         try:
             out[i] = value

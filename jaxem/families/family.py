@@ -179,6 +179,10 @@ class Family(ABC):
         """
         return x
 
+    def opened(self, x: Any, name: str) -> Any:
+        """What a user holds as the pytree that the family takes, on the host; as it is by default."""
+        return x
+
     def check(self, x: PyTree, params: PyTree | None = None) -> None:
         """Raises for rows that the family cannot have made, or that are not as wide as `params`; on the host.
 

@@ -1,5 +1,6 @@
 """Products of families over groups of columns: tables of mixed type."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -85,7 +86,7 @@ class Product(DerivedFamily):
 
     def bind(self, x: PyTree, weights: Array) -> "Product":
         """Binds each family to its part."""
-        return Product(self._each(lambda family, part: family.bind(part, weights), x))
+        return dataclasses.replace(self, families=self._each(lambda family, part: family.bind(part, weights), x))
 
     def arrange(self, x: PyTree) -> dict[str, PyTree]:
         """Each part in the layout of its family."""
