@@ -13,6 +13,7 @@ from jaxem.core.numerics import is_concrete
 from jaxem.core.pytree import dataclass
 from jaxem.core.tree import PyTree
 from jaxem.elbo import ELBO
+from jaxem.engine import draws as _draws
 from jaxem.engine import export as _export
 from jaxem.model import Health, verbs
 from jaxem.stopping import Status
@@ -169,6 +170,27 @@ class Fit:
           [32.0, 66.0]
         """
         return _export.as_frame(self)
+
+    def to_arviz(self, num_draws: int = 1000, *, key: Array) -> Any:
+        """Independent draws from the variational posterior of the parameters, for ArviZ's tables and plots.
+
+        Of Bayesian mixtures "weight", of hidden Markov models "initial" and "transition", of both the components'
+        "mean" and "covariance", "rate" or "prob...", with the names of the columns as coordinates; of `MeanField` models the
+        global factors by name. One chain: draws are independent, and r_hat or ess say nothing about q, for which there
+        is `jaxem.importance`. Components keep their order: of K! equal modes the draws are of one.
+
+        Args:
+          num_draws: S >= 1.
+          key: random key.
+
+        Returns:
+          An `arviz.InferenceData`, from ArviZ 1.0 on an `xarray.DataTree`, with the group "posterior".
+
+        Raises:
+          ModuleNotFoundError: there is no ArviZ (the `arviz` extra).
+          TypeError, ValueError: a model without a posterior of its parameters; a batch of fits.
+        """
+        return _draws.as_arviz(self, num_draws, key)
 
     def warnings(self) -> list[str]:
         """What a careful reader should know about this fit, in sentences; empty if there is nothing."""
