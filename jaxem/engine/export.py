@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jaxem.core.arguments import shown
-from jaxem.core.rows import Rows
+from jaxem.core.seen import Rows
 from jaxem.core.tree import PyTree
 from jaxem.model import ELBOModel
 from jaxem.stopping import Status

@@ -19,7 +19,7 @@ from jaxem.core.arguments import as_key, as_numbers, check_integer, check_leaves
 from jaxem.core.foreign import named
 from jaxem.core.inputs import as_params, cast_floats, check_enough
 from jaxem.core.numerics import is_concrete, namespace
-from jaxem.core.rows import Rows
+from jaxem.core.seen import Rows
 from jaxem.core.sequences import num_observations, total_weight
 from jaxem.core.stages import fence
 from jaxem.core.tree import Packed, PyTree

@@ -175,9 +175,9 @@ class Fit:
         """Independent draws from the variational posterior of the parameters, for ArviZ's tables and plots.
 
         Of Bayesian mixtures "weight", of hidden Markov models "initial" and "transition", of both the components'
-        "mean" and "covariance", "rate" or "prob...", with the names of the columns as coordinates; of `MeanField` models the
-        global factors by name. One chain: draws are independent, and r_hat or ess say nothing about q, for which there
-        is `jaxem.importance`. Components keep their order: of K! equal modes the draws are of one.
+        "mean" and "covariance", "rate" or "probs", with the names of the columns as coordinates; of `MeanField` models
+        the global factors by name. One chain: draws are independent, and r_hat or ess say nothing about q, for which
+        there is `jaxem.importance`. Components keep their order: of K! equal modes the draws are of one.
 
         Args:
           num_draws: S >= 1.

@@ -14,9 +14,8 @@ from jaxem.core.arguments import shown
 from jaxem.core.checks import require_counts
 from jaxem.core.numerics import is_concrete, safe_log
 from jaxem.core.pytree import dataclass, static
-from jaxem.core.rows import Rows
+from jaxem.core.seen import Rows, by_column
 from jaxem.families import mean as _mean
-from jaxem.families.family import by_column
 
 
 @dataclass

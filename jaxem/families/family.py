@@ -12,7 +12,7 @@ from jax import Array
 
 from jaxem.core.numerics import namespace
 from jaxem.core.pytree import dataclass
-from jaxem.core.rows import Rows
+from jaxem.core.seen import Rows, by_column
 from jaxem.core.tree import BLOCK_ROWS, PyTree, against_each, float_dtype, sum_rows
 
 
@@ -58,17 +58,6 @@ class At:
     def influence(self, count: Array) -> Array:
         """(K,) the regulariser's share of each component's spread; see `Family.influence`."""
         return self.family.influence(self.params, count)
-
-
-def by_column(name: str, values: Any, labels: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """(K, D) values as columns called name[label]; (K,) ones under the name, other shapes with numbers as labels."""
-    values = np.asarray(values)
-    if values.ndim == 1:
-        return {name: values}
-    if values.ndim == 2 and len(labels) == values.shape[1]:
-        return {f"{name}[{label}]": values[:, d] for d, label in enumerate(labels)}
-    places = list(np.ndindex(values.shape[1:]))
-    return {f"{name}[{', '.join(map(str, place))}]": values[(slice(None), *place)] for place in places}
 
 
 class Family(ABC):

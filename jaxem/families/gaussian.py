@@ -15,12 +15,12 @@ from jaxem.core.foreign import named, named_fields
 from jaxem.core.moments import moments
 from jaxem.core.numerics import einsum, is_concrete, namespace
 from jaxem.core.pytree import dataclass, static
-from jaxem.core.rows import Rows
+from jaxem.core.seen import Rows, by_column
 from jaxem.families import _spikes
 from jaxem.families._mean_prior import MeanPrior, PlacedFamily
 from jaxem.families.covariance import SHAPES, Covariance
 from jaxem.families.dependence import Span, find_span
-from jaxem.families.family import DerivedFamily, by_column
+from jaxem.families.family import DerivedFamily
 from jaxem.families.gaussian_kernel import GaussianAt, GaussianParams, GaussianScale, Penalty
 from jaxem.families.reasons import FEWEST_OBSERVATIONS, collapses, name_columns
 

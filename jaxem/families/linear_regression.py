@@ -15,10 +15,10 @@ from jaxem.core.checks import check_strength
 from jaxem.core.moments import moments
 from jaxem.core.numerics import einsum, is_concrete, namespace, safe_divide
 from jaxem.core.pytree import dataclass, static
-from jaxem.core.rows import Rows
+from jaxem.core.seen import Rows, by_column
 from jaxem.core.tree import PyTree
 from jaxem.families.dependence import find_span
-from jaxem.families.family import Derived, DerivedFamily, by_column
+from jaxem.families.family import Derived, DerivedFamily
 from jaxem.families.reasons import DEGENERATE, FEWEST_OBSERVATIONS, least_strength, name_columns
 
 INIT_STEPS = 10  # of K regressions with hard assignment, the counterpart of a start's Lloyd steps

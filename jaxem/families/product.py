@@ -11,7 +11,7 @@ from jax import Array
 
 from jaxem.core.arguments import expect, shown
 from jaxem.core.pytree import dataclass
-from jaxem.core.rows import Rows
+from jaxem.core.seen import Rows
 from jaxem.core.tree import PyTree
 from jaxem.families.family import At, Derived, DerivedFamily, Family
 

@@ -15,8 +15,8 @@ from jaxem.core.checks import check_array
 from jaxem.core.foreign import named, named_fields
 from jaxem.core.numerics import einsum, namespace, safe_divide
 from jaxem.core.pytree import dataclass, static
-from jaxem.core.rows import Rows
-from jaxem.families.family import Derived, DerivedFamily, by_column
+from jaxem.core.seen import Rows, by_column
+from jaxem.families.family import Derived, DerivedFamily
 from jaxem.families.gaussian import Gaussian
 from jaxem.families.gaussian_kernel import GaussianAt, GaussianParams, GaussianScale, GaussianStats
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxem.core import columns as _columns
 from jaxem.core.arguments import shown
 from jaxem.core.pytree import dataclass, static
-from jaxem.core.rows import Rows
+from jaxem.core.seen import Rows
 from jaxem.core.tree import PyTree
 from jaxem.families._categories import codes_of, is_category, levels_of
 from jaxem.families.bernoulli import Bernoulli
