@@ -46,8 +46,8 @@ def save(fit: Fit, path: str | os.PathLike, *, leave_out: bool = False) -> None:
 
     Raises:
       TypeError: no `Fit`, or no path.
-      ValueError: a part that cannot be written (a lambda, a function inside a function, a tracer), with its place in
-        the fit and the remedy.
+      ValueError: no folder to write to; a part that cannot be written (a lambda, a function inside a function, a
+        tracer), with its place in the fit and the remedy.
       OSError: the file cannot be written.
 
     Examples:
@@ -64,6 +64,8 @@ def save(fit: Fit, path: str | os.PathLike, *, leave_out: bool = False) -> None:
     """
     check_fit(fit)
     _check_path(path)
+    if os.path.isdir(path) or not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+        raise ValueError(f"path: expected a file in a directory that exists; found {os.fspath(path)!r}")
     check_flag("leave_out", leave_out)
     node, arrays = encode(fit, "fit", leave_out)
     versions = {"jaxem": _version(), "jax": jax.__version__, "numpy": np.__version__}

@@ -182,7 +182,8 @@ def prepare(
     check_enough(model, _tree.num_rows(data))
     if algorithm is None and params is None and screen is None:
         algorithm = _search(model, data, int(max_steps))
-    algorithm = choose_algorithm(model, algorithm).prepare(model, data, key, int(max_steps))
+    looked_at = dataclasses.replace(model, rows=seen)  # further rows are held against these
+    algorithm = choose_algorithm(model, algorithm).prepare(looked_at, data, key, int(max_steps))
     stop = choose_stop(model, stop)
     for name, part in (("model", model), ("algorithm", algorithm), ("stop", stop)):
         check_leaves(name, part)

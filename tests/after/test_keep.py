@@ -461,14 +461,27 @@ def test_the_optimizer_of_a_model_is_asked_for_again(fits, tmp_path):
     jaxem.fit(dataclasses.replace(again.model, optimizer=fit.model.optimizer), data, key=KEY, max_steps=2)
 
 
-@pytest.mark.parametrize(
-    ("fit", "path", "message"), [(3, "a", "fit: expected a Fit"), (None, 3, "path: expected the path")]
-)
-def test_wrong_arguments_of_save(whole, fit, path, message):
-    with pytest.raises(TypeError, match=message):
-        jaxem.save(whole[0] if fit is None else fit, path)
+def test_wrong_arguments(whole, tmp_path):
+    with pytest.raises(TypeError, match="fit: expected a Fit"):
+        jaxem.save(3, "a")
+    with pytest.raises(TypeError, match="path: expected the path of a file, as 'fit.npz'; found 3"):
+        jaxem.save(whole[0], 3)
     with pytest.raises(TypeError, match="path: expected the path of a file, as 'fit.npz'; found 3"):
         jaxem.load(3)
+    with pytest.raises(TypeError, match="leave_out: expected True or False; found 'yes'"):
+        jaxem.save(whole[0], tmp_path / "fit.npz", leave_out="yes")
+    for path in (tmp_path, tmp_path / "none" / "fit.npz"):
+        with pytest.raises(ValueError, match="path: expected a file in a directory that exists; found"):
+            jaxem.save(whole[0], path)
+
+
+def test_a_batch_of_fits_is_kept(tmp_path):
+    one = lambda key: jaxem.fit(jaxem.GMM(2, "diag"), jnp.asarray(RATES), key=key, max_steps=1)
+    fits = jax.vmap(one)(jax.random.split(KEY, 2))
+    jaxem.save(fits, tmp_path / "fits.npz")
+    again = jaxem.load(tmp_path / "fits.npz")
+    assert_same([np.asarray(again.restarts.trace)], [np.asarray(fits.restarts.trace)])
+    assert repr(again) == "Fit(batch of shape (2,))"
 
 
 def named_in(node):

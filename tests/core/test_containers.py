@@ -5,6 +5,7 @@ import tracemalloc
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxem
@@ -123,3 +124,16 @@ def test_every_function_takes_frames(fit):
                 np.testing.assert_array_equal(a, b, err_msg=name)
         with pytest.raises(ValueError, match="expected the columns in the order of the fit, 'a', 'b', 'c'"):
             ask(table[["b", "a", "c"]])
+
+
+def test_held_out_rows_pass_the_same_door():
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame(X, columns=["a", "b", "c"])
+    climb = lambda rows: jaxem.GradientAscent(optax.adam(0.05), held_out=rows)
+    fit = lambda rows: jaxem.fit(jaxem.GMM(2, "diag"), table, key=KEY, algorithm=climb(rows), max_steps=2)
+    np.testing.assert_array_equal(fit(table).trace, fit(X).trace)
+    with pytest.raises(ValueError, match="held_out: expected the columns in the order of the fit, 'a', 'b'"):
+        fit(table[["c", "a", "b"]])  # which went by in silence
+    mixed = table.assign(kind=np.where(X[:, 0] > 3, "high", "low"))
+    model = jaxem.Mixture(jaxem.families.from_frame(mixed), 2)
+    jaxem.fit(model, mixed, key=KEY, algorithm=climb(mixed), max_steps=1)
