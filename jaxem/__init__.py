@@ -139,8 +139,8 @@ __all__ = [
     "static",
 ]
 
-# Imported when they are first looked at: one takes matplotlib's seconds, the other is for those who write models.
-_LAZY = ("plot", "testing")
+# Imported when they are first looked at: two take others' seconds, one is for those who write models.
+_LAZY = ("plot", "sklearn", "testing")
 
 
 def __getattr__(name: str) -> Any:
@@ -149,7 +149,7 @@ def __getattr__(name: str) -> Any:
     try:
         return importlib.import_module(f"jaxem.{name}")
     except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
+        if name != "plot" or error.name != "matplotlib":
             raise
         raise ModuleNotFoundError("jaxem.plot draws with matplotlib: pip install matplotlib", name=error.name) from None
 

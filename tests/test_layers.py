@@ -19,7 +19,7 @@ FLOORS = (
     ("models",),
     ("algorithms",),
     ("engine",),
-    ("after", "plot", "testing"),
+    ("after", "plot", "sklearn", "testing"),
 )
 LEVELS = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 

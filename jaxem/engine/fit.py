@@ -181,7 +181,7 @@ def prepare(
     model.check(data)
     check_enough(model, _tree.num_rows(data))
     if algorithm is None and params is None and screen is None:
-        algorithm = _search(model, data, int(max_steps))
+        algorithm = search(model, data, int(max_steps))
     looked_at = dataclasses.replace(model, rows=seen)  # further rows are held against these
     algorithm = choose_algorithm(model, algorithm).prepare(looked_at, data, key, int(max_steps))
     stop = choose_stop(model, stop)
@@ -214,7 +214,7 @@ def _independent(model: ELBOModel, data: PyTree, weights: Array) -> bool:
     return all(xp is np and clearly_independent(x, np.asarray(weights)) for xp, x in tables)
 
 
-def _search(model: ELBOModel, data: PyTree, max_steps: int) -> Swap | None:
+def search(model: ELBOModel, data: PyTree, max_steps: int) -> Swap | None:
     """Swaps from random starts where no spike raises the objective without bound, K-means, and steps are short.
 
     By shapes alone, whatever the number of restarts: the fate of a restart depends on its key.
