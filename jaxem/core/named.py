@@ -91,7 +91,7 @@ def find(name: Any, trusted: Iterable[Any] = (), call: bool = False) -> Any:
         own = module_name.partition(".")[0] == "jaxem"
         inert = is_decorated(found) or issubclass(found, Enum)
         inert |= issubclass(found, tuple) and hasattr(found, "_fields")
-        if own or (inert and not call):
+        if (inert and (own or not call)) or (own and not call):
             return found
     raise UnnamedError(_missing(module_name, qualname, found))
 

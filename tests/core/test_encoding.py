@@ -119,6 +119,8 @@ def test_names_are_found_only_where_nothing_can_run():
     for name in ("jax.numpy:load", "jax.numpy:save", "numpy:load", "os:system", "jaxem:fit", "jax:jit", "nonsense", 3):
         with pytest.raises(UnnamedError):
             find(name)
+    with pytest.raises(UnnamedError):
+        find("jaxem.engine.checkpoint:Saver", call=True)  # which is no value
     # An inert class of others may be filled, not called.
     assert find(f"{__name__}:Pair") is Pair
     with pytest.raises(UnnamedError, match=r"trusted=\[Pair\]"):
