@@ -7,6 +7,7 @@ from jaxem import constraints, expfam, families, likelihoods, networks, priors
 from jaxem.after.amortisation import AmortisationGap, amortisation_gap
 from jaxem.after.criteria import aic, bic, icl
 from jaxem.after.importance import importance, pareto_k
+from jaxem.after.keep import load, save
 from jaxem.algorithms import (
     EM,
     CoordinateAscent,
@@ -128,10 +129,12 @@ __all__ = [
     "icl",
     "importance",
     "likelihoods",
+    "load",
     "networks",
     "pareto_k",
     "partly_labelled",
     "priors",
+    "save",
     "sequences",
     "static",
 ]

@@ -15,7 +15,8 @@ from jax import Array
 from jaxem.core.arguments import shown
 from jaxem.core.numerics import weigh
 from jaxem.core.pytree import dataclass, static
-from jaxem.core.rows import Rows, takes_rows
+from jaxem.core.rows import takes_rows
+from jaxem.core.seen import Rows
 from jaxem.core.tree import PyTree, float_dtype, map_rows, num_rows, ones_for, sum_blocks, sum_rows
 from jaxem.elbo import Decomposition, decompose
 from jaxem.rules import Exact, Rule

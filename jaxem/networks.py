@@ -193,13 +193,17 @@ class Module(Network):
         """The module's outputs for each row, by vmap."""
         structure, constants = self.rest
         given = iter(jax.tree.leaves(params))
-        module = jax.tree.unflatten(structure, [next(given) if c is _PARAM else c for c in constants])
+        module = jax.tree.unflatten(structure, [next(given) if _is_mark(c) else c for c in constants])
         with standard_promotion():
             return jax.vmap(module)(x)
 
 
 # Marks the place of a params leaf.
 _PARAM = "<array>"
+
+
+def _is_mark(leaf: Any) -> bool:
+    return isinstance(leaf, str) and leaf == _PARAM  # no more the same object, once pickled or read from a file
 
 
 def _is_param(leaf: Any) -> bool:

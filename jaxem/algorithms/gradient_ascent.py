@@ -159,7 +159,7 @@ class GradientAscent(Algorithm):
         updates = num_steps * self.num_passes * self._batches(num)
         held_out, weights = self.held_out, self.held_out_weights
         if held_out is not None:
-            held_out = as_more(held_out, data, "held_out")
+            held_out = as_more(model, held_out, data, "held_out")
             model.check(held_out)
             dtype = _tree.float_dtype(data)
             weights = _rows.as_weights(weights, _tree.num_rows(held_out), dtype, "held_out_weights")

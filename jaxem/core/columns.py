@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 Names = tuple[Any, ...]
+# The host, as DLPack numbers devices.
+CPU = 1
 
 
 def read(name: str, leaf: Any) -> tuple[Any, Names | None]:
@@ -16,7 +18,8 @@ def read(name: str, leaf: Any) -> tuple[Any, Names | None]:
 
     Args:
       name: of the argument, for messages.
-      leaf: an array of JAX, NumPy or anything with `__array__`, nested lists, or a frame of pandas, polars or pyarrow.
+      leaf: an array of JAX, NumPy or anything with `__array__` or `__dlpack__`, nested lists, or a frame of pandas,
+        polars or pyarrow.
 
     Returns:
       An array of a real dtype in native byte order, on the device where it was there, and the names or None.
@@ -24,10 +27,12 @@ def read(name: str, leaf: Any) -> tuple[Any, Names | None]:
     Raises:
       TypeError: what is found is no numbers, or hides some (a mask, categories, dates); with the place and the remedy.
     """
+    if _elsewhere(leaf):
+        leaf = _brought(name, leaf)
     if isinstance(leaf, jax.Array):
         _check_dtype(name, leaf.dtype)
         return leaf, None
-    columns = _frame_columns(name, leaf)
+    columns = frame_columns(name, leaf)
     if columns is None:
         return as_numbers(name, leaf), None
     if not columns:
@@ -39,7 +44,7 @@ def read(name: str, leaf: Any) -> tuple[Any, Names | None]:
     return np.stack(parts, 1), tuple(label for label, _ in columns)
 
 
-def _frame_columns(name: str, leaf: Any) -> list[tuple[Any, Any]] | None:
+def frame_columns(name: str, leaf: Any) -> list[tuple[Any, Any]] | None:
     """(label, column) of a frame; None for anything else. By duck typing: no frame library is imported."""
     if hasattr(leaf, "iloc") and hasattr(leaf, "columns"):  # pandas
         return [(label, leaf.iloc[:, i]) for i, label in enumerate(leaf.columns)]
@@ -69,7 +74,7 @@ def check_aligned(parts: dict[str, Any]) -> None:
 
 def column_names(leaf: Any) -> list[Any] | None:
     """The labels of a frame's columns; None for anything else."""
-    columns = _frame_columns("data", leaf)
+    columns = frame_columns("data", leaf)
     return None if columns is None else [label for label, _ in columns]
 
 
@@ -88,8 +93,8 @@ def as_numbers(name: str, values: Any) -> np.ndarray:
         raise TypeError(f"{name}: expected an array of numbers; found {_said(values)}; read a file first")
     _refuse_mask(name, values)
     try:
-        array = np.asarray(values)
-    except (ValueError, TypeError) as error:
+        array = np.from_dlpack(values) if _only_dlpack(values) else np.asarray(values)
+    except (ValueError, TypeError, RuntimeError, BufferError) as error:
         raise TypeError(f"{name}: expected numbers; found {_ragged(values) or error}") from None
     if array.dtype == object:
         array = _from_objects(name, array)
@@ -97,6 +102,28 @@ def as_numbers(name: str, values: Any) -> np.ndarray:
     if array.dtype == np.longdouble:
         array = array.astype(np.float64)
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def _only_dlpack(values: Any) -> bool:
+    """Whether an array is told of by DLPack alone, on the host: then it is not copied."""
+    return hasattr(values, "__dlpack__") and not hasattr(values, "__array__")
+
+
+def _elsewhere(leaf: Any) -> bool:
+    """Whether this is an array of another library, on a device or of a dtype that NumPy has not, as bfloat16."""
+    if isinstance(leaf, (jax.Array, np.ndarray)) or not hasattr(leaf, "__dlpack_device__"):
+        return False
+    on_host = int(leaf.__dlpack_device__()[0]) == CPU
+    return not on_host or str(getattr(leaf, "dtype", "")).endswith("bfloat16")
+
+
+def _brought(name: str, leaf: Any) -> jax.Array:
+    """The array as one of JAX's, on its device."""
+    try:
+        return jnp.from_dlpack(leaf)
+    except (TypeError, ValueError, RuntimeError, BufferError) as error:
+        remedy = "give it as a NumPy array, as by .cpu().numpy()"
+        raise TypeError(f"{name}: expected an array that JAX can take; found {error}; {remedy}") from None
 
 
 def _refuse_mask(name: str, values: Any) -> None:
@@ -140,7 +167,8 @@ def _from_objects(name: str, array: np.ndarray) -> np.ndarray:
         if not isinstance(value, real) or type(value).__name__ == "timedelta64":
             place = np.unravel_index(i, array.shape)
             where = f"row {place[0]}" + "".join(f", column {p}" for p in place[1:])
-            raise TypeError(f"{name}: expected numbers; found {_said(value)} in {where}")
+            remedy = "; of tables with text jaxem.families.from_frame makes a family" if isinstance(value, str) else ""
+            raise TypeError(f"{name}: expected numbers; found {_said(value)} in {where}{remedy}")
         whole = whole and isinstance(value, (numbers.Integral, np.bool_))
         try:
             out[i] = value

@@ -29,7 +29,18 @@ class Constraint(Protocol):
         ...
 
 
-class Real:
+class _ByValue:
+    """Constraints are the same where class and numbers are: one from a file or a pickle compiles nothing anew."""
+
+    def __eq__(self, other: object) -> bool:
+        same = lambda a, b: a is b or (isinstance(a, (int, float)) and isinstance(b, (int, float)) and a == b)
+        return type(self) is type(other) and all(same(v, vars(other)[name]) for name, v in vars(self).items())
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+
+class Real(_ByValue):
     """Any real array."""
 
     def unconstrain(self, value: Array) -> Array:
@@ -41,7 +52,7 @@ class Real:
         return free
 
 
-class Positive:
+class Positive(_ByValue):
     """Positive arrays; the coordinate is the logarithm."""
 
     def unconstrain(self, value: Array) -> Array:
@@ -53,7 +64,7 @@ class Positive:
         return jnp.exp(free)
 
 
-class Above:
+class Above(_ByValue):
     """Arrays above a number; the coordinate is the logarithm of the distance.
 
     Attributes:
@@ -72,7 +83,7 @@ class Above:
         return self.low + jnp.exp(free)
 
 
-class UnitInterval:
+class UnitInterval(_ByValue):
     """Arrays in (0, 1); the coordinate is the log-odds."""
 
     def unconstrain(self, value: Array) -> Array:
@@ -84,7 +95,7 @@ class UnitInterval:
         return jax.nn.sigmoid(free)
 
 
-class Simplex:
+class Simplex(_ByValue):
     """Distributions over the last axis; the K - 1 coordinates are log-ratios to the last entry."""
 
     def unconstrain(self, value: Array) -> Array:
@@ -96,7 +107,7 @@ class Simplex:
         return jax.nn.softmax(jnp.concatenate([free, jnp.zeros_like(like[..., :1])], -1), -1)
 
 
-class Cholesky:
+class Cholesky(_ByValue):
     """Lower-triangular (..., D, D) with positive diagonal; the coordinates are D (D + 1) / 2 numbers.
 
     They are the entries of the triangle row by row, with the logarithms of the diagonal's.
@@ -123,7 +134,7 @@ def _where(chosen: np.ndarray, function: Callable[[Array], Array], values: Array
     return jnp.where(chosen, function(jnp.where(chosen, values, 1)), values)
 
 
-class PositiveDefinite:
+class PositiveDefinite(_ByValue):
     """Symmetric positive definite (..., D, D); the D (D + 1) / 2 coordinates are those of its Cholesky factor."""
 
     def unconstrain(self, value: Array) -> Array:
@@ -136,7 +147,7 @@ class PositiveDefinite:
         return einsum("...ij,...kj->...ik", factor, factor)
 
 
-class Fixed:
+class Fixed(_ByValue):
     """A leaf that is carried along and never moved (a counter): it has no coordinates."""
 
     def unconstrain(self, value: Array) -> Array:

@@ -60,6 +60,7 @@ QUESTIONS = {
     "lower_bound_": "fit.elbo.total",
     "converged_": "fit.status == jaxem.Status.CONVERGED",
     "n_iter_": "fit.num_steps",
+    "feature_names_in_": "fit.feature_names",
 }
 OWN = {"seed", "rng", "num_iterations", "n_iter"}  # no names of scikit-learn's
 

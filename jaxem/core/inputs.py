@@ -11,7 +11,7 @@ from jaxem.core import constraints
 from jaxem.core.arguments import shown
 from jaxem.core.checks import check_proportions
 from jaxem.core.numerics import is_concrete
-from jaxem.core.rows import as_data, check_params, place
+from jaxem.core.rows import check_params, place, read
 from jaxem.core.tree import PyTree
 from jaxem.core.treedefs import check_structure
 
@@ -23,9 +23,12 @@ def check_enough(model: Any, num_rows: int, name: str = "data") -> None:
         raise ValueError(f"{name}: expected at least {setting} = {least} rows; found {num_rows}")
 
 
-def as_more(more: Any, data: PyTree, name: str) -> PyTree:
-    """Further observations as a pytree of the structure, the trailing shapes and the dtype of `data`."""
-    more = as_data(more, name)
+def as_more(model: Any, more: Any, data: PyTree, name: str) -> PyTree:
+    """Further observations as a pytree of the structure, the trailing shapes and the dtype of `data`.
+
+    In any container that the model takes; held against `model.rows`, where these are what the data looked like.
+    """
+    more, seen = read(model.opened(more, name), name, model.row_keys)
     check_structure(name, more, data, "the data are")
 
     def check(path: Any, leaf: Array, own: Array) -> Array:
@@ -36,7 +39,10 @@ def as_more(more: Any, data: PyTree, name: str) -> PyTree:
             )
         return place(leaf, own.dtype)
 
-    return jax.tree_util.tree_map_with_path(check, more, data)
+    more = jax.tree_util.tree_map_with_path(check, more, data)
+    if model.rows is not None:
+        model.rows.check(seen, name)
+    return more
 
 
 def cast_floats(tree: PyTree, dtype: Any) -> PyTree:

@@ -1,6 +1,7 @@
 """The dataclass decorator that every model, rule, algorithm and result in jaxem uses."""
 
 import dataclasses
+import weakref
 from collections.abc import Iterable
 from typing import Any, TypeVar, dataclass_transform
 
@@ -8,6 +9,9 @@ import jax
 import numpy as np
 
 T = TypeVar("T")
+
+# Every class that `dataclass` has made a pytree.
+_DECORATED: weakref.WeakSet[type] = weakref.WeakSet()
 
 
 def static(**kwargs: Any) -> Any:
@@ -128,4 +132,10 @@ def dataclass(cls: type[T]) -> type[T]:
     # Not `register_dataclass`: two classes with the same field names then have equal tree structures (in JAX 0.10 and
     # 0.12), and in 0.10 `jit` ran the program of one for the other where their hashes agreed in seven bits.
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    _DECORATED.add(cls)
     return cls
+
+
+def is_decorated(cls: type) -> bool:
+    """Whether a class is a `dataclass` itself; a subclass that is not decorated does not inherit that."""
+    return cls in _DECORATED

@@ -16,89 +16,12 @@ from jax import Array
 
 from jaxem.core import columns as _columns
 from jaxem.core.numerics import is_concrete
+from jaxem.core.seen import Rows, listed, step_axes
 from jaxem.core.sequences import Sequences, answer
 from jaxem.core.tree import PyTree, as_floats, float_dtype, num_rows
 from jaxem.core.warn import warn
 
 Method = TypeVar("Method", bound=Callable[..., Any])
-
-
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """What the rows of a fit looked like, so that later ones can be held against them.
-
-    Attributes:
-      paths: where each array stands in the data, "" for data that are one array.
-      shapes: shape of one row in each array, () for a number.
-      names: of the columns of each array; None where it had none.
-    """
-
-    paths: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
-    names: tuple[_columns.Names | None, ...]
-
-    @staticmethod
-    def of(data: PyTree, names: dict[str, _columns.Names] | None = None) -> "Rows":
-        """The description of data, a pytree of arrays with names of columns by path."""
-        leaves = jax.tree_util.tree_flatten_with_path(data)[0]
-        paths = tuple(jax.tree_util.keystr(path) for path, _ in leaves)
-        steps = tuple(jax.tree.leaves(_step_axes(data)))
-        shapes = tuple(leaf.shape[1 + axes :] for (_, leaf), axes in zip(leaves, steps, strict=True))
-        return Rows(paths, shapes, tuple((names or {}).get(p) for p in paths))
-
-    def part(self, path: str) -> "Rows":
-        """The description of the part of the data at a path, as "[0]"."""
-        found = [(p.removeprefix(path), *rest) for p, *rest in self._each() if p.startswith(path)]
-        return Rows(*(tuple(column) for column in zip(*found, strict=True))) if found else Rows((), (), ())
-
-    def _each(self) -> list[tuple[str, tuple[int, ...], _columns.Names | None]]:
-        return list(zip(self.paths, self.shapes, self.names, strict=True))
-
-    def check(self, found: "Rows", name: str) -> None:
-        """Raises ValueError unless rows found look like these: same arrays, columns and order of columns."""
-        if found.paths != self.paths:
-            expected, got = (", ".join(name + p for p in rows.paths) for rows in (self, found))
-            raise ValueError(f"{name}: expected the arrays that the model was fitted to, {expected}; found {got}")
-        for (path, shape, names), (_, new, new_names) in zip(self._each(), found._each(), strict=True):
-            path = path.replace(".values", "", 1)  # of sequences, which the user need not know of
-            if names is not None and new_names is not None and _differ(names, new_names):
-                raise ValueError(f"{name}{path}: {_other_names(names, new_names)}")
-            if shape != new:
-                one = "; one row is numpy.reshape(row, (1, -1))" if shape and not new else ""
-                raise ValueError(
-                    f"{name}{path}: expected rows of shape {shape}, as the model was fitted to; found {new}{one}"
-                )
-
-
-def _step_axes(data: PyTree) -> PyTree:
-    """At each leaf the number of axes beside the leading one that are no part of what is observed: 1 in sequences."""
-    parts = data if isinstance(data, tuple) else (data,)
-    stepwise = any(isinstance(part, Sequences) for part in parts)  # and what is known of each step
-    return jax.tree.map(lambda leaf: min(1, leaf.ndim - 1) if stepwise else 0, data)
-
-
-def _differ(names: _columns.Names, found: _columns.Names) -> bool:
-    """Whether columns have other names; 0, 1, ... in order beside text is only a frame that was given none."""
-    plain = tuple(range(len(names)))
-    text = lambda labels: all(isinstance(label, str) for label in labels)
-    given = not (names == plain and text(found)) and not (found == plain and text(names))
-    return names != found and given
-
-
-def _other_names(expected: _columns.Names, found: _columns.Names) -> str:
-    missing = [name for name in expected if name not in found]
-    extra = [name for name in found if name not in expected]
-    if not missing and not extra:
-        return (
-            f"expected the columns in the order of the fit, {_listed(expected)}; found {_listed(found)}; reorder them"
-        )
-    parts = [f"{what} {_listed(names)}" for what, names in (("without", missing), ("with", extra)) if names]
-    return f"expected the columns of the fit, {_listed(expected)}, and no others; found a frame {' and '.join(parts)}"
-
-
-def _listed(names: Any) -> str:
-    shown = [repr(name) for name in names[:8]]
-    return ", ".join(shown) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")
 
 
 def as_data(data: Any, name: str = "data", keys: tuple[str, ...] | None = None) -> PyTree:
@@ -161,8 +84,8 @@ def by_keys(data: Any, keys: tuple[str, ...], name: str) -> Any:
     missing = [key for key in keys if key not in found]
     extra = [label for label in found if label not in keys]
     if missing or extra:
-        what = f"without {_listed(missing)}" if missing else f"with {_listed(extra)} as well; leave those out"
-        raise ValueError(f"{name}: expected a frame of the columns {_listed(sorted(keys))}; found one {what}")
+        what = f"without {listed(missing)}" if missing else f"with {listed(extra)} as well; leave those out"
+        raise ValueError(f"{name}: expected a frame of the columns {listed(sorted(keys))}; found one {what}")
     array, _ = _columns.read(name, data)
     return {label: array[:, i : i + 1] for i, label in enumerate(found)}
 
@@ -215,7 +138,7 @@ def float_dtype_of(array: Any) -> Any:
 def _cast(arrays: PyTree, dtype: Any, name: str, seen: Rows) -> PyTree:
     """Arrays on the device in a float dtype, with a warning where that loses a column's spread."""
     leaves, structure = jax.tree.flatten(arrays)
-    steps = jax.tree.leaves(_step_axes(arrays))
+    steps = jax.tree.leaves(step_axes(arrays))
     for leaf, path, names, axes in zip(leaves, seen.paths, seen.names, steps, strict=True):
         if leaf.dtype != dtype and is_concrete(leaf):
             flat = leaf.reshape(-1, *leaf.shape[1 + axes :])

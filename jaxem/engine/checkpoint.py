@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 import re
 import time
 import zipfile
@@ -13,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxem.core.archive import replace_file
 from jaxem.engine.table import Problem, Table
 
 # Seconds between two writes while a fit goes on.
@@ -66,16 +66,11 @@ class Saver:
             self.save(table)
 
     def save(self, table: Table) -> None:
-        """Writes the table to a file of its own, then puts that in place: a file is whole or not there."""
+        """Writes the table, in a file of its own that then takes the place of the last: one is whole or not there."""
         columns: dict[str, Any] = {f"column{i}": np.asarray(column) for i, column in enumerate(table.packed.columns)}
         rest: dict[str, Any] = {TRACE: np.asarray(table.trace), SCREENED: np.asarray(table.screened)}
         rest[FINGERPRINT] = np.asarray(json.dumps(self._fingerprint))
-        beside = self._path.with_name(self._path.name + ".part")
-        with open(beside, "wb") as file:
-            np.savez(file, **columns, **rest)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, self._path)
+        replace_file(self._path, lambda file: np.savez(file, **columns, **rest))
         self._written = time.perf_counter()
 
 

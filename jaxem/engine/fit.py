@@ -19,7 +19,7 @@ from jaxem.core.arguments import as_key, as_numbers, check_integer, check_leaves
 from jaxem.core.foreign import named
 from jaxem.core.inputs import as_params, cast_floats, check_enough
 from jaxem.core.numerics import is_concrete, namespace
-from jaxem.core.rows import Rows
+from jaxem.core.seen import Rows
 from jaxem.core.sequences import num_observations, total_weight
 from jaxem.core.stages import fence
 from jaxem.core.tree import Packed, PyTree
@@ -182,7 +182,8 @@ def prepare(
     check_enough(model, _tree.num_rows(data))
     if algorithm is None and params is None and screen is None:
         algorithm = search(model, data, int(max_steps))
-    algorithm = choose_algorithm(model, algorithm).prepare(model, data, key, int(max_steps))
+    looked_at = dataclasses.replace(model, rows=seen)  # further rows are held against these
+    algorithm = choose_algorithm(model, algorithm).prepare(looked_at, data, key, int(max_steps))
     stop = choose_stop(model, stop)
     for name, part in (("model", model), ("algorithm", algorithm), ("stop", stop)):
         check_leaves(name, part)

@@ -13,6 +13,8 @@ from jaxem.core.numerics import is_concrete
 from jaxem.core.pytree import dataclass
 from jaxem.core.tree import PyTree
 from jaxem.elbo import ELBO
+from jaxem.engine import draws as _draws
+from jaxem.engine import export as _export
 from jaxem.model import Health, verbs
 from jaxem.stopping import Status
 
@@ -117,6 +119,79 @@ class Fit:
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *verbs(self.model.inside(self.params)[0])})
 
+    @property
+    def feature_names(self) -> tuple[str, ...] | None:
+        """Names of the columns that the model was fitted to, as a frame has them; None where the data had none.
+
+        Of several arrays those of all, in the order of the pytree; a column alone in a dict is called by its key.
+        """
+        rows = _export.observed_rows(self.model.inside(self.params)[0])
+        return rows.columns
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the fit is, in plain Python and NumPy, by names: for tables of experiments, JSON, other libraries.
+
+        Of status, verdict, notes, elbo, num_steps, hits, winner, total_weight, num_rows and feature_names numbers, text
+        and lists; "params" by the names of their fields, "trace" and "restarts" as NumPy arrays, of which `.tolist()`
+        makes JSON's. For another process use `jaxem.save`: a dict does not come back.
+
+        Raises:
+          ValueError, TypeError: a batch of fits; tracers.
+
+        Examples:
+          >>> import jax, jaxem
+          >>> fit = jaxem.fit(jaxem.GMM(1), jax.numpy.ones((3, 2)), key=jax.random.key(0))
+          >>> found = fit.to_dict()
+          >>> found["status"], found["num_rows"], found["params"]["components"]["mean"].tolist()
+          ('CONVERGED', 3, [[1.0, 1.0]])
+        """
+        return _export.as_dict(self)
+
+    def to_frame(self) -> Any:
+        """The components as rows of a pandas data frame, with the names that the columns had in the data.
+
+        One column for each quantity and column of the data: "weight", then of Gaussians "mean[age]" and "std[age]", of
+        the other families their params ("rate[visits]", "prob[smoker]"), of Bayesian models posterior means; of K-means
+        "centroid[age]"; of hidden Markov models "initial" and "to[k]" besides. Numbers in place of names where the data
+        had none. What is no number for each component and column, as a correlation, is in `fit.params`.
+
+        Returns:
+          A `pandas.DataFrame` of K rows, in the order of the components.
+
+        Raises:
+          ModuleNotFoundError: there is no pandas (the `frames` extra).
+          TypeError, ValueError: a model without components; a batch of fits.
+
+        Examples:
+          >>> import jax, jaxem, pandas
+          >>> ages = pandas.DataFrame({"age": [31.0, 33.0, 32.0, 64.0, 68.0, 66.0]})
+          >>> fit = jaxem.fit(jaxem.GMM(2), ages, key=jax.random.key(0), num_restarts=4)
+          >>> fit.to_frame()["mean[age]"].sort_values().round().tolist()
+          [32.0, 66.0]
+        """
+        return _export.as_frame(self)
+
+    def to_arviz(self, num_draws: int = 1000, *, key: Array) -> Any:
+        """Independent draws from the variational posterior of the parameters, for ArviZ's tables and plots.
+
+        Of Bayesian mixtures "weight", of hidden Markov models "initial" and "transition", of both the components'
+        "mean" and "covariance", "rate" or "probs", with the names of the columns as coordinates; of `MeanField` models
+        the global factors by name. One chain: draws are independent, and r_hat or ess say nothing about q, for which
+        there is `jaxem.importance`. Components keep their order: of K! equal modes the draws are of one.
+
+        Args:
+          num_draws: S >= 1.
+          key: random key.
+
+        Returns:
+          An `arviz.InferenceData`, from ArviZ 1.0 on an `xarray.DataTree`, with the group "posterior".
+
+        Raises:
+          ModuleNotFoundError: there is no ArviZ (the `arviz` extra).
+          TypeError, ValueError: a model without a posterior of its parameters; a batch of fits.
+        """
+        return _draws.as_arviz(self, num_draws, key)
+
     def warnings(self) -> list[str]:
         """What a careful reader should know about this fit, in sentences; empty if there is nothing."""
         status, evaluated_only = Status(int(self.status)), self.trace.shape[0] == 1
@@ -172,7 +247,15 @@ class Fit:
             f"  status    {status.name} after {steps} step{'s' if steps != 1 else ''}{ended}",
             f"  restarts  {num}: {fates}" + (f"; {int(self.hits)} reached this optimum" if optimum else ""),
         ]
+        if self.feature_names is not None:
+            lines.append(f"  columns   {_shortened(self.feature_names)}")
         return "\n".join(lines + [f"  note      {note}" for note in self.warnings()])
+
+
+def _shortened(names: tuple[str, ...]) -> str:
+    """Names in one line; the number of them where there are many."""
+    shown_names = ", ".join(names[:8])
+    return shown_names if len(names) <= 8 and len(shown_names) <= 80 else f"{shown_names[:80]} ... ({len(names)})"
 
 
 def _total(elbo: ELBO) -> np.ndarray:

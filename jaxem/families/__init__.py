@@ -13,6 +13,7 @@ from jaxem.families.linear_regression import LinearRegression, LinearRegressionP
 from jaxem.families.poisson import Poisson, PoissonParams
 from jaxem.families.product import Product
 from jaxem.families.student_t import StudentT, StudentTParams
+from jaxem.families.table import Table, from_frame
 
 __all__ = [
     "Bernoulli",
@@ -36,5 +37,7 @@ __all__ = [
     "Product",
     "StudentT",
     "StudentTParams",
+    "Table",
     "from_distribution",
+    "from_frame",
 ]

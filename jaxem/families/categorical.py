@@ -14,6 +14,7 @@ from jaxem.core.arguments import shown
 from jaxem.core.checks import require_counts
 from jaxem.core.numerics import is_concrete, safe_log
 from jaxem.core.pytree import dataclass, static
+from jaxem.core.seen import Rows, by_column
 from jaxem.families import mean as _mean
 
 
@@ -155,6 +156,13 @@ class Categorical(_mean.MeanFamily):
         most = max(self.num_levels)
         padded = [jnp.pad(p, ((0, 0), (0, most - p.shape[1]))) for p in params.probs]
         return distrax.Independent(distrax.Categorical(probs=jnp.stack(padded, 1)), 1)
+
+    def describe(self, params: CategoricalParams, rows: Rows) -> dict[str, np.ndarray]:
+        """Probabilities of the levels, by column and code; see `Family.describe`."""
+        found: dict[str, np.ndarray] = {}
+        for label, probs in zip(rows.labels(len(params.probs)), params.probs, strict=True):
+            found |= by_column("prob", probs, tuple(f"{label}={level}" for level in range(probs.shape[1])))
+        return found
 
     def make_params(self, *, probs: Any) -> CategoricalParams:  # type: ignore[override]
         """Params from D arrays (K, L_d) whose rows are distributions; ValueError for others."""

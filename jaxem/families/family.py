@@ -1,15 +1,18 @@
 """The protocol of an observation family, vectorised over K components."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxem.core.numerics import namespace
 from jaxem.core.pytree import dataclass
+from jaxem.core.seen import Rows, by_column
 from jaxem.core.tree import BLOCK_ROWS, PyTree, against_each, float_dtype, sum_rows
 
 
@@ -165,6 +168,10 @@ class Family(ABC):
         """
         return x
 
+    def opened(self, x: Any, name: str) -> Any:
+        """What a user holds as the pytree that the family takes, on the host; as it is by default."""
+        return x
+
     def check(self, x: PyTree, params: PyTree | None = None) -> None:
         """Raises for rows that the family cannot have made, or that are not as wide as `params`; on the host.
 
@@ -209,6 +216,24 @@ class Family(ABC):
             return xp.all(xp.stack([xp.all(gap <= b, 1) for gap, b in zip(gaps, bounds, strict=True)]), 0)
 
         return against_each(near, leaves)
+
+    def describe(self, params: PyTree, rows: Rows) -> dict[str, np.ndarray]:
+        """The K components as columns of a table, on the host: name -> (K,), as "rate[visits]".
+
+        By default every leaf of the params with a leading axis K, under its own name.
+
+        Args:
+          params: of the components.
+          rows: what the rows of the family's data look like, with the names of their columns.
+        """
+        leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+        num = max((np.shape(leaf)[0] for _, leaf in leaves if np.ndim(leaf)), default=0)
+        found: dict[str, np.ndarray] = {}
+        for path, leaf in leaves:
+            if np.ndim(leaf) and np.shape(leaf)[0] == num:
+                name = jax.tree_util.keystr(path, simple=True, separator=".") or "param"
+                found |= by_column(name, leaf, rows.labels(math.prod(np.shape(leaf)[1:])))
+        return found
 
     def distribution(self, params: PyTree) -> Any:
         """The K components as one batched distrax distribution."""

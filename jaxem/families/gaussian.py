@@ -15,6 +15,7 @@ from jaxem.core.foreign import named, named_fields
 from jaxem.core.moments import moments
 from jaxem.core.numerics import einsum, is_concrete, namespace
 from jaxem.core.pytree import dataclass, static
+from jaxem.core.seen import Rows, by_column
 from jaxem.families import _spikes
 from jaxem.families._mean_prior import MeanPrior, PlacedFamily
 from jaxem.families.covariance import SHAPES, Covariance
@@ -297,6 +298,11 @@ class Gaussian(DerivedFamily, PlacedFamily):
             params.mean, jnp.broadcast_to(params.factor.dense_factor(dim), (num, dim, dim))
         )
 
+    def describe(self, params: GaussianParams, rows: Rows) -> dict[str, np.ndarray]:
+        """Means and standard deviations, by column; see `Family.describe`."""
+        labels = rows.labels(params.mean.shape[1])
+        return by_column("mean", params.mean, labels) | by_column("std", params.deviations, labels)
+
     @named
     def make_params(self, *, mean: Any, covariance: Any) -> GaussianParams:  # type: ignore[override]
         """Params from means (K, D) and covariances in their natural shape: (K, D, D), (D, D), (K, D) or (K,).
@@ -325,7 +331,7 @@ _adopted = jax.jit(lambda family, params: family._adopt(params))
 @jax.jit  # one program where the operations would be some forty
 def _looked_at(family: Gaussian, params: GaussianParams, count: Array) -> tuple[Array, Array]:
     """Influence (K,), and the standard deviations of columns (K, D)."""
-    return family.influence(params, count), jnp.broadcast_to(params.factor.deviations(), params.mean.shape)
+    return family.influence(params, count), params.deviations
 
 
 def _check_positive(mean: np.ndarray, covariance: np.ndarray, matrices: bool) -> None:

@@ -38,6 +38,11 @@ class GaussianParams:
         return SHAPES[self.covariance_type].of_scale(self.scale)
 
     @property
+    def deviations(self) -> Array:
+        """(K, D) standard deviations of the columns, from the factor: no squares of the data's units."""
+        return jnp.broadcast_to(self.factor.deviations(), self.mean.shape)
+
+    @property
     def covariance(self) -> Array:
         """(K, D, D) covariance matrices, whatever the shape they are stored in.
 

@@ -15,6 +15,7 @@ from jaxem.core.checks import check_strength
 from jaxem.core.moments import moments
 from jaxem.core.numerics import einsum, is_concrete, namespace, safe_divide
 from jaxem.core.pytree import dataclass, static
+from jaxem.core.seen import Rows, by_column
 from jaxem.core.tree import PyTree
 from jaxem.families.dependence import find_span
 from jaxem.families.family import Derived, DerivedFamily
@@ -335,6 +336,12 @@ class LinearRegression(DerivedFamily):
     def sample(self, key: Array, params: LinearRegressionParams, component: Array) -> PyTree:
         """Raises: the covariates have no distribution to draw from."""
         raise TypeError("LinearRegression models y given x and has no rows to draw; mean(params, x) gives E[y | x, z]")
+
+    def describe(self, params: LinearRegressionParams, rows: Rows) -> dict[str, np.ndarray]:
+        """Slopes by covariate, intercepts, and standard deviations of the noise; see `Family.describe`."""
+        x = next((part for place in ("[0]", "['x']") if (part := rows.part(place)).paths), rows)
+        coef = by_column("coef", params.coef, x.labels(params.coef.shape[1]))
+        return {**coef, **by_column("intercept", params.intercept, ()), **by_column("std", params.std, ())}
 
     def make_params(self, *, coef: Any, intercept: Any, variance: Any) -> LinearRegressionParams:  # type: ignore[override]
         """Params from slopes (K, P), intercepts (K,), 0 where there are none, and noise variances (K,)."""

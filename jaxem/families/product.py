@@ -1,14 +1,17 @@
 """Products of families over groups of columns: tables of mixed type."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxem.core.arguments import expect, shown
 from jaxem.core.pytree import dataclass
+from jaxem.core.seen import Rows
 from jaxem.core.tree import PyTree
 from jaxem.families.family import At, Derived, DerivedFamily, Family
 
@@ -83,7 +86,7 @@ class Product(DerivedFamily):
 
     def bind(self, x: PyTree, weights: Array) -> "Product":
         """Binds each family to its part."""
-        return Product(self._each(lambda family, part: family.bind(part, weights), x))
+        return dataclasses.replace(self, families=self._each(lambda family, part: family.bind(part, weights), x))
 
     def arrange(self, x: PyTree) -> dict[str, PyTree]:
         """Each part in the layout of its family."""
@@ -153,6 +156,15 @@ class Product(DerivedFamily):
         for other in same[1:]:
             same[0] = same[0] & other
         return same[0]
+
+    def describe(self, params: PyTree, rows: Rows) -> dict[str, np.ndarray]:
+        """Each part's, with the name of the part: "rate[visits]", "mean[sizes.height]"; see `Family.describe`."""
+        found: dict[str, np.ndarray] = {}
+        for name, family in self.families.items():
+            part = rows.part(f"[{name!r}]")
+            told = family.describe(params[name], part.renamed(name))
+            found |= {key if key.endswith("]") else f"{key}[{name}]": values for key, values in told.items()}
+        return found
 
     def make_params(self, **values: Any) -> dict[str, PyTree]:
         """Params from a dict of plain arrays for each name, such as make_params(visits={"rate": [[2.0], [8.0]]})."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxem.core import constraints
@@ -14,6 +15,7 @@ from jaxem.core.checks import check_array
 from jaxem.core.foreign import named, named_fields
 from jaxem.core.numerics import einsum, namespace, safe_divide
 from jaxem.core.pytree import dataclass, static
+from jaxem.core.seen import Rows, by_column
 from jaxem.families.family import Derived, DerivedFamily
 from jaxem.families.gaussian import Gaussian
 from jaxem.families.gaussian_kernel import GaussianAt, GaussianParams, GaussianScale, GaussianStats
@@ -186,6 +188,12 @@ class StudentT(DerivedFamily):
         half = 0.5 * params.degrees_of_freedom[component]
         u = jax.random.gamma(gamma_key, half, dtype=half.dtype) / half
         return params.mean[component] + self._normal.sample(normal_key, centred, component) / jnp.sqrt(u)[:, None]
+
+    def describe(self, params: StudentTParams, rows: Rows) -> dict[str, np.ndarray]:
+        """Locations, scales (roots of the diagonal of Sigma) and degrees of freedom; see `Family.describe`."""
+        labels, scale = rows.labels(params.mean.shape[1]), _normal_params(params).deviations
+        found = by_column("mean", params.mean, labels) | by_column("scale", scale, labels)
+        return found | by_column("degrees_of_freedom", params.degrees_of_freedom, labels)
 
     @named
     def make_params(self, *, mean: Any, scale_matrix: Any, degrees_of_freedom: Any) -> StudentTParams:  # type: ignore[override]

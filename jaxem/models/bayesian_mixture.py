@@ -148,7 +148,7 @@ class BayesianMixture(UnderPrior):
         Raises:
           ValueError: resp has another shape.
         """
-        data = _rows.as_data(data)
+        data = _rows.as_data(self.opened(data, "data"), keys=self.row_keys)
         self.check_components(data, None)
         num, dtype = num_rows(data), float_dtype(data)
         if np.shape(resp) != (num, self.num_components):

@@ -80,6 +80,10 @@ class Sequential(Structured):
 
     def opened(self, data: Any, name: str) -> Sequences:
         """Sequences of what a user holds."""
+        if isinstance(data, list):
+            data = [super(Sequential, self).opened(part, f"{name}[{i}]") for i, part in enumerate(data)]
+        elif not isinstance(data, Sequences):
+            data = super().opened(data, name)
         return read_sequences(data, name, keys=self.row_keys)
 
     def rows_at_once(self, data: Sequences) -> int:

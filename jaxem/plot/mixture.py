@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse
 
 from jaxem.engine.result import Fit
-from jaxem.plot.style import INK, check_fit, check_points, colours, fit_rows, new_axes
+from jaxem.plot.style import INK, check_fit, check_points, colours, column_labels, fit_rows, new_axes, numbered
 from jaxem.stopping import Status
 
 # Colour, line style and end marker of each status: a spike differs in all three, so that grey print shows it too.
@@ -26,12 +26,12 @@ STYLES: dict[Status, Any] = {
 }
 
 
-def _label_axes(ax: Axes, columns: list[int]) -> None:
-    """Names the columns by number, where the caller's axes carry no names yet."""
+def _label_axes(ax: Axes, labels: list[str], columns: list[int]) -> None:
+    """Names the columns, where the caller's axes carry no names yet."""
     if not ax.get_xlabel():
-        ax.set_xlabel(f"column {columns[0]}")
+        ax.set_xlabel(labels[columns[0]])
     if not ax.get_ylabel():
-        ax.set_ylabel(f"column {columns[1]}")
+        ax.set_ylabel(labels[columns[1]])
 
 
 def ellipse(mean: np.ndarray, covariance: np.ndarray, level: float, **style: Any) -> Ellipse:
@@ -61,7 +61,7 @@ def components(
     fit: Fit,
     data: Any,
     *,
-    columns: Sequence[int] = (0, 1),
+    columns: Sequence[int | str] = (0, 1),
     levels: Sequence[float] = (1.0, 2.0),
     ax: Axes | None = None,
 ) -> Axes:
@@ -73,7 +73,7 @@ def components(
     Args:
       fit: a fit of a Gaussian mixture (params.components has mean and covariance), Bayesian or not, or of `KMeans`.
       data: (N, D), usually those of the fit.
-      columns: two different columns, on the horizontal and vertical axis.
+      columns: two different columns, on the horizontal and vertical axis, by number or by the names that the fit knows.
       levels: sizes of the ellipses in standard deviations; empty for none.
       ax: where to draw; None for a new figure.
 
@@ -101,7 +101,7 @@ def components(
         found = type(fit.params if parts is None else parts).__name__
         raise TypeError(f"fit: expected params with components.mean and .covariance, or centroids; found {found}")
     mean = np.asarray(parts.mean if gaussian else fit.params.centroids, np.float64)
-    x, columns = check_points(fit_rows(fit, data), columns, mean.shape[1])
+    x, columns = check_points(fit_rows(fit, data), numbered(fit, columns), mean.shape[1])
     if not all(0 < float(level) < math.inf for level in levels):
         raise ValueError(f"levels: expected positive numbers of standard deviations; found {levels!r}")
     ax, palette = new_axes(ax), colours(mean.shape[0])
@@ -118,11 +118,11 @@ def components(
     marker, size, width = ("+", 70, 1.8) if gaussian else ("x", 110, 2.5)
     ax.scatter(mean[:, columns[0]], mean[:, columns[1]], s=size, c=INK, marker=marker, linewidths=width, zorder=3)
     ax.autoscale_view()
-    _label_axes(ax, columns)
+    _label_axes(ax, column_labels(fit, x.shape[1]), columns)
     return ax
 
 
-def responsibilities(fit: Fit, data: Any, *, columns: Sequence[int] = (0, 1), ax: Axes | None = None) -> Axes:
+def responsibilities(fit: Fit, data: Any, *, columns: Sequence[int | str] = (0, 1), ax: Axes | None = None) -> Axes:
     """Points coloured by their responsibilities; the less certain ones are larger, ringed and on top.
 
     A point's colour is the blend sum_k resp_nk colour_k. Its ring and size grow with 1 - max_k resp_nk, and points
@@ -131,7 +131,7 @@ def responsibilities(fit: Fit, data: Any, *, columns: Sequence[int] = (0, 1), ax
     Args:
       fit: a fit of any model with a posterior (N, K).
       data: (N, D), usually those of the fit.
-      columns: two different columns, on the horizontal and vertical axis.
+      columns: two different columns, on the horizontal and vertical axis, by number or by the names that the fit knows.
       ax: where to draw; None for a new figure.
 
     Returns:
@@ -153,7 +153,7 @@ def responsibilities(fit: Fit, data: Any, *, columns: Sequence[int] = (0, 1), ax
     check_fit(fit)
     if not hasattr(fit.model, "posterior"):
         raise TypeError(f"fit: expected a model with a posterior; found {type(fit.model).__name__}")
-    x, columns = check_points(fit_rows(fit, data), columns)
+    x, columns = check_points(fit_rows(fit, data), numbered(fit, columns))
     resp = np.asarray(fit.model.posterior(fit.params, x), np.float64)
     resp = resp[:, : 1 + np.flatnonzero(resp.any(0))[-1]]  # unused components come last
     ax, palette = new_axes(ax), colours(resp.shape[1])
@@ -173,7 +173,7 @@ def responsibilities(fit: Fit, data: Any, *, columns: Sequence[int] = (0, 1), ax
     name = f"largest below 0.99 ({unsure.sum()} points)"
     handles.append(Line2D([], [], markerfacecolor="none", markeredgecolor=INK, label=name, **dot))
     ax.legend(handles=handles, frameon=False)
-    _label_axes(ax, columns)
+    _label_axes(ax, column_labels(fit, x.shape[1]), columns)
     return ax
 
 

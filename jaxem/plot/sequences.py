@@ -16,7 +16,7 @@ from jaxem.core.sequences import Sequences
 from jaxem.engine.result import Fit
 from jaxem.models.bayesian_hmm import BayesianHMM
 from jaxem.models.hmm import Sequential
-from jaxem.plot.style import INK, check_fit, colours, new_axes
+from jaxem.plot.style import INK, check_fit, colours, column_labels, new_axes, numbered
 from jaxem.wrappers import unwrapped
 
 # How much of a state's colour its bands have, the rest white.
@@ -32,7 +32,7 @@ def states(
     data: Any,
     *,
     sequence: int = 0,
-    columns: Sequence[int] | None = None,
+    columns: Sequence[int | str] | None = None,
     time: Any = None,
     ax: Axes | None = None,
 ) -> Axes:
@@ -46,7 +46,8 @@ def states(
       fit: a fit of an `HMM` or a `BayesianHMM`.
       data: sequences in any form that the model takes, usually those of the fit.
       sequence: which one of them.
-      columns: which columns to draw, those of several arrays counted on; None for the first four at most.
+      columns: which columns to draw, by number, those of several arrays counted on, or by name; None for the first
+        four at most.
       time: (T,) increasing numbers or dates of the steps; None for 0 .. T - 1.
       ax: where to draw; None for a new figure.
 
@@ -69,7 +70,7 @@ def states(
     """
     model, params = _hmm(fit)
     found, length = _one(rows(model, params, data), sequence)
-    series, names = _columns(found, length, columns)
+    series, names = _columns(fit, found, length, columns)
     ticks, dated = _times(time, length)
     path = np.asarray(model.predict(params, found))[0, :length]
     resp = np.asarray(model.posterior(params, found), np.float64)[0, :length]
@@ -171,7 +172,9 @@ def _one(data: Sequences, which: int) -> tuple[Sequences, int]:
     return jax.tree.map(lambda leaf: leaf[which : which + 1], data), int(data.length[which])
 
 
-def _columns(data: Sequences, length: int, columns: Sequence[int] | None) -> tuple[np.ndarray, list[str]]:
+def _columns(
+    fit: Fit, data: Sequences, length: int, chosen: Sequence[int | str] | None
+) -> tuple[np.ndarray, list[str]]:
     """(T, n) of one sequence, NaN where nothing was observed, and the names of the columns."""
     leaves = jax.tree_util.tree_flatten_with_path(data.values)[0]
     parts, names = [], []
@@ -182,7 +185,8 @@ def _columns(data: Sequences, length: int, columns: Sequence[int] | None) -> tup
         names += [f"{place}column {d}" for d in range(part.shape[1])]
     series = np.concatenate(parts, 1)
     num = series.shape[1]
-    columns = range(min(num, len(DASHES))) if columns is None else columns
+    names = names if fit.feature_names is None else column_labels(fit, num)
+    columns: Any = range(min(num, len(DASHES))) if chosen is None else numbered(fit, chosen)
     if not isinstance(columns, Sequence) or not all(isinstance(c, (int, np.integer)) for c in columns):
         raise TypeError(f"columns: expected integers; found {columns!r}")
     if not len(columns) or not all(0 <= c < num for c in columns):

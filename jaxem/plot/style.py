@@ -43,6 +43,24 @@ def fit_rows(fit: Fit, data: Any) -> np.ndarray:
     return np.asarray(rows(model, params, data))
 
 
+def column_labels(fit: Fit, num: int) -> list[str]:
+    """What `num` columns are called on axes: by the names they had in the data, else "column 0"."""
+    names = fit.feature_names
+    return list(names) if names is not None and len(names) == num else [f"column {d}" for d in range(num)]
+
+
+def numbered(fit: Fit, columns: Any) -> Any:
+    """Columns given by name as numbers; ValueError for a name that the fit does not know."""
+    names = fit.feature_names or ()
+    if not isinstance(columns, Sequence) or isinstance(columns, str) or not any(isinstance(c, str) for c in columns):
+        return columns
+    for name in columns:
+        if isinstance(name, str) and name not in names:
+            known = ", ".join(names) or "numbers, as the data had no names"
+            raise ValueError(f"columns: expected some of {known}; found {name!r}")
+    return [names.index(c) if isinstance(c, str) else c for c in columns]
+
+
 def check_points(data: Any, columns: Sequence[int], num_columns: int | None = None) -> tuple[np.ndarray, list[int]]:
     """Data as an array (N, D), and two different column numbers that it has."""
     x = np.asarray(data)

@@ -56,6 +56,10 @@ class PosteriorAt(ABC):
         shared out equally between them.
         """
 
+    def expected(self) -> PyTree:
+        """The family's params at the posterior means, to be shown; the plug-in ones by default."""
+        return self.plug.params
+
     @abstractmethod
     def log_predictive(self, x: PyTree) -> Array:
         """(N, K) log of the integral of p(x_n | theta_k) over q(theta_k), nats."""

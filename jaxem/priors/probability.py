@@ -89,6 +89,11 @@ class _ItemsAt(PosteriorAt):
         a, prior = self.posterior.concentration, self.prior.concentration[None]
         return jnp.sum(formulas.dirichlet_kl(a, prior, self._groups))
 
+    def expected(self) -> Any:
+        """Mean probabilities."""
+        a = self.posterior.concentration
+        return self._items.params(a / self._groups.spread(self._groups.total(a)))
+
     def log_predictive(self, x: Array) -> Array:
         """Each item's mean probability of its level."""
         a, groups = self.posterior.concentration, self._groups

@@ -38,6 +38,10 @@ class _RatesAt(PosteriorAt):
         q, prior = self.posterior, self.prior
         return jnp.sum(formulas.gamma_kl(q.shape, q.rate, prior.shape[None], prior.rate[None]))
 
+    def expected(self) -> Any:
+        """Mean rates."""
+        return type(self.plug.params)(self.posterior.shape / self.posterior.rate)
+
     def draw(self, key: Array) -> tuple[Any, Array, Array]:
         """Rates; the densities are right where they underflow."""
         q, prior = self.posterior, self.prior

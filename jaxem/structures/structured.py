@@ -139,6 +139,10 @@ class Structured(DiscreteLatent):
         """The family's."""
         return self.family.row_keys if isinstance(self.family, Family) else None
 
+    def opened(self, data: Any, name: str) -> Any:
+        """What the family makes of it."""
+        return self.family.opened(data, name) if isinstance(self.family, Family) else data
+
     @property
     def least_rows(self) -> tuple[str, int]:
         """A row for each component."""

@@ -71,6 +71,16 @@ def test_points_take_the_colour_of_their_label_and_centres_are_marked(name, x, r
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("column 0", "column 1")
 
 
+def test_axes_have_the_names_that_the_columns_had(x):
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame(x, columns=[f"c{d}" for d in range(x.shape[1])])
+    fit = jaxem.fit(jaxem.GMM(2), table, key=jax.random.key(0))
+    ax = plot.components(fit, table, columns=("c1", 0))
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("c1", "c0")
+    with pytest.raises(ValueError, match="columns: expected some of c0, c1, .*; found 'age'"):
+        plot.responsibilities(fit, table, columns=("age", 0))
+
+
 def test_draws_on_the_axes_given_and_keeps_their_names(gmm, x):
     _, given = plt.subplots()
     given.set_xlabel("length")
