@@ -1,5 +1,6 @@
 """What all estimators share: float64 whatever JAX's setting, padded rows, keys from random states, and reports."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -127,9 +128,17 @@ class Watched(CallbackSupportMixin):
             raise ValueError(f"{FAILED} {'; '.join(error.reasons)}") from error
         if told is not None:
             told.end()
-        self.fit_ = host(found)
+        self.fit_ = self._named(host(found))
         self.statuses_ = self.fit_.restarts.counts()
         return self.fit_
+
+    def _named(self, found: Fit) -> Fit:
+        """The fit, told of the columns' names where the rows were a frame."""
+        names = getattr(self, "feature_names_in_", None)
+        if names is None:
+            return found
+        rows = dataclasses.replace(found.model.rows, names=(tuple(names.tolist()),))
+        return dataclasses.replace(found, model=dataclasses.replace(found.model, rows=rows))
 
     def _report(self, message: str) -> None:
         """Warns, with the fit's own notes, where it has not converged or two components are equal."""

@@ -99,6 +99,9 @@ def test_frames_in_and_out(iris, library):
     pipe = make_pipeline(StandardScaler(), KMeans(2, random_state=0)).set_output(transform=library).fit(frame)
     assert list(pipe.transform(frame).columns) == ["kmeans0", "kmeans1"]
     assert pipe[-1].feature_names_in_.tolist() == names
+    fit = KMeans(2, random_state=0).fit(frame).fit_
+    assert fit.feature_names == tuple(names)
+    assert fit.to_frame().columns.tolist() == [f"centroid[{name}]" for name in names]
     with pytest.raises(ValueError, match="feature names"):
         pipe.transform(frame[["b", "a", "c", "d"]])
 
