@@ -245,19 +245,24 @@ def _sharded(case: Case) -> str | None:
 
 
 def _single_precision(case: Case) -> str | None:
-    cast = lambda tree, dtype: jax.device_put(cast_floats(jax.device_get(tree), dtype))
-    narrow = cast((case.data, case.weights), jnp.float32)
+    narrow = _cast((case.data, case.weights), jnp.float32)
     model = jax.jit(lambda *rows: cast_floats(case.free, jnp.float32).bind(*rows))(*narrow)
-    params = cast(case.params, jnp.float32)
+    params = _cast(case.params, jnp.float32)
     evaluate = case.draws if case.drawn else case.evaluate
     _stays_single(jax.eval_shape(evaluate, model, params, *narrow))  # a step would mix it with float32, which may raise
     everything = lambda *args: (evaluate(*args), case.next(*args), args[0].elbo_params(args[1]))
     results = jax.jit(everything)(model, params, *narrow)
-    wide = cast((params, *narrow), jnp.float64)
+    wide = _cast((params, *narrow), jnp.float64)
     what = "float32 agrees with float64"
     close(results[0], case.found(*wide), what, rtol=1e-4, atol=1e-6 * case.num, drawn=case.drawn)
     _stays_single(results)
     return _in_the_mean(case)
+
+
+def _cast(tree: PyTree, dtype: Any) -> PyTree:
+    """Floating arrays in another dtype, by the host."""
+    is_float = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)
+    return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf, dtype)) if is_float(leaf) else leaf, tree)
 
 
 def _stays_single(results: PyTree) -> None:
