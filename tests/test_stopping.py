@@ -73,11 +73,10 @@ def test_change_of_q_stops_no_later_than_the_elbo(iris, path):
     found = fit(iris, jaxem.StopQ(1e-5))
     assert found <= fit(iris, jaxem.Stop(1e-5))
     x = jnp.asarray(iris)
+    q = jax.jit(lambda p, old: jnp.sum(model.posterior(old, x) * model.log_joint(p, x)) + model.elbo_params(p))
     gains = []
     for old, new in itertools.pairwise(params):
-        resp = model.posterior(old, x)
-        q = lambda p, resp=resp: float(jnp.sum(resp * model.log_joint(p, x)) + model.elbo_params(p))
-        gains.append(q(new) - q(old))
+        gains.append(float(q(new, old) - q(old, old)))
         if gains[-1] <= 1e-5 * 150:
             break
     assert found == len(gains)
@@ -95,7 +94,7 @@ def test_gradient_norm(iris):
         ),
         x,
     )
-    assert float(jnp.max(jnp.abs(jax.grad(mean)(jnp.zeros((3, 4)))))) <= 1.001e-5 * 150
+    assert np.abs(jax.jit(jax.grad(mean))(np.zeros((3, 4)))).max() <= 1.001e-5 * 150
 
 
 def test_any_and_all(iris):
@@ -124,7 +123,7 @@ def test_rules_end_a_float32_fit_and_a_one_component_fit(iris, stop):
 
 def test_kmeans_takes_every_rule(iris):
     for stop in (jaxem.StopAitken(), jaxem.StopParams(), jaxem.StopQ(), jaxem.StopGradient(1e-6)):
-        result = jaxem.fit(jaxem.KMeans(3), iris, key=KEY, stop=stop)
+        result = jaxem.fit(jaxem.KMeans(3), iris, key=KEY, algorithm=jaxem.EM(), stop=stop)
         assert result.status == Status.CONVERGED
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from programs import compiled
 
 import jaxem
 from jaxem import Exact, Hard, Tempered
@@ -18,10 +19,10 @@ RNG = np.random.default_rng(0)
 def steps(iris):
     """A model, weights and six params along EM."""
     x, weights = jnp.asarray(iris), jnp.asarray(RNG.uniform(0.5, 2, 150))
-    model = jaxem.GMM(3).bind(x, weights)
+    model = compiled(jaxem.GMM(3).bind, x, weights)
     params = [model.init(KEY, x, weights)]
     for _ in range(5):
-        params.append(model.m_step(params[-1], model.e_step(params[-1], x, weights).stats))
+        params.append(compiled(model.m_step, params[-1], compiled(model.e_step, params[-1], x, weights).stats))
     return model, x, weights, params
 
 
@@ -29,8 +30,8 @@ def test_the_gain_splits_into_q_and_the_cross_term(steps):
     """Delta log-likelihood = Delta Q - Delta cross term, and the latter is never positive."""
     model, x, weights, params = steps
     for old, new in itertools.pairwise(params):
-        before = model.decompose(old, old, x, weights)
-        after = model.decompose(new, old, x, weights)
+        before = compiled(model.decompose, old, old, x, weights)
+        after = compiled(model.decompose, new, old, x, weights)
         gain = float(after.log_evidence - before.log_evidence)
         delta_q = float(after.expected_log_joint - before.expected_log_joint)
         delta_cross = float(after.expected_log_posterior - before.expected_log_posterior)
@@ -44,11 +45,11 @@ def test_the_gain_splits_into_q_and_the_cross_term(steps):
 def test_the_cross_term_never_exceeds_minus_the_entropy(steps):
     """Gibbs' inequality at any params, with equality where q is their posterior: two things, two names."""
     model, x, weights, params = steps
-    own = model.decompose(params[2], params[2], x, weights)
+    own = compiled(model.decompose, params[2], params[2], x, weights)
     assert float(own.expected_log_posterior) == pytest.approx(-float(own.entropy), abs=1e-9)
     assert float(own.kl) == pytest.approx(0, abs=1e-9)
     for other in (params[0], params[5]):
-        terms = model.decompose(other, params[2], x, weights)
+        terms = compiled(model.decompose, other, params[2], x, weights)
         assert float(terms.entropy) == pytest.approx(float(own.entropy), rel=1e-12)
         assert float(terms.expected_log_posterior) < -float(own.entropy) - 1e-3
 
@@ -56,7 +57,7 @@ def test_the_cross_term_never_exceeds_minus_the_entropy(steps):
 def test_jensens_gap_is_the_kl(steps):
     model, x, weights, params = steps
     for rule in (Exact(), Tempered(3.0), Hard()):
-        terms = model.decompose(params[4], params[1], x, weights, rule)
+        terms = compiled(model.decompose, params[4], params[1], x, weights, rule)
         assert float(terms.log_evidence - terms.elbo) == pytest.approx(float(terms.kl), rel=1e-9)
         assert float(terms.elbo) == pytest.approx(float(terms.expected_log_joint + terms.entropy), rel=1e-12)
         difference = terms.expected_log_joint - terms.expected_log_posterior
@@ -77,7 +78,8 @@ def test_the_f_function_is_maximised_in_q_by_the_posterior(steps):
 
 def test_q_is_what_the_m_step_maximises(steps):
     model, x, weights, params = steps
-    at = [float(model.decompose(p, params[0], x, weights).expected_log_joint + model.elbo_params(p)) for p in params]
+    q = lambda p: compiled(model.decompose, p, params[0], x, weights).expected_log_joint + model.elbo_params(p)
+    at = [float(q(p)) for p in params]
     assert np.argmax(at) == 1
 
 
@@ -86,7 +88,7 @@ def test_sums_are_weighted_and_in_blocks(steps):
     model, x, _, params = steps
     many = jnp.tile(x, (34, 1))
     weights = jnp.asarray(RNG.integers(0, 3, many.shape[0]).astype(float))
-    terms = model.decompose(params[1], params[0], many, weights)
+    terms = compiled(model.decompose, params[1], params[0], many, weights)
     q, log_joint = (np.asarray(f(p, many)) for f, p in ((model.posterior, params[0]), (model.log_joint, params[1])))
     assert float(terms.expected_log_joint) == pytest.approx(
         np.sum(np.asarray(weights)[:, None] * q * log_joint), rel=1e-10

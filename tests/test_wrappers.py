@@ -32,8 +32,8 @@ def test_what_is_not_chunked_is_the_models_own(blobs, chunks):
 
 
 def test_kmeans_in_chunks(blobs):
-    chunks = jaxem.fit(jaxem.chunked(jaxem.KMeans(3), 50), blobs, key=KEY, num_restarts=3)
-    whole = jaxem.fit(jaxem.KMeans(3), blobs, key=KEY, num_restarts=3)
+    chunks = jaxem.fit(jaxem.chunked(jaxem.KMeans(3), 50), blobs, key=KEY, algorithm=jaxem.EM(), num_restarts=3)
+    whole = jaxem.fit(jaxem.KMeans(3), blobs, key=KEY, algorithm=jaxem.EM(), num_restarts=3)
     np.testing.assert_allclose(chunks.params.centroids, whole.params.centroids, rtol=1e-12)
     assert chunks.status == jaxem.Status.CONVERGED
 

@@ -44,7 +44,7 @@ def slack(elbo: Array, total_weight: Array, scales: bool = False) -> Array:
     64 eps (|elbo| + W): rows of both signs cancel in the sum, so the number of rows counts beside the sum itself. In an
     objective that scales with the data, a distortion, rows do not count.
     """
-    size = jnp.abs(elbo) if scales else jnp.abs(elbo) + total_weight
+    size = abs(elbo) if scales else abs(elbo) + total_weight
     return 64 * jnp.finfo(elbo.dtype).eps * size
 
 

@@ -51,6 +51,9 @@ def _apart(function: Callable[[PyTree], PyTree], args: PyTree) -> PyTree:
 
 
 def in_stages(init: Callable[..., Any]) -> Callable[..., Any]:
-    """Marks an `init` that is made of stages: called from the host as it is, where others are compiled as a whole."""
+    """Marks an `init` that is made of stages: called from the host as it is, where others are compiled as a whole.
+
+    That of a wrapper is, where that of the model inside is.
+    """
     init.in_stages = True  # type: ignore[attr-defined]
     return init

@@ -128,9 +128,10 @@ def draw(problem: Problem) -> tuple[Any, PyTree, PyTree]:
 
 def _in_stages(model: Any) -> bool:
     """Whether a start is drawn by programs that are shared with other models."""
-    while isinstance(model, Wrapper) and type(model).init is Wrapper.init:
+    marked = lambda model: getattr(type(model).init, "in_stages", False)
+    while isinstance(model, Wrapper) and (type(model).init is Wrapper.init or marked(model)):
         model = model.model
-    return getattr(type(model).init, "in_stages", False)
+    return marked(model)
 
 
 def _stack(trees: list[PyTree]) -> PyTree:

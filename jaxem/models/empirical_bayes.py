@@ -11,6 +11,7 @@ from jaxem.core.ascent import ascend, check_optimizer
 from jaxem.core.constraints import Constraint
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.rows import takes_rows
+from jaxem.core.stages import in_stages
 from jaxem.core.tree import PyTree
 from jaxem.model import ELBOModel, EStep, Health
 from jaxem.rules import Rule
@@ -137,6 +138,7 @@ class EmpiricalBayes(Wrapper):
                 raise ValueError(f"names: expected some of {', '.join(known)}; found {name!r}{nearest(name, known)}")
         check_optimizer(self.optimizer, self.num_steps)
 
+    @in_stages
     def init(self, key: Array, data: PyTree, weights: Array) -> EmpiricalBayesParams:
         """A start of the model inside, with its own settings."""
         settings = {name: jnp.asarray(self.model.setting(name)) for name in self.names}

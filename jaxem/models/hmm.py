@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxem.core import threefry
 from jaxem.core.arguments import as_key, check_flag, check_integer, check_number
 from jaxem.core.checks import check_array, check_proportions, check_strength
 from jaxem.core.foreign import named_fields
@@ -17,6 +18,7 @@ from jaxem.core.pytree import dataclass, static
 from jaxem.core.ragged import read_sequences, sequences
 from jaxem.core.rows import check_params, read, takes_rows
 from jaxem.core.sequences import Sequences
+from jaxem.core.stages import in_stages, stage
 from jaxem.core.tree import PyTree, as_floats, float_dtype, map_rows
 from jaxem.families import Family
 from jaxem.rules import Exact
@@ -25,7 +27,7 @@ from jaxem.structures.chain import Chain, ChainMixing
 from jaxem.structures.chain_law import ChainLaw
 from jaxem.structures.forward_backward import ChainJoint, passed
 from jaxem.structures.mixing import Proportions
-from jaxem.structures.structured import Structured
+from jaxem.structures.structured import Structured, first_step
 
 # Steps of sequences that an E-step takes at once. Measured (sequences of 200 steps, 5 states): 8,000 to 60,000 are
 # within a tenth of each other, 2,000 take nearly twice as long, as fewer sequences share the cost of a loop's step.
@@ -105,11 +107,13 @@ class Sequential(Structured):
             found = int(np.sum(np.asarray(data.observed)))
             raise ValueError(f"data: expected at least num_states = {self.num_states} observations; found {found}")
 
+    @in_stages
     def init(self, key: Array, data: Sequences, weights: Array) -> Any:
         """Params of a random partition of the steps, in whole sequences or in windows of them; the model is bound."""
-        key, rows_key = jax.random.split(key)
-        data, weights = _windows(rows_key, data, weights, self.init_size)
-        return self.from_partition(data, self._partition(key, data, weights), weights)
+        key, rows_key = threefry.split(key)
+        if data.observed.size > self.init_size:
+            data, weights = _windows(rows_key, data, weights, self.init_size)
+        return first_step(self, data, self._partition(key, data, weights), weights)
 
     def canonical(self, params: Any, reorder: bool | Array = True) -> Any:
         """States by their expected share of the steps, largest first; as they are where `allowed` orders them."""
@@ -355,12 +359,10 @@ class HMM(Sequential):
         return HMMParams(ChainMixing(first, rows), parts)
 
 
+@stage(3)
 def _windows(key: Array, data: Sequences, weights: Array, size: int) -> tuple[Sequences, Array]:
-    """All sequences, or as many windows of them as have `size` steps in all, drawn in proportion to their steps."""
-    num, steps = data.observed.shape
-    if num * steps <= size:
-        return data, weights
-    width = min(steps, size, WINDOW)
+    """As many windows of sequences as have `size` steps in all, drawn in proportion to their steps."""
+    width = min(data.observed.shape[1], size, WINDOW)
     which_key, place_key = jax.random.split(key)
     chance = jnp.log(jnp.where(weights > 0, weights * data.length, 1))
     which = jax.random.categorical(which_key, jnp.where(weights > 0, chance, -jnp.inf), shape=(max(1, size // width),))

@@ -13,6 +13,7 @@ from jaxem.core.numerics import is_concrete, safe_divide
 from jaxem.core.pytree import dataclass
 from jaxem.core.ragged import labels_of
 from jaxem.core.sequences import Sequences
+from jaxem.core.stages import in_stages, stage
 from jaxem.core.tree import PyTree, sum_rows
 from jaxem.model import At, DiscreteAt, DiscreteLatent
 from jaxem.rules import Exact
@@ -111,33 +112,39 @@ class PartlyLabelled(Wrapper, DiscreteLatent):
         """The model's statistics."""
         return self.model.statistics(params, data[0], resp)
 
+    @in_stages
     def init(self, key: Array, data: PyTree, weights: Array) -> PyTree:
         """A start of the model, its components matched to the labels, and one M-step that respects them."""
-        x = data[0]
-        here = self.model.at(self.model.init(key, x, weights))
-        resp = here.posterior(x, Exact())
-        num, counts = resp.shape[-1], weights
-        allowed = _allowed(data, num).reshape(-1, num)
-        if isinstance(x, Sequences):
-            resp, counts = resp.reshape(-1, num), self.model.structure.row_weights(weights, x)
-        # What a row says about state k: nothing where all states are allowed.
-        told = jnp.where(
-            jnp.all(allowed, 1, keepdims=True),
-            0,
-            safe_divide(allowed.astype(resp.dtype), allowed.sum(1, keepdims=True).astype(resp.dtype)),
-        )
-        order = matching((counts[:, None] * told).T @ resp)
-        resp = jnp.where(allowed, resp[:, order] + 1e-3, 0)
-        resp = resp / jnp.sum(resp, 1, keepdims=True)
-        if isinstance(x, Sequences):
-            return self.model.from_partition(x, resp, weights)
-        resp = weights[:, None] * resp
-        collect = lambda rows, w: here.statistics(rows[0], jnp.where((w > 0)[:, None], rows[1], 0))
-        return here.m_step(sum_rows(collect, (x, resp), weights, self.rows_at_once(data)))
+        return _matched(self, self.model.init(key, data[0], weights), data, weights)
 
     def canonical(self, params: PyTree, reorder: bool | Array = True) -> PyTree:
         """Components in the order that they have: the labels name them."""
         return self.model.canonical(params, reorder=False)
+
+
+@stage()
+def _matched(model: PartlyLabelled, params: PyTree, data: PyTree, weights: Array) -> PyTree:
+    """Params with the components in the order of the labels, after one M-step that respects them."""
+    x, here = data[0], model.model.at(params)
+    resp = here.posterior(x, Exact())
+    num, counts = resp.shape[-1], weights
+    allowed = _allowed(data, num).reshape(-1, num)
+    if isinstance(x, Sequences):
+        resp, counts = resp.reshape(-1, num), model.model.structure.row_weights(weights, x)
+    # What a row says about state k: nothing where all states are allowed.
+    told = jnp.where(
+        jnp.all(allowed, 1, keepdims=True),
+        0,
+        safe_divide(allowed.astype(resp.dtype), allowed.sum(1, keepdims=True).astype(resp.dtype)),
+    )
+    order = matching((counts[:, None] * told).T @ resp)
+    resp = jnp.where(allowed, resp[:, order] + 1e-3, 0)
+    resp = resp / jnp.sum(resp, 1, keepdims=True)
+    if isinstance(x, Sequences):
+        return model.model.from_partition(x, resp, weights)
+    resp = weights[:, None] * resp
+    collect = lambda rows, w: here.statistics(rows[0], jnp.where((w > 0)[:, None], rows[1], 0))
+    return here.m_step(sum_rows(collect, (x, resp), weights, model.rows_at_once(data)))
 
 
 def _axes(data: PyTree) -> int:

@@ -199,7 +199,7 @@ class Structured(DiscreteLatent):
     def init(self, key: Array, data: PyTree, weights: Array) -> Any:
         """Params of a random partition; the model must be bound."""
         data, weights, key = seeding.subsample(key, data, weights, self.init_size)
-        return _first_step(self, data, self._partition(key, data, weights), weights)
+        return first_step(self, data, self._partition(key, data, weights), weights)
 
     def _partition(self, key: Array, data: PyTree, weights: Array) -> Array:
         """(n, K) responsibilities of the rows of a start: the family's own, or a partition of its features."""
@@ -266,5 +266,6 @@ def _looked_at(
 
 
 @stage()
-def _first_step(model: Structured, data: PyTree, resp: Array, weights: Array) -> Any:
+def first_step(model: Structured, data: PyTree, resp: Array, weights: Array) -> Any:
+    """`from_partition` as a program of its own."""
     return model.from_partition(data, resp, weights)

@@ -1,6 +1,7 @@
 """What the laws of the contract are asked of: a bound model, an algorithm, and params a few steps from a start."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import chex
@@ -11,6 +12,7 @@ from jax import Array
 
 from jaxem.algorithms.algorithm import Found
 from jaxem.core import rows as _rows
+from jaxem.core import threefry
 from jaxem.core.inputs import cast_floats
 from jaxem.core.tree import PyTree, num_rows
 from jaxem.elbo import ELBO
@@ -39,10 +41,7 @@ class Case:
 
     An even number of rows is kept, so that a half of them and all of them are the only shapes that are compiled.
 
-    Attributes:
-      drawn: whether an evaluation is an estimate, which depends on a key.
-      rises: (STEPS + 1,) whether the algorithm promises that no step to this one lowers the objective.
-      sizes: of each leaf of an evaluation, the largest entry of either half of the rows: a sum of all may be 0.
+    What only some laws ask is found when it is asked for.
     """
 
     def __init__(self, model: Any, data: PyTree, key: Array, num_starts: int, algorithm: Any = None):
@@ -55,7 +54,7 @@ class Case:
         self.half = self.num // 2
         self.halves = (0, self.half), (self.half, self.num)
         self.data = jax.tree.map(lambda a: a[: self.num], data)
-        self.weights = jnp.asarray(np.random.default_rng(0).uniform(0.5, 2.0, self.num))
+        self.weights = jax.device_put(np.random.default_rng(0).uniform(0.5, 2.0, self.num))
         model = cast_floats(model, jnp.float64)
         model.check(self.data)
         _shapes.check(model, self.data, self.weights, key)
@@ -72,8 +71,6 @@ class Case:
         self._one = jax.jit(lambda *args: self.evaluate(self.model, *args))
         self._each = jax.jit(lambda *args: self.draws(self.model, *args))
         self.params = self.climb(self.init(key), 2)
-        self.drawn, self.rises = self._is_drawn(), self._promises()
-        self.sizes = jax.tree.map(np.maximum, *(self._size(slice(*part)) for part in self.halves))
         self.traced: list[int] = []
 
     def _state(self, model: Any, algorithm: Any, params: PyTree, dtype: Any, **fields: Any) -> Any:
@@ -94,30 +91,38 @@ class Case:
         each = lambda number: self.evaluate(model, params, data, weights, number)
         return jax.vmap(each)(jnp.arange(DRAWS, dtype=jnp.int32))
 
-    def _is_drawn(self) -> bool:
+    @functools.cached_property
+    def drawn(self) -> bool:
+        """Whether an evaluation is an estimate, which depends on a key."""
         differs = lambda a, b: np.any(np.abs(a - b) > 1e-9 * np.max(np.abs(a), initial=0.0))
-        found = (self._one(self.params, self.data, self.weights, jnp.int32(n)) for n in range(2))
+        found = (self._one(self.params, self.data, self.weights, np.int32(n)) for n in range(2))
         return any(differs(*map(np.asarray, pair)) for pair in zip(*map(jax.tree.leaves, found), strict=True))
 
-    def _promises(self) -> np.ndarray:
-        """Whether a candidate far below the params before it ends a restart as DECREASED, at each step."""
+    @functools.cached_property
+    def rises(self) -> np.ndarray:
+        """(STEPS + 1,) whether the algorithm promises that no step to this one lowers the objective.
+
+        Then a candidate far below the params before it ends a restart as DECREASED.
+        """
         high = ELBO(jnp.asarray(1e30), jnp.asarray(0.0))
 
         def status(step: Array, found: Found) -> Array:
             state = self._state(self.model, self.algorithm, self.params, jnp.float64, step=step, elbo=high)
             return self.algorithm.update(self.model, state, found, (self.data, self.weights)).status
 
-        found = self._one(self.params, self.data, self.weights, jnp.int32(0))
-        steps = jnp.arange(STEPS + 1, dtype=jnp.int32)
+        found = self._one(self.params, self.data, self.weights, np.int32(0))
+        steps = np.arange(STEPS + 1, dtype=np.int32)
         return np.asarray(jax.jit(jax.vmap(status, (0, None)))(steps, found)) == Status.DECREASED
 
-    def _size(self, part: slice) -> PyTree:
-        found = self.found(self.params, self.rows(part), self.weights[part])
-        return jax.tree.map(lambda leaf: np.max(np.abs(leaf), initial=0.0), found)
+    @functools.cached_property
+    def sizes(self) -> PyTree:
+        """Of each leaf of an evaluation, the largest entry of either half of the rows: a sum of all may be 0."""
+        parts = (jax.device_get(self.found(self.params, *self.part(slice(*part)))) for part in self.halves)
+        return jax.tree.map(lambda *leaves: max(np.max(np.abs(leaf), initial=0.0) for leaf in leaves), *parts)
 
     def one(self, params: PyTree, data: PyTree, weights: Array) -> Found:
         """One evaluation."""
-        return self._one(params, data, weights, jnp.int32(0))
+        return self._one(params, data, weights, np.int32(0))
 
     def found(self, params: PyTree, data: PyTree, weights: Array) -> Found:
         """An evaluation; where it draws, DRAWS of them, stacked."""
@@ -126,7 +131,7 @@ class Case:
     def climb(self, params: PyTree, steps: int, first: int = 0) -> PyTree:
         """The params after some steps of number `first`."""
         for _ in range(steps):
-            params = self._step(params, jnp.int32(first))
+            params = self._step(params, np.int32(first))
         return params
 
     def next(self, model: Any, params: PyTree, data: PyTree, weights: Array, step: Any = 0) -> PyTree:
@@ -137,7 +142,15 @@ class Case:
 
     def rows(self, index: Any) -> PyTree:
         """The rows of that index."""
-        return jax.tree.map(lambda a: jnp.asarray(np.asarray(a)[index]), self.data)
+        return jax.tree.map(lambda a: jax.device_put(np.asarray(a)[index]), self.data)
+
+    def part(self, index: Any) -> tuple[PyTree, Array]:
+        """The rows of that index and their weights."""
+        return self.rows(index), jax.device_put(np.asarray(self.weights)[index])
+
+    def keys(self, num: int) -> list[Array]:
+        """As many keys, fold_in(key, i)."""
+        return threefry.each(threefry.fold_in_each(self.key, num))
 
     def fit(self, model: Any = None, **kwargs: Any) -> Fit:
         """A fit; of one shape and number of steps, so that all laws share one compiled program."""

@@ -34,33 +34,35 @@ def _in_the_mean(case: Case) -> str | None:
 
 
 def _additive(case: Case) -> str | None:
-    a, b = (case.found(case.params, case.rows(slice(*part)), case.weights[slice(*part)]) for part in case.halves)
+    a, b = (case.found(case.params, *case.part(slice(*part))) for part in case.halves)
     whole = case.found(case.params, case.data, case.weights)
     _same(case, jax.tree.map(np.add, a, b), whole, "e_step(A ++ B) = e_step(A) + e_step(B)", drawn=case.drawn)
     return _in_the_mean(case)
 
 
 def _weights(case: Case) -> str | None:
-    half, params, ones = case.half, case.params, jnp.ones(case.num)
-    first = jnp.asarray(np.arange(case.num) < half, jnp.float64)
+    half, params, ones = case.half, case.params, jax.device_put(np.ones(case.num))
+    first, second = (jax.device_put((np.arange(case.num) // half == i).astype(float)) for i in range(2))
+    once, double = jax.device_put(np.ones(half)), jax.device_put(1.0 + (np.arange(half) == 0))
+    longer = jax.device_put((np.arange(case.num) <= half).astype(float))
     few = case.rows(slice(0, half))
     more = case.rows(np.r_[0:half, 0, half + 1 : case.num])
-    twice = case.found(params, few, ones[:half].at[0].set(2))
+    twice = case.found(params, few, double)
     what = "weight 2 = a duplicated row"
-    _same(case, case.found(params, more, first.at[half].set(1)), twice, what, drawn=case.drawn)
+    _same(case, case.found(params, more, longer), twice, what, drawn=case.drawn)
     what = "weight 0 = an absent row"
     absent = case.found(params, case.data, first)
-    _same(case, absent, case.found(params, few, ones[:half]), what, drawn=case.drawn)
+    _same(case, absent, case.found(params, few, once), what, drawn=case.drawn)
     # Rows of weight 0 take the same draws: nor does it matter what they hold, and weights add up.
     _same(case, case.found(params, case.rows(np.r_[0:half, 0:half]), first), absent, what)
-    both = jax.tree.map(np.add, absent, case.found(params, case.data, 1 - first))
+    both = jax.tree.map(np.add, absent, case.found(params, case.data, second))
     _same(case, both, case.found(params, case.data, ones), "weights: e_step(v + w) = e_step(v) + e_step(w)")
     return _in_the_mean(case)
 
 
 def _permutation(case: Case) -> str | None:
     order = np.random.default_rng(1).permutation(case.num)
-    found = case.found(case.params, case.rows(order), case.weights[order])
+    found = case.found(case.params, *case.part(order))
     expected = case.found(case.params, case.data, case.weights)
     _same(case, found, expected, "the order of the rows does not matter", drawn=case.drawn)
     return _in_the_mean(case)
@@ -78,7 +80,7 @@ def _monotone(case: Case) -> str | None:
     assert not {"DECREASED", "NONFINITE"} & set(counts), f"monotone: restarts ended as {counts}"
     for trace in np.asarray(result.restarts.trace):
         trace = trace[np.isfinite(trace)]
-        slack = np.asarray(rounding(jnp.asarray(trace[1:]), jnp.sum(case.weights), case.model.scales))
+        slack = rounding(trace[1:], np.asarray(case.weights).sum(), case.model.scales)
         change, promised = np.diff(trace), case.rises[1 : trace.size]
         fall = np.max(-change[promised], initial=0.0)
         assert np.all(change[promised] >= -slack[promised]), f"monotone: the objective falls by {fall:.3g}"
@@ -130,6 +132,7 @@ def _stationary(case: Case) -> str | None:
 
 def _no_gain(value: Callable[[PyTree], Array], free: PyTree, num: int, what: str) -> None:
     """No random move of real coordinates raises a value."""
+    free = jax.device_get(free)
     top, rng = float(value(free)), np.random.default_rng(2)
     for trial in range(num):
         size = 10.0 ** rng.uniform(-3, -0.5)
@@ -149,34 +152,34 @@ def _m_step(case: Case) -> str | None:
     model, rule = case.model, case.model.default_rule()
 
     @jax.jit
-    def improved(params: PyTree) -> tuple[PyTree, PyTree]:
+    def improved(params: PyTree) -> tuple[PyTree, PyTree, PyTree]:
         here = model.at(params)
-        return here.m_step(here.e_step(case.data, case.weights, rule).stats), here.log_joint(case.data)
+        new = here.m_step(here.e_step(case.data, case.weights, rule).stats)
+        return _coordinates(case, new)[0], new, here.log_joint(case.data)
 
-    new, old = improved(case.params)
-    free, rebuild = _coordinates(case, new)
+    free, new, old = improved(case.params)
 
     @jax.jit
-    def expected(free: PyTree) -> Array:
-        there = model.at(rebuild(free))
+    def expected(free: PyTree, new: PyTree, old: PyTree) -> Array:
+        there = model.at(_coordinates(case, new)[1](free))
         terms = there.decompose(there.log_joint(case.data), old, rule)
         return jnp.sum(weigh(case.weights, terms.expected_log_joint)) + there.elbo_params()
 
-    _no_gain(expected, free, 30, "m_step")
+    _no_gain(lambda free: expected(free, new, old), free, 30, "m_step")
     return None
 
 
 def _each_factor(case: Case) -> None:
     """The update of a factor maximises the objective while the others stay."""
     model, params = case.model, case.params
-    best = model.m_step(params, case.found(params, case.data, case.weights).stats)
+    best = jax.jit(model.m_step)(params, case.found(params, case.data, case.weights).stats)
     total = jax.jit(lambda p: model.elbo_data(p, case.data, case.weights) + model.elbo_params(p))
     for name, factor in _factors(model).items():
         if factor.conjugate:
             family = factor.family
             free, rebuild = coordinates(family.constraints(factor.dim), family.conventional(best[name]))
             value = lambda free, n=name, f=family, r=rebuild: total({**params, n: f.natural(**r(free))})
-            _no_gain(value, free, 10, f"m_step: factor {name!r}")
+            _no_gain(jax.jit(value), free, 10, f"m_step: factor {name!r}")
 
 
 def _linear(case: Case) -> str | None:
@@ -185,33 +188,34 @@ def _linear(case: Case) -> str | None:
     if not case.discrete:
         return f"not checked: {type(case.model).__name__} has no states to weigh"
     statistics = jax.jit(lambda q: case.model.at(case.params).statistics(case.data, q))
-    one, rng = case.infer(case.params, Exact())[1], np.random.default_rng(3)
-    two = jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(0, 1, leaf.shape)), one)
+    one, rng = jax.device_get(case.infer(case.params, Exact())[1]), np.random.default_rng(3)
+    two = jax.tree.map(lambda leaf: rng.uniform(0, 1, leaf.shape), one)
     mix = lambda a, b: jax.tree.map(lambda a, b: 3 * a + 0.5 * b, a, b)
     what = "statistics: linear in resp, statistics(3 a + b / 2) = 3 statistics(a) + statistics(b) / 2"
-    close(statistics(mix(one, two)), mix(statistics(one), statistics(two)), what, atol=1e-12 * case.num)
+    apart = mix(*jax.device_get((statistics(one), statistics(two))))
+    close(statistics(mix(one, two)), apart, what, atol=1e-12 * case.num)
     return None
 
 
 def _bound(case: Case) -> str | None:
     if not case.discrete:
         return f"not checked: log p(x) of {type(case.model).__name__} is not known"
-    evidence, _ = case.infer(case.params, Exact())
+    evidence = np.asarray(case.infer(case.params, Exact())[0])
     exact = jax.jit(lambda p: case.model.at(p).e_step(case.data, case.weights, Exact()).elbo_data)(case.params)
-    close(exact, jnp.sum(case.weights * evidence), "ELBO = log p(x) for the exact E-step")
+    close(exact, np.asarray(case.weights) @ evidence, "ELBO = log p(x) for the exact E-step")
     for rule in (Tempered(2.0), Tempered(0.5), Hard()):
-        terms = case.decompose(case.params, rule)
+        terms = jax.device_get(case.decompose(case.params, rule))
         close(terms.elbo + terms.kl, evidence, "log p(x) = ELBO + KL")
-        assert np.all(np.asarray(terms.elbo) <= np.asarray(evidence) + 1e-9), "ELBO <= log p(x)"
+        assert np.all(terms.elbo <= evidence + 1e-9), "ELBO <= log p(x)"
     return None
 
 
 def _transformed(case: Case) -> str | None:
-    few, w = case.rows(slice(0, case.half)), case.weights[: case.half]
+    few, w = case.part(slice(0, case.half))
     with jax.disable_jit():
         plain = case.evaluate(case.model, case.params, few, w)
     _same(case, plain, case.one(case.params, few, w), "jit = no jit")
-    starts = [case.climb(case.init(jax.random.fold_in(case.key, i)), 1) for i in range(3)]
+    starts = [case.climb(case.init(key), 1) for key in case.keys(3)]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *starts)
     lanes = jax.jit(jax.vmap(lambda p: case.evaluate(case.model, p, case.data, case.weights)))(stacked)
     for i, params in enumerate(starts):
@@ -234,25 +238,31 @@ def _sharded(case: Case) -> str | None:
         return "not checked: there is one device" if num else "not checked: fewer rows than devices"
     mesh = jax.sharding.Mesh(np.array(devices), ("rows",))
     spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows"))
-    data, w = case.rows(slice(0, num)), case.weights[:num]
-    spread = jax.device_put((data, w), spec)
+    data, w = case.part(slice(0, num))
+    spread = jax.device_put(jax.device_get((data, w)), spec)  # from the host, where a slice is no program
     _same(case, case.one(case.params, *spread), case.one(case.params, data, w), "sharded = whole")
     return None
 
 
 def _single_precision(case: Case) -> str | None:
-    narrow = cast_floats((case.data, case.weights), jnp.float32)
+    narrow = _cast((case.data, case.weights), jnp.float32)
     model = jax.jit(lambda *rows: cast_floats(case.free, jnp.float32).bind(*rows))(*narrow)
-    params = cast_floats(case.params, jnp.float32)
+    params = _cast(case.params, jnp.float32)
     evaluate = case.draws if case.drawn else case.evaluate
     _stays_single(jax.eval_shape(evaluate, model, params, *narrow))  # a step would mix it with float32, which may raise
     everything = lambda *args: (evaluate(*args), case.next(*args), args[0].elbo_params(args[1]))
     results = jax.jit(everything)(model, params, *narrow)
-    wide = cast_floats((params, *narrow), jnp.float64)
+    wide = _cast((params, *narrow), jnp.float64)
     what = "float32 agrees with float64"
     close(results[0], case.found(*wide), what, rtol=1e-4, atol=1e-6 * case.num, drawn=case.drawn)
     _stays_single(results)
     return _in_the_mean(case)
+
+
+def _cast(tree: PyTree, dtype: Any) -> PyTree:
+    """Floating arrays in another dtype, by the host."""
+    is_float = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)
+    return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf, dtype)) if is_float(leaf) else leaf, tree)
 
 
 def _stays_single(results: PyTree) -> None:
@@ -263,11 +273,11 @@ def _stays_single(results: PyTree) -> None:
 
 
 def _degenerate(case: Case) -> None:
-    equal = jax.tree.map(lambda a: jnp.broadcast_to(a[:1], a.shape), case.data)
-    twins = jax.tree.map(lambda a, e: jnp.concatenate([a[: case.half], e[case.half :]]), case.data, equal)
+    equal = case.rows(np.zeros(case.num, int))
+    twins = case.rows(np.where(np.arange(case.num) < case.half, np.arange(case.num), 0))
     for name, data in (("equal rows", equal), ("half of the rows equal", twins)):
         try:
-            result = case.fit(data=data, weights=jnp.ones(case.num), stop=None)
+            result = case.fit(data=data, weights=np.ones(case.num), stop=None)
         except FitError as error:  # all restarts failed, and said so
             if "NONFINITE" not in error.fit.restarts.counts():
                 raise AssertionError(f"{name}: failed without a status") from error
@@ -290,7 +300,7 @@ def _traces(case: Case) -> None:
         model.check(case.data)
     except ValueError:  # floats that are counts
         model = case.free
-    key = jax.random.fold_in(case.key, 1)
+    key = case.keys(2)[1]
     del case.traced[1:]
     case.fit(key=key)
     case.fit(key=key, stop=Stop(atol=1e-3))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from programs import compiled
 
 import jaxem
 from jaxem import expfam
@@ -49,7 +50,7 @@ class Level(jaxem.MeanField):
 def begun(model, algorithm, data, max_steps=20):
     """(the bound model, the algorithm ready for a fit, the state of one restart before its first step)."""
     algorithm = algorithm.prepare(model, data, KEY, max_steps)
-    model = model.bind(data, jnp.asarray(WEIGHTS))
+    model = compiled(model.bind, data, jnp.asarray(WEIGHTS))
     params = jax.tree.map(lambda a: a[None], model.init(jax.random.key(7), data, jnp.asarray(WEIGHTS)))
     states = algorithm.init(model, params, 1, data.dtype)
     return model, algorithm, jax.tree.map(lambda a: jnp.asarray(a)[0], states)

@@ -135,7 +135,7 @@ def test_weights_are_repeated_rows_and_scale_nothing(blobs):
 def test_learning_rates_vmapped_are_those_one_at_a_time(blobs):
     rates = jnp.array([0.0, 0.01, 0.1])
     one = lambda rate: location(blobs, GradientAscent(batch_size=32, learning_rate=rate))
-    together = jax.vmap(one)(rates)
+    together = jax.jit(jax.vmap(one))(rates)
     for i, rate in enumerate(rates):
         alone = one(rate)
         np.testing.assert_allclose(together.trace[i], alone.trace, rtol=1e-10)
@@ -212,7 +212,7 @@ def test_restarts_know_nothing_of_each_other(blobs):
     many = location(blobs, model=model, num_restarts=5, restart_batch=2)
     np.testing.assert_array_equal(few.restarts.trace, many.restarts.trace[:3])
     assert len(np.unique(many.restarts.elbo.total)) == 5
-    start = jax.tree.map(lambda a: jnp.stack([a, a]), Location().init(KEY, jnp.asarray(blobs), None))
+    start = jax.tree.map(lambda a: np.stack([a, a]), Location().init(KEY, jnp.asarray(blobs), None))
     pair = location(blobs, model=model, num_restarts=2, params=start)
     assert pair.restarts.trace[0, 0] == pair.restarts.trace[1, 0]  # scores share their noise
     assert pair.restarts.trace[0, 1] != pair.restarts.trace[1, 1]  # updates do not

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from programs import compiled
 
 import jaxem
 from jaxem.algorithms import EM, StochasticEM
@@ -131,7 +132,7 @@ def test_labels_that_name_components_are_left_alone(x):
 def test_a_step_is_the_update_of_what_is_found(x):
     data, weights = jnp.asarray(x), jnp.ones(len(x))
     algorithm = StochasticEM(burn_in=2, num_draws=4).prepare(jaxem.GMM(2), data, KEY, 1)
-    model = jaxem.GMM(2).bind(data, weights)
+    model = compiled(jaxem.GMM(2).bind, data, weights)
     state = algorithm.init(model, jax.tree.map(lambda a: a[None], START), 1, data.dtype)
 
     @jax.jit

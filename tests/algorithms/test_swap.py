@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from programs import compiled
 
 import jaxem
 from jaxem import families
@@ -114,8 +115,8 @@ def test_the_state_that_is_missed_least_goes_where_the_model_explains_worst():
     x = jnp.asarray(np.repeat(centres, 50, 0) + rng.normal(0, 0.5, (200, 2)))
     weights = jnp.ones(200)
     near = np.array([[-0.4, 0], [0.4, 0], [20, 0], [0, 20]])  # the first cluster twice, the last not at all
-    kmeans = jaxem.KMeans(4).bind(x, weights)
-    mixture = jaxem.GMM(4, "spherical").bind(x, weights)
+    kmeans = compiled(jaxem.KMeans(4).bind, x, weights)
+    mixture = compiled(jaxem.GMM(4, "spherical").bind, x, weights)
     gmm = mixture.make_params([0.25] * 4, mean=near, covariance=[1.0] * 4)
     for model, params, centre in (
         (kmeans, KMeansParams(jnp.asarray(near), jnp.int32(0)), lambda p: p.centroids),
@@ -133,7 +134,7 @@ def test_an_exchange_is_hartigans(iris):
     """Of each cluster the row whose move lowers the distortion most, by what the formula says, weights and all."""
     rng = np.random.default_rng(3)
     x, w = jnp.asarray(rng.normal(size=(60, 3))), jnp.asarray(rng.uniform(0.5, 3.0, 60))
-    model = jaxem.KMeans(4).bind(x, w)
+    model = compiled(jaxem.KMeans(4).bind, x, w)
     fit = jaxem.fit(jaxem.KMeans(4), x, key=KEY, weights=w, algorithm=EM(), stop=jaxem.Stop(atol=0.0, rtol=1e-12))
     label, params = np.asarray(fit.predict(x)), fit.params
 
@@ -157,7 +158,8 @@ def test_an_exchange_is_hartigans(iris):
             new[best[1][0]] = best[1][1]
     assert (new != label).any()
     means = np.stack([np.average(np.asarray(x)[new == k], 0, np.asarray(w)[new == k]) for k in range(4)])
-    np.testing.assert_allclose(model.at(params).exchanged(x, w).centroids, means, rtol=1e-12, atol=1e-12)
+    found = jax.jit(lambda params: model.at(params).exchanged(x, w).centroids)(params)
+    np.testing.assert_allclose(found, means, rtol=1e-12, atol=1e-12)
 
 
 CASES = {
@@ -213,9 +215,9 @@ def test_a_swap_is_chosen_among_rows_that_weigh_something():
     centres = np.array([[0.0, 0], [9, 0], [0, 9], [9, 9]])
     x = np.repeat(centres, 3000, 0) + rng.normal(0, 0.5, (12_000, 2))
     w = np.arange(12_000) % 2.0
-    model = jaxem.KMeans(4).bind(jnp.asarray(x), jnp.asarray(w))
+    model = compiled(jaxem.KMeans(4).bind, jnp.asarray(x), jnp.asarray(w))
     params = KMeansParams(jnp.asarray([[-0.4, 0.0], [0.4, 0.0], [9.0, 0.0], [0.0, 9.0]]), jnp.int32(0))
-    after = np.asarray(swapped(model, params, jnp.asarray([0.3, 0.3, 0.6]), jnp.asarray(x), jnp.asarray(w)).centroids)
+    after = np.asarray(jax.jit(swapped)(model, params, np.array([0.3, 0.3, 0.6]), x, w).centroids)
     assert (after.min(1) > 6).sum() == 1
     # Which rows are looked at and which of them is drawn are two things: any row can be the place.
     move = jax.jit(lambda draws: swapped(model, params, draws, jnp.asarray(x), jnp.ones(12_000)).centroids)
@@ -234,7 +236,7 @@ def test_a_unit_changes_no_swap(iris, power):
 def test_a_chunked_model_moves_components_a_chunk_at_a_time(monkeypatch):
     seen = []
     x = jnp.asarray(np.random.default_rng(0).normal(size=(90, 2)))
-    inner = jaxem.GMM(3).bind(x, jnp.ones(90))
+    inner = compiled(jaxem.GMM(3).bind, x, jnp.ones(90))
     at = type(inner.at(inner.init(KEY, x, jnp.ones(90))))
     explain = at.explain
     monkeypatch.setattr(at, "explain", lambda self, data: (seen.append(data.shape[0]), explain(self, data))[1])

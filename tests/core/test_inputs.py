@@ -125,7 +125,7 @@ def test_make_params_names_what_does_not_fit():
 
 
 def test_criteria_do_not_apply_to_kmeans():
-    result = jaxem.fit(jaxem.KMeans(2), X, key=KEY)
+    result = jaxem.fit(jaxem.KMeans(2), X, key=KEY, algorithm=jaxem.EM())
     with pytest.raises(TypeError, match="bic, aic and icl do not apply"):
         jaxem.bic(result, X)
     with pytest.raises(TypeError, match="no density"):
@@ -146,7 +146,7 @@ def test_a_lossy_cast_to_float32_is_said_aloud():
 
 def test_nothing_handed_in_is_changed_or_kept_by_reference():
     x, w = X.copy(), np.ones(10)
-    result = jaxem.fit(jaxem.KMeans(2), x, key=KEY, weights=w, max_steps=5)
+    result = jaxem.fit(jaxem.KMeans(2), x, key=KEY, algorithm=jaxem.EM(), weights=w, max_steps=5)
     before = jax.tree.map(np.array, result)
     np.testing.assert_array_equal(x, X)
     x[:], w[:] = 77.0, 5.0

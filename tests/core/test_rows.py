@@ -256,7 +256,8 @@ def test_a_fit_asks_the_model_inside_any_wrapper(fits):
     assert empirical.log_prob(REAL).shape == (16,)
     assert empirical.draw(key=KEY).mixing.shape == (2,)
     assert fits("chunked").sample(5, key=KEY)[0].shape == (5, 3)
-    many = jax.vmap(lambda key: jaxem.fit(jaxem.KMeans(2), REAL, key=key))(jax.random.split(KEY, 2))
+    go = lambda key: jaxem.fit(jaxem.KMeans(2), REAL, key=key, algorithm=jaxem.EM())
+    many = jax.jit(jax.vmap(go))(jax.random.split(KEY, 2))
     assert jax.vmap(lambda fit: fit.predict(REAL))(many).shape == (2, 16)
     with pytest.raises(AttributeError, match="a batch of fits has no predict; ask each"):
         _ = many.predict
@@ -309,7 +310,7 @@ def test_a_cast_that_loses_the_spread_is_told_of_any_dtype(dtype):
 
 def test_the_field_case_of_bursts_in_integer_seconds():
     t = (np.array([0, 1, 2, 3, 60, 61, 62, 63]) + 1_700_000_000)[:, None]
-    fit = jaxem.fit(jaxem.KMeans(2), t, key=KEY, num_restarts=4)  # x64
+    fit = jaxem.fit(jaxem.KMeans(2), t, key=KEY, algorithm=jaxem.EM(), num_restarts=4)  # x64
     np.testing.assert_allclose(np.sort(fit.params.centroids[:, 0]), [1700000001.5, 1700000061.5], rtol=0, atol=1e-6)
 
 
@@ -405,7 +406,7 @@ def test_columns_known_by_numbers_keep_their_order():
 
 
 def test_numbers_that_the_cast_would_make_infinite_are_refused():
-    fit = jaxem.fit(jaxem.KMeans(2), REAL.astype("f4"), key=KEY)
+    fit = jaxem.fit(jaxem.KMeans(2), REAL.astype("f4"), key=KEY, algorithm=jaxem.EM())
     far = REAL.copy()
     far[3, 2] = -1e39
     with jax.enable_x64(False):

@@ -619,4 +619,5 @@ def test_settings_at_their_bounds_are_welcome():
         assert int(fit(stop=stop).num_steps) == 1
     soft = jaxem.EM(jaxem.Tempered([2, 1]))
     assert int(fit(algorithm=soft).num_steps) == 1
-    assert jax.vmap(lambda t: fit(algorithm=jaxem.EM(jaxem.Tempered(t))).elbo.data)(jnp.ones(2)).shape == (2,)
+    heated = lambda t: fit(algorithm=jaxem.EM(jaxem.Tempered(t))).elbo.data
+    assert jax.jit(jax.vmap(heated))(np.ones(2)).shape == (2,)

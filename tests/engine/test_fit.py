@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from programs import compiled
 
 import jaxem
 from jaxem import Status
@@ -29,7 +30,7 @@ def table(iris):
 
 def test_the_result_is_consistent(iris, table):
     """The ELBO belongs to the params returned, and the trace to the steps counted."""
-    again = table.model.e_step(table.params, jnp.asarray(iris)).elbo_data
+    again = compiled(table.model.e_step, table.params, iris).elbo_data
     assert float(again) == pytest.approx(float(table.elbo.data), rel=1e-12)
     for trace, elbo, steps in zip(
         np.asarray(table.restarts.trace),
@@ -49,7 +50,7 @@ def test_num_steps_counts_m_steps(iris):
     by_hand = jaxem.fit(jaxem.GMM(3), iris, key=KEY, max_steps=0)
     params, model = by_hand.params, by_hand.model
     for _ in range(3):
-        params = model.m_step(params, model.e_step(params, jnp.asarray(iris)).stats)
+        params = compiled(model.m_step, params, compiled(model.e_step, params, iris).stats)
     three = jaxem.fit(jaxem.GMM(3), iris, key=KEY, params=by_hand.params, max_steps=3)
     assert three.status == Status.MAX_STEPS
     assert int(three.num_steps) == 3
@@ -63,9 +64,8 @@ def test_restarts_depend_on_their_own_key_alone(iris, table):
 
 
 def test_a_nan_neighbour_changes_nothing_and_never_wins(iris, table):
-    starts = jax.vmap(lambda i: table.model.init(jax.random.fold_in(KEY, i), jnp.asarray(iris), jnp.ones(150)))(
-        jnp.arange(12)
-    )
+    init = jax.vmap(lambda i: table.model.init(jax.random.fold_in(KEY, i), jnp.asarray(iris), jnp.ones(150)))
+    starts = jax.jit(init)(np.arange(12))
     clean = jaxem.fit(jaxem.GMM(3), iris, key=KEY, params=starts, **OPTIONS)
     poisoned = jax.tree.map(lambda a: a, starts)
     scale = poisoned.components.scale.at[5].set(1e-300)  # finite params whose density overflows
@@ -460,11 +460,19 @@ def test_given_proportions_of_a_users_model_sum_to_one():
 
 def test_starts_do_not_depend_on_how_many_are_drawn_at_once(iris, monkeypatch):
     """One by one from the host, by stages that models share, or all in one program: the same bits."""
-    for model in (jaxem.GMM(3), jaxem.GMM(3, "diag", num_active=2, init_size=100), jaxem.KMeans(4, init_size=100)):
-        few = jaxem.fit(model, iris, key=KEY, num_restarts=3, max_steps=0)
+    labels = np.where(np.arange(150) % 5 == 0, np.arange(150) // 50, -1)
+    for model, x in (
+        (jaxem.GMM(3), iris),
+        (jaxem.GMM(3, "diag", num_active=2, init_size=100), iris),
+        (jaxem.KMeans(4, init_size=100), iris),
+        (jaxem.partly_labelled(jaxem.GMM(3)), (iris, labels)),
+        (jaxem.HMM(jaxem.families.Gaussian("diag"), 3, init_size=40), iris.reshape(3, 50, 4)),  # of windows
+    ):
+        fit = lambda model=model, x=x: jaxem.fit(model, x, key=KEY, num_restarts=3, max_steps=0).restarts
+        few = fit()
         with monkeypatch.context() as patched:
             patched.setattr(_table, "FEW", 0)
-            assert_same(jaxem.fit(model, iris, key=KEY, num_restarts=3, max_steps=0).restarts, few.restarts)
+            assert_same(fit(), few)
 
 
 def test_models_share_the_programs_of_their_partitions(iris):

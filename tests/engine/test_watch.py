@@ -121,7 +121,14 @@ def interrupted(monkeypatch, when, **options):
 
     monkeypatch.setattr(_drive, "wait", waiting)
     monkeypatch.setattr(_drive, "SEGMENT", 1e-9)
-    return jaxem.fit(jaxem.KMeans(3), np.arange(12.0)[:, None] ** 2, key=KEY, callback=lambda seen: None, **options)
+    return jaxem.fit(
+        jaxem.KMeans(3),
+        np.arange(12.0)[:, None] ** 2,
+        key=KEY,
+        algorithm=jaxem.EM(),
+        callback=lambda seen: None,
+        **options,
+    )
 
 
 @pytest.mark.parametrize(("grace", "steps"), [(10.0, 2), (-1.0, 1)])
@@ -262,7 +269,9 @@ def test_inside_a_program_a_fit_has_the_same_bits_and_no_host(place):
 
     def go(value, **watched):
         model = value if place == "model" else jaxem.KMeans(3)
-        options = {"key": KEY, "max_steps": 20} | ({place: value} if place not in ("data", "model") else {})
+        options = {"key": KEY, "max_steps": 20, "algorithm": jaxem.EM()} | (
+            {place: value} if place not in ("data", "model") else {}
+        )
         return jaxem.fit(model, value if place == "data" else x, **options, **watched)
 
     assert_same(jax.jit(go)(values[place]).restarts, go(values[place]).restarts)
@@ -274,7 +283,7 @@ def test_inside_a_program_a_fit_has_the_same_bits_and_no_host(place):
 def test_refused_where_nothing_but_the_program_is_traced():
     x = np.arange(12.0)[:, None] ** 2
     with pytest.raises(TypeError, match="callback: expected None inside jit or vmap"):
-        jax.jit(lambda: jaxem.fit(jaxem.KMeans(3), x, key=KEY, callback=print))()
+        jax.jit(lambda: jaxem.fit(jaxem.KMeans(3), x, key=KEY, algorithm=jaxem.EM(), callback=print))()
 
 
 @pytest.mark.parametrize("algorithm", ["em", "gradient"])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.integrate
 import scipy.stats
+from programs import compiled
 
 from jaxem import expfam
 from jaxem.expfam import formulas
@@ -52,39 +53,50 @@ def test_scalars_against_quadrature(case):
     natural, second = family.natural(*params), family.natural(*other)
     p, q = peer(*params), peer(*other)
     expect = lambda f: scipy.integrate.quad(lambda x: p.pdf(x) * f(x), low, high, limit=400, points=[0.5])[0]
-    means = family.means(natural)
+    means = compiled(family.means, natural)
     for found, statistic in zip(means, range(2), strict=True):
         expected = expect(lambda x, s=statistic: STATISTICS[type(family).__name__](x)[s])
         assert float(found) == pytest.approx(expected, rel=1e-6)
-    assert float(family.entropy(natural)) == pytest.approx(float(p.entropy()), rel=1e-9)
-    assert float(family.kl(natural, second)) == pytest.approx(expect(lambda x: p.logpdf(x) - q.logpdf(x)), rel=1e-6)
+    assert float(compiled(family.entropy, natural)) == pytest.approx(float(p.entropy()), rel=1e-9)
+    assert float(compiled(family.kl, natural, second)) == pytest.approx(
+        expect(lambda x: p.logpdf(x) - q.logpdf(x)), rel=1e-6
+    )
     assert float(family.expected_log_prob(second, means)) == pytest.approx(expect(q.logpdf), rel=1e-6)
 
 
 @pytest.mark.parametrize(("family", "params", "other"), ALL, ids=IDS)
 def test_identities(family, params, other):
     natural, second = family.natural(*params), family.natural(*other)
-    assert bool(family.valid(natural))
-    again = family.conventional(natural)
-    close(tuple(again.values()), params, rtol=1e-9, atol=1e-12)
-    assert float(family.kl(natural, natural)) == pytest.approx(0, abs=1e-12)
-    assert float(family.kl(natural, second)) > 0.01
-    means = family.means(natural)
-    assert float(-family.expected_log_prob(natural, means)) == pytest.approx(float(family.entropy(natural)), rel=1e-12)
-    cross = -family.expected_log_prob(second, means)
-    assert float(cross - family.entropy(natural)) == pytest.approx(float(family.kl(natural, second)), rel=1e-9)
+
+    @jax.jit
+    def found(natural, second):
+        means, divergences = family.means(natural), [family.kl(natural, x) for x in (natural, second)]
+        crosses = [-family.expected_log_prob(x, means) for x in (natural, second)]
+        again = tuple(family.conventional(natural).values())
+        return family.valid(natural), again, divergences, crosses, family.entropy(natural)
+
+    valid, again, (none, divergence), (own, cross), entropy = found(natural, second)
+    assert bool(valid)
+    close(again, params, rtol=1e-9, atol=1e-12)
+    assert float(none) == pytest.approx(0, abs=1e-12)
+    assert float(divergence) > 0.01
+    assert float(own) == pytest.approx(float(entropy), rel=1e-12)
+    assert float(cross) - float(entropy) == pytest.approx(float(divergence), rel=1e-9)
 
 
 @pytest.mark.parametrize(("family", "params", "other"), ALL, ids=IDS)
 def test_plates(family, params, other):
     """Leading axes are plates: each element has its own normaliser, entropy and divergence."""
     pairs = [family.natural(*p) for p in (params, other, params)]
-    plates = jax.tree.map(lambda *leaves: jnp.stack(leaves), *pairs)
-    for method in (family.log_normaliser, family.entropy, family.valid):
-        np.testing.assert_allclose(method(plates), [method(one) for one in pairs], rtol=1e-12, atol=1e-12)
-    close(jax.tree.map(lambda a: a[1], family.means(plates)), family.means(pairs[1]), rtol=1e-12, atol=1e-12)
-    narrow = jax.tree.map(lambda a: a.astype(jnp.float32), plates)
-    assert family.entropy(narrow).dtype == jnp.float32
+    plates = jax.tree.map(lambda *leaves: np.stack(leaves), *pairs)
+    asked = family.log_normaliser, family.entropy, family.valid, family.means
+    answers = jax.jit(lambda natural: [method(natural) for method in asked])
+    (*found, means), each = answers(plates), [answers(one) for one in pairs]
+    for which, values in enumerate(found):
+        np.testing.assert_allclose(values, [one[which] for one in each], rtol=1e-12, atol=1e-12)
+    close(jax.tree.map(lambda a: a[1], means), each[1][3], rtol=1e-12, atol=1e-12)
+    narrow = jax.tree.map(lambda a: a.astype(np.float32), plates)
+    assert jax.eval_shape(family.entropy, narrow).dtype == jnp.float32
 
 
 def test_vectors_against_closed_forms():
@@ -190,18 +202,16 @@ def test_modes(family, params, other):
     top = delta.means(natural)
     assert bool(delta.valid(natural))
     assert float(delta.entropy(natural)) == 0
-    points = jax.tree.map(
-        lambda *leaves: jnp.stack(leaves), *[_statistics(family, top, size) for size in np.linspace(-0.1, 0.1, 21)]
-    )
-    many = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (21, *leaf.shape)), natural)
-    densities = np.asarray(family.inner(many, points))
+    points = jax.jit(jax.vmap(lambda size: _statistics(family, top, size)))(np.linspace(-0.1, 0.1, 21))
+    many = jax.tree.map(lambda leaf: np.broadcast_to(leaf[None], (21, *leaf.shape)), natural)
+    densities = np.asarray(compiled(family.inner, many, points))
     assert densities.argmax() == 10 or np.ptp(densities) < 1e-12
     assert float(family.inner(natural, top)) == pytest.approx(densities[10], rel=1e-9)
 
 
 def _statistics(family, top, size):
     """t(x) at a point `size` away from the point with statistics `top`, in every coordinate."""
-    name, up = type(family).__name__, np.exp(size)
+    name, up = type(family).__name__, jnp.exp(size)
     if name == "Normal":
         return type(top)(top.x + size, (top.x + size) ** 2)
     if name == "Gamma":
@@ -232,20 +242,20 @@ def test_draws_have_the_means_and_the_density(family, params, other):
     """Averages over a plate of draws: E[t(x)] and E[-log p(x)], within five standard errors; plates are independent."""
     num = 20_000
     natural = family.natural(*params)
-    plate = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (num, *leaf.shape)), natural)
-    draws = family.draw(jax.random.key(1), plate)
+    plate = jax.tree.map(lambda leaf: np.broadcast_to(leaf[None], (num, *leaf.shape)), natural)
+    draws = compiled(family.draw, jax.random.key(1), plate)
     assert isinstance(draws, family.Statistics)
-    for found, mean in zip(draws, family.means(natural), strict=True):
+    for found, mean in zip(draws, compiled(family.means, natural), strict=True):
         error = np.std(found, 0) / np.sqrt(num)
         np.testing.assert_array_less(np.abs(np.mean(found, 0) - mean), 5 * error + 1e-12)
-    surprise = -np.asarray(family.expected_log_prob(plate, draws))
+    surprise = -np.asarray(compiled(family.expected_log_prob, plate, draws))
     assert surprise.mean() == pytest.approx(
-        float(family.entropy(natural)), abs=5 * surprise.std() / np.sqrt(num) + 1e-9
+        float(compiled(family.entropy, natural)), abs=5 * surprise.std() / np.sqrt(num) + 1e-9
     )
-    one = family.draw(jax.random.key(1), natural)
+    one = jax.eval_shape(family.draw, jax.random.key(1), natural)
     for leaf, point in zip(one, natural, strict=True):
         assert leaf.shape == point.shape
-    narrow = family.draw(jax.random.key(1), jax.tree.map(lambda leaf: leaf.astype(jnp.float32), plate))
+    narrow = jax.eval_shape(family.draw, jax.random.key(1), jax.tree.map(lambda a: a.astype(np.float32), plate))
     assert all(leaf.dtype == jnp.float32 for leaf in narrow)
     close(expfam.Delta(family).draw(jax.random.key(1), natural), family.at_mode(natural), rtol=0)
 
@@ -254,8 +264,8 @@ def test_draws_have_the_means_and_the_density(family, params, other):
 def test_the_statistics_of_a_draw_are_of_one_point(family, params, other):
     """Each draw lies on the manifold t(x): what one statistic says of x, the others say too."""
     name = type(family).__name__
-    plate = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (50, *leaf.shape)), family.natural(*params))
-    t = jax.tree.map(np.asarray, family.draw(jax.random.key(2), plate))
+    plate = jax.tree.map(lambda leaf: np.broadcast_to(leaf[None], (50, *leaf.shape)), family.natural(*params))
+    t = jax.tree.map(np.asarray, compiled(family.draw, jax.random.key(2), plate))
     if name in ("Normal", "MultivariateNormal"):
         np.testing.assert_allclose(t.xx, t.x**2 if name == "Normal" else t.x[:, :, None] * t.x[:, None, :], rtol=1e-12)
     elif name == "Gamma":
@@ -280,13 +290,14 @@ def test_the_statistics_of_a_draw_are_of_one_point(family, params, other):
 
 
 def test_impossible_states_are_never_drawn_and_tiny_shapes_keep_their_logarithm():
-    logits = expfam.Categorical().natural(jnp.broadcast_to(jnp.array([0.0, 0.4, 0.6])[None], (500, 3)))
-    draws = expfam.Categorical().draw(jax.random.key(0), logits)
+    logits = expfam.Categorical().natural(np.broadcast_to(np.array([0.0, 0.4, 0.6])[None], (500, 3)))
+    draws = compiled(expfam.Categorical().draw, jax.random.key(0), logits)
     assert float(draws.one_hot[:, 0].sum()) == 0
     assert np.all(np.isfinite(expfam.Categorical().expected_log_prob(logits, draws)))
-    small = jnp.full((200, 3), 1e-4)
-    assert np.all(np.isfinite(expfam.Dirichlet().draw(jax.random.key(0), expfam.Dirichlet().natural(small)).log))
-    pair = expfam.Beta().draw(jax.random.key(0), expfam.Beta().natural(small, small))
+    small = np.full((200, 3), 1e-4)
+    drawn = compiled(expfam.Dirichlet().draw, jax.random.key(0), expfam.Dirichlet().natural(small))
+    assert np.all(np.isfinite(drawn.log))
+    pair = compiled(expfam.Beta().draw, jax.random.key(0), expfam.Beta().natural(small, small))
     assert np.all(np.isfinite(pair.log))
     assert np.all(np.isfinite(pair.log1m))
 

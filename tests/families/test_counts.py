@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from programs import compiled
 
 import jaxem
 from jaxem import families, likelihoods
@@ -48,7 +49,8 @@ def test_float32_log_probabilities_of_any_count(share):
         x = np.maximum(around(size * share, size), 0)
         # The other components are far away, one of them where an outlier would be.
         rate = np.float32(size * np.array([[1.0, 1.05], [1.5, 0.5], [1e7, 1e3]]))
-        found = np.asarray(families.Poisson().log_prob(families.Poisson().make_params(rate=rate), jnp.asarray(x)))
+        params = families.Poisson().make_params(rate=rate)
+        found = np.asarray(compiled(families.Poisson().log_prob, params, x.astype(np.float32)))
         right = log_poisson(x[:, None], rate[None]).sum(2)
         assert found.dtype == np.float32
         bound = 2e-5 + 4e-6 * ((x - rate[0]) ** 2 / size).sum(1)
@@ -56,7 +58,8 @@ def test_float32_log_probabilities_of_any_count(share):
         np.testing.assert_allclose(found, right.astype(float), rtol=4e-6, atol=2e-5)
         n = int(np.float32(4 * size))
         family, prob = families.Binomial(n), np.float32([[0.25, 0.25], [0.1, 0.7]])
-        found = np.asarray(family.log_prob(family.make_params(prob=prob), jnp.asarray(np.minimum(x, n))))
+        counts = np.minimum(x, n).astype(np.float32)
+        found = np.asarray(compiled(family.log_prob, family.make_params(prob=prob), counts))
         right = log_binomial(np.minimum(x, n)[:, None], n, prob[None]).sum(2)
         np.testing.assert_allclose(found, right.astype(float), rtol=4e-6, atol=5e-5)
 
@@ -101,16 +104,16 @@ def test_derivatives_of_log_probabilities():
     value = lambda rate: jnp.where(
         rate[:, 0] > 0, families.Poisson().log_prob(families.poisson.PoissonParams(rate), x), 0
     )
-    gradient = jax.grad(lambda rate: value(rate)[:, :3].sum())(rate)
+    gradient = jax.jit(jax.grad(lambda rate: value(rate)[:, :3].sum()))(rate)
     np.testing.assert_allclose(gradient[:3, 0], 3 / rate[:3, 0] - 2, atol=1e-12)
     assert np.isfinite(gradient).all()
     for n in (16, 5000):
         x = jnp.array([[0.0, 3.0, 8.0, n]])
         outputs = jnp.array([[1.0, -1.0, 0.01, 3.0]])
-        gradient = jax.grad(lambda o, n=n, x=x: likelihoods.Binomial(n).log_prob((), o, x).sum())(outputs)
+        gradient = jax.jit(jax.grad(lambda o, n=n, x=x: likelihoods.Binomial(n).log_prob((), o, x).sum()))(outputs)
         np.testing.assert_allclose(gradient, x - n * jax.nn.sigmoid(outputs), rtol=1e-9, atol=1e-9)
     x, outputs = jnp.array([[0.0, 3.0, 1e6]]), jnp.array([[1.0, 1.0, 13.8]])
-    gradient = jax.grad(lambda o: likelihoods.Poisson().log_prob((), o, x).sum())(outputs)
+    gradient = jax.jit(jax.grad(lambda o: likelihoods.Poisson().log_prob((), o, x).sum()))(outputs)
     np.testing.assert_allclose(gradient, x - jnp.exp(outputs), rtol=1e-9)
 
 
@@ -134,30 +137,33 @@ UNLIKELY = [
 @pytest.mark.parametrize(("family", "values", "bad"), IMPOSSIBLE, ids=lambda v: getattr(type(v), "__name__", None))
 def test_families_give_impossible_values_no_probability(family, values, bad):
     params = family.make_params(**{k: v if k == "probs" else np.asarray(v) for k, v in values.items()})
-    found = family.log_prob(params, jnp.asarray(bad, float)[:, None])
-    np.testing.assert_array_equal(found, -np.inf)
-    assert np.isfinite(family.log_prob(params, jnp.ones((1, 1))))[0, 0]
+    rows = np.append(np.asarray(bad, float), 1.0)[:, None]
+    found = np.asarray(compiled(family.log_prob, params, rows))
+    np.testing.assert_array_equal(found[:-1], -np.inf)
+    assert np.isfinite(found[-1, 0])
 
 
 @pytest.mark.parametrize(("likelihood", "width", "bad"), UNLIKELY, ids=lambda v: getattr(type(v), "__name__", None))
 def test_likelihoods_give_impossible_values_no_probability(likelihood, width, bad):
-    found = likelihood.log_prob((), jnp.zeros((len(bad), width)), jnp.asarray(bad, float)[:, None])
-    np.testing.assert_array_equal(found, -np.inf)
-    assert np.isfinite(likelihood.log_prob((), jnp.zeros((1, width)), jnp.ones((1, 1)))).all()
+    rows = np.append(np.asarray(bad, float), 1.0)[:, None]
+    found = np.asarray(compiled(likelihood.log_prob, (), np.zeros((len(rows), width)), rows))
+    np.testing.assert_array_equal(found[:-1], -np.inf)
+    assert np.isfinite(found[-1])
 
 
 def test_draws_have_the_mean_and_variance_of_any_rate():
     num, family = 40_000, families.Poisson()
     rates = np.float32([0.5, 50, 1e5, 1.01e5, 3e9, 1e12])
-    x = np.asarray(family.sample(KEY, family.make_params(rate=rates[None]), jnp.zeros(num, int)), np.float64)
+    x = np.asarray(compiled(family.sample, KEY, family.make_params(rate=rates[None]), np.zeros(num, int)), np.float64)
     np.testing.assert_allclose((x.mean(0) - rates) / np.sqrt(rates / num), 0, atol=4)
     assert (np.abs(x.var(0) / rates - 1) < 4 * np.sqrt((2 + 1 / rates) / num)).all()
     outputs = jnp.broadcast_to(jnp.log(rates)[None], (num, 6))
-    y = np.asarray(likelihoods.Poisson().sample(KEY, (), outputs), np.float64)
+    y = np.asarray(compiled(likelihoods.Poisson().sample, KEY, (), outputs), np.float64)
     np.testing.assert_allclose(y.mean(0) / rates, 1, atol=0.03)
     for n in (20, 10**6, 10**12):
         family, prob = families.Binomial(n), np.float32([1e-8, 0.001, 0.3, 0.5, 1])
-        x = np.asarray(family.sample(KEY, family.make_params(prob=prob[None]), jnp.zeros(num, int)), np.float64)
+        params = family.make_params(prob=prob[None])
+        x = np.asarray(compiled(family.sample, KEY, params, np.zeros(num, int)), np.float64)
         p = prob.astype(float)
         spread = n * p * (1 - p)
         assert (np.abs(x.mean(0) - n * p) <= 4 * np.sqrt(spread / num) + 1e-7 * n * p).all()
@@ -180,12 +186,13 @@ def test_counts_arranged_for_a_fit_say_the_same(dtype):
         components = {"a": params} if isinstance(data, dict) else params
         params = type(model).params_type(jnp.asarray([0.5, 0.5], dtype), components)
         assert model.arrange(data) is data or isinstance(data, dict)  # not bound: nothing to be relative to
-        model = model.bind(data, jnp.ones(200, dtype))
+        model = compiled(model.bind, data, jnp.ones(200, dtype))
         rows = model.arrange(data)
         assert all(leaf.shape[0] == 200 for leaf in jax.tree.leaves(rows))
-        plain, arranged = model.at(params).log_joint(data), model.at(params).log_joint(rows)
+        plain, arranged = (compiled(model.log_joint, params, d) for d in (data, rows))
         np.testing.assert_allclose(arranged, plain, rtol=1e-12 if dtype == np.float64 else 2e-6)
-        plain, arranged = (model.at(params).e_step(d, jnp.ones(200, dtype), jaxem.Exact()) for d in (data, rows))
+        e_step = jax.jit(lambda m, p, d: m.at(p).e_step(d, jnp.ones(200, dtype), jaxem.Exact()))
+        plain, arranged = (e_step(model, params, d) for d in (data, rows))
         for a, b in zip(*map(jax.tree.leaves, (arranged, plain)), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-12 if dtype == np.float64 else 2e-6)
 
@@ -193,7 +200,7 @@ def test_counts_arranged_for_a_fit_say_the_same(dtype):
 def test_no_counts_among_arranged_rows():
     """Within a caller's program nothing was looked at: -inf, as for rows as they are."""
     x = jnp.array([[1.0, 2.0], [-1.0, 2.0], [0.5, 2.0], [jnp.nan, 2.0], [0.0, 0.0]])
-    family = families.Poisson().bind(jnp.array([[1.0, 2.0], [3.0, 0.0]]), jnp.ones(2))
+    family = compiled(families.Poisson().bind, jnp.array([[1.0, 2.0], [3.0, 0.0]]), jnp.ones(2))
     params = family.make_params(rate=np.array([[1.0, 2.0], [0.0, 2.0]]))
     found = np.asarray(family.log_prob(params, family.arrange(x)))
     np.testing.assert_allclose(found, family.log_prob(params, x), rtol=1e-12)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 import scipy.stats
+from programs import compiled
 
 import jaxem
 from jaxem import constraints, families
@@ -85,7 +86,7 @@ def test_log_densities_agree_with_scipy(name, dtype):
     distribution, reference = CASES[name]
     rows = np.random.default_rng(0).uniform(0.1, 0.9, (7, 2)).astype(dtype)
     spec = {"loc": constraints.Real()} if "loc" in dir(distribution) else {"alpha": constraints.Positive()}
-    family = from_distribution(distribution, constraints=spec).bind(rows, jnp.ones(7, dtype))
+    family = compiled(from_distribution(distribution, constraints=spec).bind, rows, jnp.ones(7, dtype))
     params = family.start(3)
     assert {leaf.shape for leaf in params.values()} == {(3, 2)}
     assert {leaf.dtype for leaf in params.values()} == {jnp.dtype(dtype)}

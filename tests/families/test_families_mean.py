@@ -9,6 +9,7 @@ import pytest
 import scipy.optimize
 import scipy.special
 import scipy.stats
+from programs import compiled
 
 import jaxem
 from jaxem.families import Bernoulli, Binomial, Categorical, Exponential, Poisson
@@ -226,7 +227,7 @@ def test_optimum_agrees_with_scipy(case, a, fits):
         np.testing.assert_allclose(found, expected[order], atol=1e-5, rtol=1e-5)
     constant = 0.0
     if a:  # ELBO.params is the log prior up to a constant, the same at any params
-        family = with_prior(case, a).bind(jnp.asarray(case.data, float), jnp.asarray(WEIGHTS))
+        family = compiled(with_prior(case, a).bind, jnp.asarray(case.data, float), jnp.asarray(WEIGHTS))
         planted = family.make_params(**case.values)
         constant = case.log_prior(case.values, a, data_mean(case)) - float(family.elbo_params(planted))
     assert float(fit.elbo.total) + constant == pytest.approx(objective, abs=1e-8)
@@ -240,9 +241,9 @@ def test_mode_of_one_component(case):
     probe = case.family.make_params(**first)
     m0 = np.asarray(case.family._mean(probe))[0]
     given = tuple(p[0] for p in probe.probs) if isinstance(case.family, Categorical) else m0
-    family = with_prior(case, a, given).bind(x, jnp.asarray(WEIGHTS))
-    stats = family.statistics(probe, x, jnp.asarray(WEIGHTS)[:, None])
-    found = plain(family.m_step(probe, stats))
+    family = compiled(with_prior(case, a, given).bind, x, jnp.asarray(WEIGHTS))
+    stats = compiled(family.statistics, probe, x, WEIGHTS[:, None])
+    found = plain(compiled(family.m_step, probe, stats))
     expected = case.mode(data_mean(case), WEIGHTS.sum(), a, m0)
     for f, e in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
         np.testing.assert_allclose(f, e, rtol=1e-12)
@@ -256,12 +257,12 @@ def test_zero_strength_is_maximum_likelihood_bitwise_and_nobody_keeps_params(cas
     stats = case.family.statistics(params, x, jnp.asarray(resp))
     given = tuple(p[0] for p in PROBS) if isinstance(case.family, Categorical) else np.full(x.shape[1], 0.3)
     none = case.family.m_step(params, stats)  # not bound: no prior at all
-    zero = with_prior(case, 0.0, given).bind(x, jnp.asarray(WEIGHTS))
+    zero = compiled(with_prior(case, 0.0, given).bind, x, jnp.asarray(WEIGHTS))
     for found, expected, old in zip(*map(jax.tree.leaves, (zero.m_step(params, stats), none, params)), strict=True):
         np.testing.assert_array_equal(found, expected)
         np.testing.assert_allclose(found[1], old[1], rtol=1e-15)
     assert float(zero.elbo_params(params)) == 0.0
-    some = with_prior(case, STRENGTH, given).bind(x, jnp.asarray(WEIGHTS))
+    some = compiled(with_prior(case, STRENGTH, given).bind, x, jnp.asarray(WEIGHTS))
     pseudo = np.concatenate([np.ravel(p) for p in given]) if isinstance(given, tuple) else given
     np.testing.assert_allclose(some._mean(some.m_step(params, stats))[1], pseudo, rtol=1e-12)
 
@@ -389,7 +390,7 @@ def test_a_start_is_off_the_boundary_where_the_data_are():
     item = np.arange(40) % 2
     x = jnp.asarray(np.stack([item, item, item, np.arange(40) % 3 == 0], 1), float)
     for family in (Bernoulli(), Categorical((2, 2, 2, 2)), Binomial(1), Poisson()):
-        model = jaxem.Mixture(family, 2).bind(x, jnp.ones(40))
+        model = compiled(jaxem.Mixture(family, 2).bind, x, jnp.ones(40))
         params = jax.jit(model.init)(KEY, x, jnp.ones(40))
         assert all(np.all(np.asarray(leaf) > 0.01) for leaf in jax.tree.leaves(params.components))
         step = jax.jit(lambda model, params: model.m_step(params, model.e_step(params, x).stats))

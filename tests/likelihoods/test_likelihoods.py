@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from programs import compiled
 from scipy import stats
 
 from jaxem import likelihoods
@@ -29,14 +30,14 @@ def case(name, standardise=False):
     x = jnp.asarray(x, float)
     likelihood.validate(x)
     start = likelihood.standardise if standardise else likelihood.init
-    return likelihood, start(x, jnp.ones(6)), jnp.asarray(outputs), x
+    return likelihood, compiled(start, x, np.ones(6)), jnp.asarray(outputs), x
 
 
 @pytest.mark.parametrize("standardise", [False, True])
 @pytest.mark.parametrize("name", CASES)
 def test_against_distrax(name, standardise):
     likelihood, params, outputs, x = case(name, standardise)
-    found = likelihood.log_prob(params, outputs, x)
+    found = compiled(likelihood.log_prob, params, outputs, x)
     assert found.shape == (6,)
     assert found.dtype == x.dtype
     given = likelihood.distribution(params, outputs)
@@ -69,10 +70,12 @@ def test_against_scipy():
         "poisson": stats.poisson(np.exp(OUT)),
     }.items():
         likelihood, params, outputs, x = case(name)
-        np.testing.assert_allclose(likelihood.log_prob(params, outputs, x), expected.logpmf(x).sum(1), rtol=1e-10)
+        np.testing.assert_allclose(
+            compiled(likelihood.log_prob, params, outputs, x), expected.logpmf(x).sum(1), rtol=1e-10
+        )
     likelihood, params, outputs, x = case("fixed")
     np.testing.assert_allclose(
-        likelihood.log_prob(params, outputs, x), stats.norm(OUT, 0.7).logpdf(x).sum(1), rtol=1e-12
+        compiled(likelihood.log_prob, params, outputs, x), stats.norm(OUT, 0.7).logpdf(x).sum(1), rtol=1e-12
     )
 
 
@@ -94,8 +97,8 @@ def independent(name, x):
 @pytest.mark.parametrize("name", CASES)
 def test_an_output_of_zero_says_that_columns_are_independent(name):
     likelihood, _, outputs, x = case(name)
-    params = likelihood.standardise(x, jnp.asarray(WEIGHTS))
-    found = likelihood.log_prob(params, jnp.zeros_like(outputs), x)
+    params = compiled(likelihood.standardise, x, WEIGHTS)
+    found = compiled(likelihood.log_prob, params, jnp.zeros_like(outputs), x)
     gap = (independent(name, np.asarray(x)) - found)[WEIGHTS > 0]
     unseen = 3 * np.log1p(0.5 / 8.5) if name == "categorical" else 0  # half an observation for levels of no row
     assert (gap > -1e-8).all()
@@ -107,8 +110,8 @@ def test_columns_of_one_value_have_finite_coordinates(name):
     likelihood, _, outputs, _ = case(name)
     for value in {"bernoulli": (0.0, 1.0), "binomial": (0.0, 16.0)}.get(name, (0.0,)):
         x = jnp.full((6, 3), value)
-        params = likelihood.standardise(x, jnp.ones(6))
-        found = likelihood.log_prob(params, jnp.zeros_like(outputs), x)
+        params = compiled(likelihood.standardise, x, np.ones(6))
+        found = compiled(likelihood.log_prob, params, jnp.zeros_like(outputs), x)
         assert ((found > -0.6) & (found <= 0)).all()  # half an observation of another value
         inputs = likelihood.inputs(x, jnp.ones(6))
         assert inputs == () or (inputs.scale == 0.5).all()

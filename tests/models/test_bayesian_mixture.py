@@ -144,7 +144,7 @@ def test_the_elbo_is_below_the_evidence_by_at_least_the_orders_of_well_separated
 def test_the_best_of_one_count_model_is_below_its_evidence():
     x = PLANTED["poisson"][1][[0, 1, 2, 50, 51, 52, 53]]
     model = jaxem.BayesianMixture(families.Poisson(), 2, prior_of("poisson"), concentration=0.4)
-    fit = jaxem.fit(model, x, key=KEY, num_restarts=8, stop=TIGHT, max_steps=1000)
+    fit = jaxem.fit(model, x, key=KEY, num_restarts=4, stop=TIGHT, max_steps=1000)
     terms = []
     for z in itertools.product([0, 1], repeat=len(x)):
         z = np.array(z)
@@ -225,7 +225,7 @@ def test_sticks():
         mean, rest = law.mean(sticks)
         assert float(mean.sum() + rest) == pytest.approx(1, rel=1e-12)
         assert (float(rest) == 0) == fixed
-        draws = jax.vmap(lambda key: law.draw(key, sticks)[0])(jax.random.split(KEY, 20000))
+        draws = jax.jit(jax.vmap(lambda key: law.draw(key, sticks)[0]))(jax.random.split(KEY, 20000))
         np.testing.assert_allclose(jnp.exp(draws).mean(0), mean, atol=4e-3)
 
 
@@ -239,7 +239,7 @@ def test_no_other_order_of_the_sticks_is_better():
 def test_a_process_finds_two_kinds_of_eruption_whatever_the_truncation(faithful):
     for truncation in ("free", "fixed"):
         model = jaxem.BayesianGMM(6, mixing="dirichlet_process", truncation=truncation)
-        fit = jaxem.fit(model, faithful, key=KEY, num_restarts=8, max_steps=1000)
+        fit = jaxem.fit(model, faithful, key=KEY, num_restarts=4, max_steps=1000)
         pruned = fit.model.pruning(fit.params)
         assert pruned.kept.tolist() == [True, True, False, False, False, False]
         assert fit.params.mixing.position.tolist() == list(range(6))
@@ -281,7 +281,7 @@ def test_draws_have_the_posteriors_moments(shape, blobs):
     draws = jax.jit(jax.vmap(lambda key: model.draw(params, key=key)))(jax.random.split(KEY, 4000))
     np.testing.assert_allclose(draws.mixing.mean(0), model.expected_mixing(params), atol=5e-3)
     np.testing.assert_allclose(draws.components.mean.mean(0), params.components.plug.mean, atol=0.05)
-    precision = np.linalg.inv(jax.vmap(lambda c: c.covariance)(draws.components)).mean(0)
+    precision = np.linalg.inv(jax.jit(jax.vmap(lambda c: c.covariance))(draws.components)).mean(0)
     expected = np.linalg.inv(params.components.plug.covariance)
     np.testing.assert_allclose(precision, expected, rtol=0.05, atol=0.02 * expected.max())
     x, z = model.sample(params, 50, key=KEY)
@@ -309,7 +309,7 @@ def test_stochastic_variational_inference_ends_near_the_optimum(faithful):
     x = np.tile(faithful, (20, 1))
     model = jaxem.BayesianGMM(2)
     batch = jaxem.fit(model, x, key=KEY)
-    start = model.bind(jnp.asarray(x), jnp.ones(len(x))).init(KEY, jnp.asarray(x[::20]), jnp.ones(272))
+    start = bind(model, x, np.ones(len(x))).init(KEY, jax.device_put(x[::20]), jax.device_put(np.ones(272)))
     online = jaxem.fit(model, x, key=KEY, params=start, algorithm=jaxem.OnlineEM(272, key=KEY), max_steps=5)
     one = float(jaxem.fit(jaxem.BayesianGMM(1), x, key=KEY).elbo.total)
     assert (float(batch.elbo.total) - float(online.elbo.total)) / (float(batch.elbo.total) - one) < 0.01
@@ -356,9 +356,11 @@ def test_hostile_data():
     far = jaxem.fit(jaxem.BayesianGMM(3, concentration=0.01), x + 1e8, key=KEY, num_restarts=4)
     assert float(far.elbo.total) == pytest.approx(float(fit.elbo.total), abs=1e-3)
     weights = np.r_[np.ones(40), np.zeros(20)]
-    part = jaxem.fit(jaxem.BayesianGMM(2), np.where(weights[:, None] > 0, x, 1e6), key=KEY, weights=weights)
+    model = jaxem.BayesianGMM(3, concentration=0.01)  # of the same shapes, all by the same programs
+    hidden = np.where(weights[:, None] > 0, x, 1e6)
+    part = jaxem.fit(model, hidden, key=KEY, num_restarts=4, weights=weights)
     assert float(part.model.pruning(part.params).count.sum()) == pytest.approx(40)
-    equal = jaxem.fit(jaxem.BayesianGMM(2), np.full((5, 2), 3.0), key=KEY)
+    equal = jaxem.fit(model, np.full((60, 3), 3.0), key=KEY, num_restarts=4)
     assert np.isfinite(float(equal.elbo.total))
     narrow = jaxem.fit(jaxem.BayesianGMM(3, concentration=0.01), x.astype(np.float32), key=KEY, num_restarts=4)
     assert narrow.elbo.total.dtype == jnp.float32

@@ -74,7 +74,7 @@ def test_iris_from_random_points_refuses_the_spike(reference, iris, seed):
 def test_starts_differ_as_named(iris):
     ends = {}
     for init in ("kmeans", "kmeans++", "random_points", "random_resp"):
-        result = jaxem.fit(jaxem.GMM(3, init_method=init), iris, key=KEY, num_restarts=2, max_steps=0)
+        result = jaxem.fit(jaxem.GMM(3, init_method=init), iris, key=KEY, max_steps=0)
         assert int(result.num_steps) == 0
         assert np.isfinite(result.elbo.total)
         ends[init] = float(result.elbo.data)
@@ -123,7 +123,13 @@ def test_num_parameters():
     counts = {"full": 2 + 12 + 30, "tied": 2 + 12 + 10, "diag": 2 + 12 + 12, "spherical": 2 + 12 + 3}
     for covariance, count in counts.items():
         model = jaxem.GMM(3, covariance)
-        params = jaxem.fit(model, np.random.default_rng(0).normal(size=(20, 4)), key=KEY, max_steps=0).params
+        matrices = {
+            "full": np.stack([np.eye(4)] * 3),
+            "tied": np.eye(4),
+            "diag": np.ones((3, 4)),
+            "spherical": np.ones(3),
+        }
+        params = model.make_params(np.full(3, 1 / 3), mean=np.zeros((3, 4)), covariance=matrices[covariance])
         assert model.num_parameters(params) == count
 
 
@@ -273,14 +279,14 @@ def test_one_row_in_one_column(covariance):
 def test_zero_weights_hide_rows(blobs):
     outlier = np.concatenate([blobs, [[1e6, -1e6]]])
     weights = np.r_[np.ones(120), 0.0]
-    a = jaxem.fit(jaxem.GMM(3), outlier, key=KEY, weights=weights, num_restarts=4)
-    b = jaxem.fit(jaxem.GMM(3), blobs, key=KEY, num_restarts=4)
+    a = jaxem.fit(jaxem.GMM(3), outlier, key=KEY, weights=weights, num_restarts=3)
+    b = jaxem.fit(jaxem.GMM(3), blobs, key=KEY, num_restarts=3)
     np.testing.assert_allclose(a.elbo.total, b.elbo.total, rtol=1e-8)
 
 
 @pytest.mark.parametrize("init_method", ["kmeans", "random_points"])
 def test_num_active_is_the_smaller_mixture_and_compiles_nothing(faithful, init_method):
-    options = {"key": KEY, "num_restarts": 8, "max_steps": 500}
+    options = {"key": KEY, "num_restarts": 4, "max_steps": 500}
     model = lambda num: jaxem.GMM(4, "tied", init_method=init_method, num_active=num)
     two = jaxem.fit(model(2), faithful, **options)
     compiled = advance._cache_size()

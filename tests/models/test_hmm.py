@@ -5,7 +5,9 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from programs import compiled
 
 import jaxem
 from jaxem import EM, HMM, BayesianHMM, Hard, Status, Stop, Tempered, families, sequences
@@ -222,7 +224,7 @@ def test_a_step_without_observation_is_summed_over(counts, fitted):
     np.testing.assert_allclose(fitted.log_prob(data)[0], evidence, rtol=1e-12)
     np.testing.assert_allclose(fitted.posterior(data)[0], posterior, atol=1e-12)
     np.testing.assert_array_equal(fitted.predict(data)[0], best)
-    stats = fitted.model.e_step(fitted.params, data).stats
+    stats = compiled(fitted.model.e_step, fitted.params, data).stats
     np.testing.assert_allclose(stats.count.transition.sum(), 7, rtol=1e-12)  # the chain goes on meanwhile
     whole = jaxem.fit(HMM(families.Poisson(), 2), data, key=KEY, max_steps=3)
     assert np.isfinite(whole.elbo.total)
@@ -260,14 +262,14 @@ def test_known_and_forbidden_states(counts):
 )
 def test_algorithms_reach_the_same_optimum(counts, fitted, algorithm, gap):
     fit = jaxem.fit(HMM(families.Poisson(), 2), counts[0], key=KEY, algorithm=algorithm, num_restarts=2)
-    score = fit.model.e_step(fit.params, counts[0], rule=jaxem.Exact()).elbo_data
+    score = np.sum(fit.log_prob(counts[0]))
     assert fitted.elbo.data - gap <= score <= fitted.elbo.data + 1e-6
 
 
 def test_weights_and_chunks(counts, fitted):
     series = counts[0]
-    twice = jaxem.fit(HMM(families.Poisson(), 2), [*series, series[0]], key=KEY, num_restarts=2)
-    weighed = jaxem.fit(HMM(families.Poisson(), 2), series, key=KEY, weights=[2, 1, 1, 1], num_restarts=2)
+    twice = jaxem.fit(HMM(families.Poisson(), 2), [*series, series[0]], key=KEY, num_restarts=4)
+    weighed = jaxem.fit(HMM(families.Poisson(), 2), series, key=KEY, weights=[2, 1, 1, 1], num_restarts=4)
     np.testing.assert_allclose(weighed.elbo.data, twice.elbo.data, atol=1e-4)
     assert float(weighed.total_weight) == 166
     parts = jaxem.fit(jaxem.chunked(HMM(families.Poisson(), 2), 3), series, key=KEY, num_restarts=4)
@@ -287,10 +289,10 @@ def test_structure_of_the_chain(counts):
     given = jaxem.fit(HMM(families.Poisson(), 2, initial=np.array([0.25, 0.75])), series, key=KEY, max_steps=5)
     np.testing.assert_array_equal(given.params.initial, [0.25, 0.75])
     moving = HMM(families.Poisson(), 2, stationary=True)  # by gradients, the first state follows the rows
-    climbed = jaxem.fit(moving, series, key=KEY, algorithm=jaxem.GeneralizedEM(), max_steps=10)
+    algorithm = jaxem.GeneralizedEM(optax.sgd(0.1), num_steps=2)  # a line search evaluates the chain in many places
+    climbed = jaxem.fit(moving, series, key=KEY, algorithm=algorithm, max_steps=10)
     np.testing.assert_allclose(climbed.params.initial @ climbed.params.transition, climbed.params.initial, rtol=1e-9)
-    score = climbed.model.e_step(climbed.params, series).elbo_data
-    np.testing.assert_allclose(climbed.elbo.data, score, rtol=1e-10)
+    np.testing.assert_allclose(climbed.elbo.data, np.sum(climbed.log_prob(series)), rtol=1e-10)
     sticky = [jaxem.fit(HMM(families.Poisson(), 2, stickiness=s), series, key=KEY) for s in (0.0, 50.0)]
     assert np.all(np.diag(sticky[1].params.transition) > np.diag(sticky[0].params.transition))
     assert sticky[1].elbo.params < 0

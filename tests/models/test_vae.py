@@ -113,7 +113,7 @@ def binary():
 def quadrature(model, params, x):
     """(N,) log p(x) with one latent, by a fine grid."""
     z = jnp.linspace(-9, 9, 3001)
-    log_lik = jax.vmap(lambda v: model.log_lik(params, x)(jnp.full((x.shape[0], 1), v)))(z)
+    log_lik = jax.jit(jax.vmap(lambda v: model.log_lik(params, x)(jnp.full((x.shape[0], 1), v))))(z)
     return jax.nn.logsumexp(log_lik + stats.norm.logpdf(z)[:, None], 0) + np.log(z[1] - z[0])
 
 
@@ -222,7 +222,7 @@ def test_running_baseline_is_a_parameter_that_is_not_climbed(binary):
 
 def test_uses_have_their_shapes_and_dtypes(binary):
     model, _, x = binary
-    params = model.init(KEY, x.astype(jnp.float32), jnp.ones(40, jnp.float32))
+    params = jax.jit(model.init)(KEY, x.astype(jnp.float32), np.ones(40, np.float32))
     codes = model.encode(params, np.asarray(x, int)).mean()
     assert (codes.shape, codes.dtype) == ((40, 1), jnp.float32)
     found = model.reconstruct(params, x)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from programs import compiled
 from scipy import special, stats
 
 import jaxem
@@ -151,7 +152,9 @@ def test_the_choice_of_coordinates():
     assert params["inputs"] == params["likelihood"].columns == ()
     outputs = plain.outputs(params, jnp.ones((3, 2)))
     np.testing.assert_array_equal(plain.decode(params, np.ones((3, 2))), outputs)
-    np.testing.assert_allclose(plain.bind(x, ones).least_elbo() / 400 + 0.06, independent_normals(x), rtol=1e-5)
+    np.testing.assert_allclose(
+        compiled(plain.bind, x, ones).least_elbo() / 400 + 0.06, independent_normals(x), rtol=1e-5
+    )
     with pytest.raises(ValueError, match="standardise: expected 'columns', 'table' or None; found 'rows'"):
         vae(likelihoods.Gaussian(), standardise="rows").check(x)
 

@@ -30,7 +30,7 @@ def gmm(x):
 
 @pytest.fixture(scope="module")
 def kmeans(x):
-    return jaxem.fit(jaxem.KMeans(2), x, key=jax.random.key(0))
+    return jaxem.fit(jaxem.KMeans(2), x, key=jax.random.key(0), algorithm=jaxem.EM())
 
 
 def with_restarts(fit, trace, status, winner):

@@ -1,6 +1,7 @@
 """The recursions of a Markov chain against enumeration of all paths, in blocks and not, and where sums underflow."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -43,16 +44,27 @@ def joint():
     return ChainJoint(*map(jnp.asarray, (np.log(rng.dirichlet(np.ones(3))), transition, log_prob, LENGTHS * 1.0)))
 
 
+CUT = {"into": None}  # the number of blocks that a test asks for
+
+
+@functools.cache
+def program(blocks):
+    """One for each number of blocks, which JAX knows nothing of."""
+    return jax.jit(lambda joint, rule: Chain().infer(joint, rule))
+
+
 def infer(joint, rule):
-    return jax.jit(Chain().infer)(joint, rule)
+    return program(CUT["into"])(joint, rule)
 
 
 @pytest.fixture(params=[1, 3], ids=["whole", "blocks"])
 def blocks(request, monkeypatch):
     """Blocks that the steps are cut into, as on an accelerator; 8 - 1 steps in 3 leave some over."""
-    monkeypatch.setattr(forward_backward, "num_blocks", lambda *_: request.param)
-    jax.clear_caches()
-    return request.param
+    asked = []
+    monkeypatch.setattr(forward_backward, "num_blocks", lambda *_: asked.append(1) or request.param)
+    monkeypatch.setitem(CUT, "into", request.param)
+    yield request.param
+    assert asked, "a program of another number of blocks has answered"
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
@@ -70,7 +82,7 @@ def test_forward_backward_by_enumeration(joint, blocks, temperature):
 
 def test_viterbi_by_enumeration(joint, blocks):
     value, _ = infer(joint, Hard())
-    paths = np.asarray(jax.jit(Chain().predict)(joint))
+    paths = np.asarray(jax.jit(lambda joint: Chain().predict(joint))(joint))
     for s, length in enumerate(LENGTHS):
         parts = (np.asarray(joint.initial), np.asarray(joint.transition), np.asarray(joint.log_prob)[s, :length])
         *_, best, top = enumerate_paths(*parts)
@@ -200,7 +212,7 @@ def test_a_climb_with_a_stationary_start_ends_where_no_row_can_be_better():
 
     values = [objective(rows[0, 1], rows[1, 0])]
     for _ in range(60):
-        rows = np.asarray(climb(*map(jnp.asarray, (first, count, rows))))
+        rows = np.asarray(jax.jit(climb)(first, count, rows))
         values.append(objective(rows[0, 1], rows[1, 0]))
     assert np.all(np.diff(values) >= -1e-12)
     a, b = np.meshgrid(*[np.linspace(0.01, 0.99, 981)] * 2, indexing="ij")
