@@ -151,6 +151,7 @@ def wishart(dof: Array, log_det: Array, dim: int, rank: Array | int) -> tuple[Ar
     Returns:
       (...,) each.
     """
+    dof = jnp.asarray(dof)  # of a dtype that JAX has, also where x64 is off
     steps = jnp.arange(dim, dtype=dof.dtype)
     half = 0.5 * (dof[..., None] - jnp.broadcast_to(steps, (*dof.shape, dim)))
     counted = jnp.broadcast_to(steps < rank, half.shape)

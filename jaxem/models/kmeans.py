@@ -281,7 +281,8 @@ class KMeans(DiscreteLatent):
     @takes_rows
     def posterior(self, params: KMeansParams, data: PyTree) -> Array:
         """(N, K) one-hot assignments."""
-        return jax.nn.one_hot(_labels(self, params, data), self.num_clusters, dtype=params.centroids.dtype)
+        dtype = jnp.asarray(params.centroids).dtype  # one that JAX has, also where x64 is off
+        return jax.nn.one_hot(_labels(self, params, data), self.num_clusters, dtype=dtype)
 
     @takes_rows
     def transform(self, params: KMeansParams, data: PyTree) -> Array:

@@ -17,9 +17,10 @@ except ModuleNotFoundError as _error:
 if tuple(map(int, _theirs.__version__.split(".")[:2])) < (1, 6):
     raise ImportError(f"jaxem.sklearn: expected scikit-learn 1.6 or later; found {_theirs.__version__}; upgrade it")
 
+from jaxem.sklearn._bayesian_mixture import BayesianGaussianMixture
+from jaxem.sklearn._gaussian_mixture import GaussianMixture
 from jaxem.sklearn._kmeans import KMeans
 from jaxem.sklearn._minibatch import MiniBatchKMeans
-from jaxem.sklearn._mixtures import BayesianGaussianMixture, GaussianMixture
 from jaxem.sklearn._models import LatentClass, MixtureModel
 
 __all__ = [

@@ -294,6 +294,8 @@ class KMeans(Facade, sklearn.cluster.KMeans):
     def _fit_blocks(self, X: Any, weights: Any, key: Array, centers: np.ndarray | None) -> None:
         """Lloyd's algorithm on rows that are made dense block by block, one start after the other."""
         near = float(np.sqrt(self.tol * np.mean(_blocks.variances(X))))
+        for name in ("fit_", "statuses_"):
+            self.__dict__.pop(name, None)  # of an earlier fit
         best = np.inf
         for start in range(self._n_init):
             model, places = _blocks.begin(
@@ -301,5 +303,5 @@ class KMeans(Facade, sklearn.cluster.KMeans):
             )
             places = places if centers is None else jnp.asarray(centers[start])
             places, inertia, steps = _blocks.lloyd(model, places, X, weights, int(self.max_iter), near, self.verbose)
-            if inertia < best:
+            if start == 0 or inertia < best:
                 best, self.cluster_centers_, self.n_iter_ = inertia, np.array(places), steps

@@ -213,8 +213,9 @@ class MiniBatchKMeans(Facade, sklearn.cluster.MiniBatchKMeans):
             self._random_state = check_random_state(self.random_state)
             self._stream = self._begin(X, weights, self._random_state)
             self.n_steps_ = 0
-        elif not np.array_equal(self._stream.centers, self.cluster_centers_):
-            self._stream.centers = np.array(self.cluster_centers_)
+        else:
+            X = X.astype(self._stream.centers.dtype, copy=False)
+            self._follow()
         for rows, row_weights in _blocks.blocks(X, weights):
             self._absorb(rows, row_weights, self._random_state)
         self.n_steps_ += 1
@@ -222,6 +223,21 @@ class MiniBatchKMeans(Facade, sklearn.cluster.MiniBatchKMeans):
         if self.compute_labels:
             self.labels_, self.inertia_ = self._assign(X, weights)
         return self
+
+    def _follow(self) -> None:
+        """Takes over centroids that a user has set: they stand for as many rows as before."""
+        stream = self._stream
+        centers = np.asarray(self.cluster_centers_, stream.centers.dtype)
+        if centers.shape != stream.centers.shape:
+            raise ValueError(f"cluster_centers_: expected shape {stream.centers.shape}; found {centers.shape}")
+        if not np.array_equal(stream.centers, centers):
+            stats = dataclasses.replace(stream.stats, sum_x=self._sums(centers, stream.stats.count))
+            self._stream = dataclasses.replace(stream, centers=centers, stats=stats)
+
+    def _sums(self, centers: np.ndarray, count: np.ndarray) -> np.ndarray:
+        """(K, D) sums, about the stream's origin, of clusters of so many rows with these means."""
+        origin, unit = self._stream.model.origin, self._stream.model.units.inside  # type: ignore[union-attr]
+        return count[:, None] * (centers - origin) * unit
 
     def _begin(self, X: Any, weights: Any, random_state: Any) -> Stream:
         """The best of the starts, by the distortion of some rows, and empty statistics."""
@@ -258,7 +274,9 @@ class MiniBatchKMeans(Facade, sklearn.cluster.MiniBatchKMeans):
         stream.since += len(rows)
         if (stats.count == 0).any() or stream.since >= 10 * self.n_clusters:
             stream.since = 0
-            centers, stats = self._reassigned(centers, stats, rows, random_state)
+            centers, stats = self._reassigned(
+                centers, stats, rows if weights is None else rows[weights > 0], random_state
+            )
         self._stream = dataclasses.replace(stream, centers=centers, stats=stats)
         self.cluster_centers_, self._counts = np.array(centers), np.array(stats.count)
         return float(distortion), float(shift)
@@ -277,6 +295,5 @@ class MiniBatchKMeans(Facade, sklearn.cluster.MiniBatchKMeans):
         centers, count, sums = np.array(centers), np.array(stats.count), np.array(stats.sum_x)
         centers[small] = rows[random_state.choice(len(rows), small.size, replace=False)]
         count[small] = count[kept].min()
-        origin, unit = self._stream.model.origin, self._stream.model.units.inside  # type: ignore[union-attr]
-        sums[small] = count[small, None] * (centers[small] - origin) * unit
+        sums[small] = self._sums(centers, count)[small]
         return centers, dataclasses.replace(stats, count=count, sum_x=sums)

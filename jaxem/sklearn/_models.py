@@ -44,7 +44,7 @@ class Model(Facade, DensityMixin, BaseEstimator):
     def _family(self, X: np.ndarray) -> Family:
         raise NotImplementedError
 
-    def _model(self, checked: Any, X: np.ndarray, total: float) -> Mixture:
+    def _model(self, checked: Any, X: np.ndarray, weights: np.ndarray | None) -> Mixture:
         return Mixture(self._family(X), self.n_components, init_method=STARTS[self.init_params])
 
     def _unit(self, total: float) -> float:
@@ -59,8 +59,11 @@ class Model(Facade, DensityMixin, BaseEstimator):
 
     def _criterion(self, X: Any, price: Callable[[int], float]) -> float:
         density = self.score_samples(X)
+        return float(-2 * density.sum() + self._n_parameters() * price(len(density)))
+
+    def _n_parameters(self) -> int:
         model, params = self._at()
-        return float(-2 * density.sum() + int(model.num_parameters(params)) * price(len(density)))
+        return int(model.num_parameters(params))
 
     def bic(self, X: Any) -> float:
         """-2 log-likelihood + p log N, nats; lower is better."""
@@ -92,7 +95,7 @@ class MixtureModel(Model):
     Attributes:
       weights_: (K,) proportions, largest first.
       parameters_: the components' params by name, each with a leading axis K where it is not shared.
-      fit_: the `jaxem.Fit`.
+      fit_: the `jaxem.Fit`, by which questions go: `weights_` and `parameters_` show what it holds.
       statuses_: how many starts ended with which `jaxem.Status`.
       converged_, n_iter_, lower_bound_, lower_bounds_: as of `GaussianMixture`.
 
@@ -220,6 +223,11 @@ class LatentClass(Model):
         probs = host(fit.params.components.probs)
         sizes = [len(found) for found in self.categories_]
         self.probabilities_ = [np.array(part[:, :size]) for part, size in zip(probs, sizes, strict=True)]
+
+    def _n_parameters(self) -> int:
+        """Free ones; a column of one level, which the family holds as one of two, has none."""
+        alone = sum(len(found) == 1 for found in self.categories_)
+        return super()._n_parameters() - alone * len(self.weights_)
 
     def sample(self, n_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Draws rows (n, D) of levels and their classes (n,), in order of the classes."""

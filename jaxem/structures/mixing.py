@@ -148,7 +148,7 @@ class Proportions(Mixing):
 
     def mean(self, params: Array) -> tuple[Array, Array]:
         """The proportions, and 0."""
-        return params, jnp.zeros((), params.dtype)
+        return params, jnp.zeros_like(params, shape=())  # quiet where params are NumPy's and x64 is off
 
     def count(self, params: Array, total: Any) -> Array:
         """Shares of the total."""
@@ -207,7 +207,7 @@ class Dirichlet(Mixing):
 
     def mean(self, params: DirichletMixing) -> tuple[Array, Array]:
         """E mixing (K,), and 0."""
-        return params.concentration / jnp.sum(params.concentration), jnp.zeros((), params.concentration.dtype)
+        return params.concentration / jnp.sum(params.concentration), jnp.zeros_like(params.concentration, shape=())
 
     def count(self, params: DirichletMixing, total: Any) -> Array:
         """What was added to the prior's concentration."""

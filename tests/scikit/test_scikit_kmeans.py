@@ -1,6 +1,7 @@
 """`KMeans` and `MiniBatchKMeans` beside scikit-learn's own."""
 
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -131,3 +132,46 @@ def test_memory_maps_are_read_by_the_batch(X, tmp_path):
     ours = MiniBatchKMeans(3, batch_size=30, random_state=0).fit(rows)
     assert ours.cluster_centers_.dtype == np.float32
     assert ours.inertia_ < 78.852 * 1.15
+
+
+def test_batches_of_another_dtype_are_taken(X):
+    ours = MiniBatchKMeans(3, batch_size=30, random_state=0).fit(X)
+    ours.partial_fit(X[:20].astype(np.float32))
+    assert ours.cluster_centers_.dtype == np.float64
+    single = MiniBatchKMeans(3, random_state=0).partial_fit(X.astype(np.float32)).partial_fit(X)
+    assert single.cluster_centers_.dtype == np.float32
+
+
+def test_a_stream_goes_on_from_centers_that_are_set(X):
+    """They weigh as many rows as those they replace, as in scikit-learn."""
+    ours = MiniBatchKMeans(3, init=X[[0, 70, 120]], n_init=1, reassignment_ratio=0).partial_fit(X)
+    before, count = ours.cluster_centers_ + 0.25, ours._counts
+    ours.cluster_centers_ = before
+    own = ours.predict(X)
+    ours.partial_fit(X)
+    sums = np.stack([X[own == k].sum(0) for k in range(3)]) + count[:, None] * before
+    np.testing.assert_allclose(ours.cluster_centers_, sums / (count + np.bincount(own))[:, None], rtol=1e-10)
+    ours.cluster_centers_ = before[:2]
+    with pytest.raises(ValueError, match=r"cluster_centers_: expected shape \(3, 4\); found \(2, 4\)"):
+        ours.partial_fit(X)
+
+
+def test_no_cluster_moves_to_an_absent_row(X):
+    far = np.array([[1e3] * 4, X[0], X[149]])
+    rows, weights = np.concatenate([X, far[:1], np.full((900, 4), 1e6)]), np.r_[np.ones(151), np.zeros(900)]
+    ours = MiniBatchKMeans(3, init=far, n_init=1, reassignment_ratio=0.5, random_state=0)
+    assert ours.partial_fit(rows, sample_weight=weights).cluster_centers_.max() < 10
+
+
+def test_no_fit_is_left_of_an_earlier_one(X, small_blocks):
+    ours = KMeans(3, random_state=0).fit(X)
+    ours.fit(scipy.sparse.csr_matrix(X))
+    assert not hasattr(ours, "fit_")
+    assert not hasattr(ours, "statuses_")
+
+
+def test_fits_answer_quietly_without_x64(X):
+    fit = KMeans(3, random_state=0).fit(X).fit_
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (fit.posterior(X).argmax(1) == fit.predict(X)).all()

@@ -222,3 +222,45 @@ def test_changed_posteriors_are_asked(X):
     np.testing.assert_array_equal(ours.score_samples(X), before)
     ours.means_ = ours.means_ + 1
     assert ours.score(X) < before.mean()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_are_rows_of_the_default_priors(X, kind):
+    count = np.random.default_rng(0).integers(0, 4, len(X))
+    far = np.r_[X, np.full((2, 4), 1e6)]  # absent
+    settings = dict(n_components=2, covariance_type=kind, random_state=0, max_iter=300)
+    weighted = BayesianGaussianMixture(**settings).fit(far, sample_weight=np.r_[count, 0, 0])
+    repeated = BayesianGaussianMixture(**settings).fit(np.repeat(X, count, 0))
+    for name in ("mean_prior_", "covariance_prior_"):
+        np.testing.assert_allclose(getattr(weighted, name), getattr(repeated, name), rtol=1e-10, err_msg=name)
+    np.testing.assert_allclose(weighted.lower_bound_, repeated.lower_bound_, rtol=1e-3)
+
+
+def test_draws_go_by_the_weights_set(X):
+    ours = BayesianGaussianMixture(n_components=2, random_state=0, max_iter=50).fit(X)
+    ours.weights_ = np.array([0.0, 1.0])
+    assert (ours.sample(50)[1] == 1).all()
+
+
+def test_attributes_may_be_integers(fits, X):
+    ours = clone(fits["full"]).set_params(max_iter=0).fit(X)
+    ours.means_ = np.array([[5, 3, 1, 0], [6, 3, 4, 1], [6, 3, 5, 2]])
+    whole = ours.score_samples(X)
+    ours.means_ = ours.means_.astype(float)
+    np.testing.assert_array_equal(whole, ours.score_samples(X))
+
+
+@pytest.mark.parametrize("other", [dict(n_components=2), dict(covariance_type="diag"), {}])
+def test_a_warm_start_of_another_model_is_refused(fits, X, other):
+    ours = clone(fits["full"]).set_params(max_iter=0, warm_start=True).fit(X)
+    with pytest.raises(ValueError, match="warm_start=True goes on from the last fit: expected its number"):
+        ours.set_params(**other).fit(X if other else X[:, :3])
+
+
+def test_fits_answer_quietly_without_x64(fits, X):
+    bayesian = BayesianGaussianMixture(n_components=2, random_state=0, max_iter=50)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fits["full"].fit_.to_frame()
+        bayesian.fit(X).fit_.to_frame()
+        bayesian.set_params(weight_concentration_prior_type="dirichlet_distribution").fit(X).fit_.to_frame()

@@ -163,3 +163,12 @@ def test_few_programs(iris):
     finally:
         monitoring.unregister_event_duration_listener(listen)
     assert not compiled
+
+
+def test_a_column_of_one_level_costs_nothing():
+    rows = np.repeat([["yes", "red"], ["no", "blue"], ["no", "red"]], 10, 0)
+    ours = LatentClass(2, random_state=0, max_iter=500).fit(rows)
+    more = np.c_[rows, np.full(30, "same")]
+    again = LatentClass(2, random_state=0, max_iter=500).fit(more)
+    assert again.aic(more) - 2 * 5 == pytest.approx(-2 * again.score_samples(more).sum())
+    assert ours.aic(rows) - 2 * 5 == pytest.approx(-2 * ours.score_samples(rows).sum())
