@@ -34,6 +34,8 @@ class GaussianMixture(Facade, sklearn.mixture.GaussianMixture):
       standardised columns an average component gets reg_covar added, as there; a smaller one more.
     * `lower_bound_` is the mean log-likelihood of the params that are returned, where scikit-learn's is of those one
       M-step before; `lower_bounds_[t]` after t + 1 M-steps, with the penalty, so that it never falls.
+    * A constant column has variance 1 in `covariances_`, and columns that are linear combinations of earlier ones add
+      nothing to a density; samples keep both, and `fit_.warnings()` names them.
     * Components are ordered by weight, largest first, unless they start from given ones.
     * Where `means_init` is given and weights or precisions are not, these start from the rows nearest to each mean.
 
@@ -77,10 +79,12 @@ class GaussianMixture(Facade, sklearn.mixture.GaussianMixture):
         starts = _starts(model, *padded(X, weights), key, *given, num)
         return (starts if num > 1 else jax.tree.map(lambda leaf: leaf[0], starts)), num
 
+    def _refuse(self, found: Any) -> None:
+        settled = int(found.num_steps) < self.max_iter
+        if self.reg_covar == 0 and settled and int(found.status) == Status.DEGENERATE:
+            raise ValueError(f"{FAILED} {'; '.join(found.warnings())}")
+
     def _describe(self, fit: Any) -> None:
-        settled = int(fit.num_steps) < self.max_iter
-        if self.reg_covar == 0 and settled and int(fit.status) == Status.DEGENERATE:
-            raise ValueError(f"{FAILED} {'; '.join(fit.warnings())}")
         self.weights_ = np.array(fit.params.mixing)
         self._show(fit.params.components, weights_=self.weights_)
 

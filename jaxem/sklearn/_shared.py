@@ -128,9 +128,14 @@ class Watched(CallbackSupportMixin):
             raise ValueError(f"{FAILED} {'; '.join(error.reasons)}") from error
         if told is not None:
             told.end()
-        self.fit_ = self._named(host(found))
+        found = self._named(host(found))
+        self._refuse(found)  # what there is of an earlier fit stays as it is
+        self.fit_ = found
         self.statuses_ = self.fit_.restarts.counts()
         return self.fit_
+
+    def _refuse(self, found: Fit) -> None:
+        """Raises ValueError for a fit that is none."""
 
     def _named(self, found: Fit) -> Fit:
         """The fit, told of the columns' names where the rows were a frame."""

@@ -141,6 +141,14 @@ def test_a_collapse_warns_and_names_the_remedy(X):
         GaussianMixture(2, reg_covar=0, random_state=0).fit(np.repeat(X[[0, 100]], 5, 0))
 
 
+def test_what_was_fitted_outlives_a_fit_that_fails(X):
+    ours = GaussianMixture(2, covariance_type="diag", random_state=0).fit(X)
+    before = ours.score_samples(X)
+    with pytest.raises(ValueError, match="ill-defined"):
+        ours.set_params(reg_covar=0).fit(np.repeat(X[[0, 100]], 5, 0))
+    np.testing.assert_array_equal(ours.score_samples(X), before)
+
+
 def test_given_means_take_the_rows_near_them(fits, X):
     ours = GaussianMixture(3, means_init=fits["full"].means_[::-1], max_iter=0).fit(X)
     np.testing.assert_allclose(ours.means_, fits["full"].means_[::-1])
