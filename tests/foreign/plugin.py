@@ -9,6 +9,10 @@ entry that matches no test, and an expected failure that passes, are errors.
 import pathlib
 import re
 
+import settings  # XLA's flags, before JAX starts
+
+# isort: split
+import jax
 import pytest
 import sklearn.cluster
 import sklearn.mixture
@@ -35,8 +39,6 @@ def _count(name, seconds, **kwargs):
 
 
 def pytest_configure(config):
-    import jax
-
     jax.monitoring.register_event_duration_secs_listener(_count)
     homes = {
         "GaussianMixture": (sklearn.mixture, sklearn.mixture._gaussian_mixture),
@@ -57,6 +59,10 @@ def pytest_collection_modifyitems(config, items):
             raise pytest.UsageError(f"expected.txt: {name!r} matches no test")
         for item in found:
             item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
+
+
+def pytest_unconfigure(config):
+    settings.clean()
 
 
 @pytest.hookimpl(trylast=True)
