@@ -220,7 +220,7 @@ class StopParams(StopRule):
 
     def __call__(self, step: Step) -> Array:
         """Whether every leaf moved little."""
-        size = jnp.max if self.norm == "max" else lambda a: jnp.sqrt(jnp.sum(a * a))
+        size = jnp.max if self.norm == "max" else _length
         moved = jnp.isfinite(step.current) & jnp.isfinite(step.previous)
         for new, old in zip(jax.tree.leaves(step.params), jax.tree.leaves(step.old_params), strict=True):
             if jnp.issubdtype(new.dtype, jnp.floating):
@@ -228,6 +228,12 @@ class StopParams(StopRule):
                 bound = self.atol + (self.rtol + floor) * size(jnp.abs(old))
                 moved = moved & (size(jnp.abs(new - old)) <= bound)
         return moved
+
+
+def _length(a: Array) -> Array:
+    """The 2-norm of numbers >= 0, whose squares may leave the range of the dtype."""
+    largest = jnp.max(a)
+    return largest * jnp.sqrt(jnp.sum((a / jnp.where(largest > 0, largest, 1)) ** 2))
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Rows in blocks: sparse ones made dense a block at a time, and Lloyd's algorithm on the additive statistics."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -34,12 +34,18 @@ def blocks(X: Any, weights: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.
 
 
 def variances(X: Any) -> np.ndarray:
-    """(D,) variances of columns, accurate at any offset for dense ones."""
+    """(D,) variances of columns in float64, accurate at any offset for dense ones."""
     if not scipy.sparse.issparse(X):
-        return np.var(X, axis=0)
+        return np.var(X, axis=0, dtype=np.float64)
+    X = X.astype(np.float64)
     mean = np.asarray(X.mean(axis=0)).ravel()
     square = np.asarray(X.multiply(X).mean(axis=0)).ravel()
     return np.maximum(square - mean**2, 0)
+
+
+def near(X: Any, tol: float) -> float:
+    """How far centroids may move together in a last step: sqrt(tol * mean variance)."""
+    return float(np.sqrt(tol * np.mean(variances(X))))
 
 
 def begin(model: KMeans, X: Any, weights: np.ndarray | None, key: Array) -> tuple[KMeans, Array]:
@@ -74,9 +80,15 @@ def moved(model: KMeans, centroids: Array, stats: KMeansStats) -> tuple[Array, A
 
 
 def lloyd(
-    model: KMeans, centroids: Array, X: Any, weights: np.ndarray | None, max_iter: int, near: float, verbose: int
+    model: KMeans,
+    centroids: Array,
+    X: Any,
+    weights: np.ndarray | None,
+    max_iter: int,
+    near: float,
+    tell: Callable[[int, float], bool],
 ) -> tuple[Array, float, int]:
-    """Centroids, the last distortion seen and the number of steps."""
+    """Centroids, the last distortion seen and the number of steps; `tell` hears of each, and may ask for the end."""
     inertia, step = np.inf, 0
     for step in range(1, max_iter + 1):
         stats, total = None, 0.0
@@ -85,9 +97,7 @@ def lloyd(
             stats = found if stats is None else jax.tree.map(jnp.add, stats, found)
             total += float(distortion)
         centroids, shift = moved(model, centroids, stats)
-        if verbose:
-            print(f"  Iteration {step}, inertia {total:.5f}")
-        settled = float(shift) <= near or total == inertia
+        settled = tell(step, total) or float(shift) <= near or total == inertia
         inertia = total
         if settled:
             break

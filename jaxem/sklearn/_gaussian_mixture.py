@@ -2,7 +2,7 @@
 
 import dataclasses
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jaxem.core.tree import PyTree
 from jaxem.models.kmeans import KMeans, KMeansParams
 from jaxem.models.mixture import GMM, MixtureParams
 from jaxem.sklearn._mixtures import MATRICES, STARTS, Facade, covariances_of, floats
-from jaxem.sklearn._shared import FAILED, padded
+from jaxem.sklearn._shared import padded, total_weight
 from jaxem.stopping import Status
 from jaxem.structures.seeding import subsample
 
@@ -51,17 +51,22 @@ class GaussianMixture(Facade, sklearn.mixture.GaussianMixture):
       ([0.1, 4.9], {'CONVERGED': 8})
     """
 
+    _failed: ClassVar[str] = (
+        "Fitting the mixture model failed because some components have ill-defined empirical covariance (for instance "
+        "caused by singleton or collapsed samples). Try to decrease the number of components, increase reg_covar, or "
+        "scale the input data."
+    )
+
     def _unit(self, total: float) -> float:
         """The bound is a mean."""
         return 1.0
 
     def _model(self, checked: Any, X: np.ndarray, weights: np.ndarray | None) -> GMM:
-        total = float(len(X) if weights is None else weights.sum())
         return GMM(
             self.n_components,
             self.covariance_type,
             init_method=STARTS[self.init_params],
-            pseudo_observations=float(self.reg_covar) * total / self.n_components,
+            pseudo_observations=float(self.reg_covar) * total_weight(X, weights) / self.n_components,
         )
 
     def _start(self, checked: Any, model: Any, X: np.ndarray, weights: Any, key: Array) -> tuple[Any, int]:
@@ -73,7 +78,7 @@ class GaussianMixture(Facade, sklearn.mixture.GaussianMixture):
                 else 1 / covariance
             )
         given = [None if part is None else jnp.asarray(part, X.dtype) for part in (mixing, mean, covariance)]
-        if all(part is None for part in given) or (self.warm_start and hasattr(self, "converged_")):
+        if all(part is None for part in given) or self._goes_on:
             return super()._start(checked, model, X, weights, key)
         num = int(self.n_init) if mean is None else 1
         starts = _starts(model, *padded(X, weights), key, *given, num)
@@ -82,7 +87,7 @@ class GaussianMixture(Facade, sklearn.mixture.GaussianMixture):
     def _refuse(self, found: Any) -> None:
         settled = int(found.num_steps) < self.max_iter
         if self.reg_covar == 0 and settled and int(found.status) == Status.DEGENERATE:
-            raise ValueError(f"{FAILED} {'; '.join(found.warnings())}")
+            raise ValueError(f"{self._failed} {'; '.join(found.warnings())}")
 
     def _describe(self, fit: Any) -> None:
         self.weights_ = np.array(fit.params.mixing)

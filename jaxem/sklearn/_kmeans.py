@@ -264,8 +264,9 @@ class KMeans(Facade, sklearn.cluster.KMeans):
             params = jax.tree.map(lambda leaf: leaf[0], params) if num == 1 else params
         model = Model(self.n_clusters, init_method=self._method)
         searched = self.algorithm == "auto" and centers is None
-        algorithm = search(model, padded(X)[0], int(self.max_iter)) if searched else None
-        stop = Stop(atol=0.0, rtol=self.tol / 1000) if algorithm else self._near(X)
+        algorithm = search(model, X, int(self.max_iter)) if searched else None
+        near = StopParams(rtol=0.0, atol=_blocks.near(X, self.tol), norm="2")
+        stop = Stop(atol=0.0, rtol=self.tol / 1000) if algorithm else near
         fit = self._run(
             model,
             X,
@@ -286,22 +287,28 @@ class KMeans(Facade, sklearn.cluster.KMeans):
             print_traces(fit, "inertia", -2.0, tol=ended)
         self.cluster_centers_, self.n_iter_ = np.array(fit.params.centroids), max(int(fit.num_steps), 1)
 
-    def _near(self, X: Any) -> StopParams:
-        """Centroids that moved together by at most sqrt(tol * mean variance)."""
-        variance = np.mean(_blocks.variances(X))
-        return StopParams(rtol=0.0, atol=float(np.sqrt(self.tol * variance)), norm="2")
-
     def _fit_blocks(self, X: Any, weights: Any, key: Array, centers: np.ndarray | None) -> None:
         """Lloyd's algorithm on rows that are made dense block by block, one start after the other."""
-        near = float(np.sqrt(self.tol * np.mean(_blocks.variances(X))))
+        near, most = _blocks.near(X, self.tol), int(self.max_iter)
         for name in ("fit_", "statuses_"):
             self.__dict__.pop(name, None)  # of an earlier fit
-        best = np.inf
+        best, bar, stop = np.inf, self._bar(X), False
         for start in range(self._n_init):
+
+            def tell(step: int, inertia: float, start: int = start) -> bool:
+                nonlocal stop
+                if self.verbose:
+                    print(f"  Iteration {step}, inertia {inertia:.5f}")
+                stop = bar.at((start + step / most) / self._n_init)
+                return stop
+
             model, places = _blocks.begin(
                 Model(self.n_clusters, init_method=self._method), X, weights, jax.random.fold_in(key, start)
             )
             places = places if centers is None else jnp.asarray(centers[start])
-            places, inertia, steps = _blocks.lloyd(model, places, X, weights, int(self.max_iter), near, self.verbose)
+            places, inertia, steps = _blocks.lloyd(model, places, X, weights, most, near, tell)
             if start == 0 or inertia < best:
                 best, self.cluster_centers_, self.n_iter_ = inertia, np.array(places), steps
+            if stop:
+                break
+        bar.end()

@@ -17,7 +17,7 @@ from jaxem.models.kmeans import KMeans as Model
 from jaxem.models.kmeans import KMeansStats
 from jaxem.sklearn import _blocks
 from jaxem.sklearn._kmeans import Facade
-from jaxem.sklearn._shared import checked_weights, host, in_x64, padded, seed, warn, with_callbacks
+from jaxem.sklearn._shared import checked_weights, host, in_x64, padded, seed, total_weight, warn, with_callbacks
 
 ALL = 2**30  # rows that a start may look at: those given, of which there are `init_size`
 
@@ -73,9 +73,10 @@ def _starts(
     """The model bound to rows, `num` starts (R, K, D) from these, and the distortion of others at each."""
     bound = model.bind(X, weights)
     centers = jax.lax.map(lambda key: bound.init(key, X, weights).centroids, jax.random.split(key, num))
-    return bound, centers, _distortions(model, centers, valid, valid_weights)
+    return bound, centers, _distortions(bound, centers, valid, valid_weights)
 
 
+@jax.jit
 def _distortions(model: Model, centers: Array, X: Array, weights: Array) -> Array:
     return jax.lax.map(lambda c: _blocks.collect(model, c, X, weights)[1], centers)
 
@@ -153,14 +154,16 @@ class MiniBatchKMeans(Facade, sklearn.cluster.MiniBatchKMeans):
         self._stream = self._begin(X, weights, random_state)
         num, size = X.shape[0], self._batch_size
         num_steps = (self.max_iter * num) // size
-        share = np.full(num, 1 / num) if weights is None else weights / weights.sum()
-        near = float(np.sqrt(self.tol * np.mean(_blocks.variances(X)))) if self.tol > 0 else -1.0
-        smoothed = Smoothed(num, self.max_no_improvement)
+        edges = np.cumsum(np.ones(num) if weights is None else weights, dtype=np.float64)
+        near = _blocks.near(X, self.tol) if self.tol > 0 else -1.0
+        smoothed, bar = Smoothed(num, self.max_no_improvement), self._bar(X)
         for step in range(1, num_steps + 1):
-            rows = X[random_state.choice(num, size, p=share, replace=True)]
-            inertia, shift = self._absorb(rows, None, random_state)
-            if self._ended(smoothed, step, num_steps, inertia / size, shift, near):
+            drawn = edges.searchsorted(random_state.random_sample(size) * edges[-1], side="right")
+            inertia, shift = self._absorb(X[drawn], None, random_state)
+            told_to_end = bar.at(step / num_steps)
+            if self._ended(smoothed, step, num_steps, inertia / size, shift, near) or told_to_end:
                 break
+        bar.end()
         self.n_steps_, self.n_iter_ = step, int(np.ceil(step * size / num))
         self._settle(X, weights, smoothed)
         return self
@@ -186,8 +189,7 @@ class MiniBatchKMeans(Facade, sklearn.cluster.MiniBatchKMeans):
         if self.compute_labels:
             self.labels_, self.inertia_ = self._assign(X, weights)
         else:
-            total = X.shape[0] if weights is None else float(weights.sum())
-            self.inertia_ = (np.nan if smoothed.mean is None else smoothed.mean) * total
+            self.inertia_ = (np.nan if smoothed.mean is None else smoothed.mean) * total_weight(X, weights)
 
     @_fit_context(prefer_skip_nested_validation=True)
     @in_x64
@@ -255,7 +257,7 @@ class MiniBatchKMeans(Facade, sklearn.cluster.MiniBatchKMeans):
         model, centers, inertia = _starts(model, *seen, *looked, key, 1 if given is not None else self._n_init)
         if given is not None:
             centers = given
-            inertia = jax.jit(_distortions)(model, centers, *looked)
+            inertia = _distortions(model, centers, *looked)
         if self.verbose:
             for start, value in enumerate(np.asarray(inertia)):
                 print(f"Inertia for init {start + 1}/{len(centers)}: {value}")

@@ -4,7 +4,6 @@ import copy
 import inspect
 from typing import Any
 
-import jax
 import numpy as np
 from jax import Array
 from sklearn.base import _fit_context
@@ -19,6 +18,7 @@ from jaxem.sklearn._shared import (
     in_x64,
     print_traces,
     seed,
+    total_weight,
     with_callbacks,
 )
 from jaxem.stopping import Status, Stop
@@ -108,20 +108,33 @@ class Facade(Watched):
             )
         weights = checked_weights(sample_weight, X)
         checked = _checked(self, X)
-        total = float(len(X) if weights is None else weights.sum())
+        total = total_weight(X, weights)
         model, key = self._model(checked, X, weights), seed(self.random_state)
         params, num = self._start(checked, model, X, weights, key)
-        fit = self._run(
-            model,
-            X,
-            weights,
-            key=key,
-            params=params,
-            stop=Stop(atol=self.tol / self._unit(total)),
-            max_steps=int(self.max_iter),
-            num_restarts=num,
-        )
+        try:
+            fit = self._run(
+                model,
+                X,
+                weights,
+                key=key,
+                params=params,
+                stop=Stop(atol=self.tol / self._unit(total)),
+                max_steps=int(self.max_iter),
+                num_restarts=num,
+            )
+        except (TypeError, ValueError) as error:
+            if not self._goes_on or not str(error).startswith("params"):
+                raise
+            raise ValueError(
+                "warm_start=True goes on from the last fit: expected its number of components, kind of components and "
+                "columns; found others; fit with warm_start=False, or a clone of the estimator"
+            ) from error
         return self._keep(fit, X, total)
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether a fit starts from the last one."""
+        return bool(self.warm_start) and hasattr(self, "converged_")
 
     def _read(self, X: Any, reset: bool) -> np.ndarray:
         """Rows as an array, their columns held against those of the fit unless this is one."""
@@ -129,23 +142,9 @@ class Facade(Watched):
 
     def _start(self, checked: Any, model: Any, X: np.ndarray, weights: Any, key: Array) -> tuple[Any, int]:
         """Params to start from, None for random ones, and how many starts there are."""
-        if self.warm_start and hasattr(self, "converged_"):
-            return self._last(model, X), 1
+        if self._goes_on:
+            return self._at()[1], 1
         return None, int(self.n_init)
-
-    def _last(self, model: Any, X: np.ndarray) -> Any:
-        """The params to go on from; ValueError where they are of another model or of other columns."""
-        _, params = self._at()
-        wanted = jax.eval_shape(
-            lambda x, w: model.bind(x, w).init(jax.random.key(0), x, w), X, np.ones(len(X), X.dtype)
-        )
-        shapes = lambda tree: (jax.tree.structure(tree), [np.shape(leaf) for leaf in jax.tree.leaves(tree)])
-        if shapes(params) != shapes(wanted):
-            raise ValueError(
-                "warm_start=True goes on from the last fit: expected its number of components, kind of components and "
-                "columns; found others; fit with warm_start=False, or a clone of the estimator"
-            )
-        return params
 
     def _keep(self, fit: Any, X: np.ndarray, total: float) -> np.ndarray:
         """Sets the attributes and returns the labels."""

@@ -38,6 +38,26 @@ class Model(Facade, DensityMixin, BaseEstimator):
     weights_: np.ndarray
     verbose_interval = 1
 
+    def __init__(
+        self,
+        n_components: int,
+        tol: float,
+        max_iter: int,
+        n_init: int,
+        init_params: str,
+        random_state: Any,
+        warm_start: bool,
+        verbose: int,
+    ):
+        self.n_components = n_components
+        self.tol = tol
+        self.max_iter = max_iter
+        self.n_init = n_init
+        self.init_params = init_params
+        self.random_state = random_state
+        self.warm_start = warm_start
+        self.verbose = verbose
+
     def _check_parameters(self, X: np.ndarray) -> None:
         """Nothing that scikit-learn would check."""
 
@@ -124,15 +144,8 @@ class MixtureModel(Model):
         warm_start: bool = False,
         verbose: int = 0,
     ):
+        super().__init__(n_components, tol, max_iter, n_init, init_params, random_state, warm_start, verbose)
         self.family = family
-        self.n_components = n_components
-        self.tol = tol
-        self.max_iter = max_iter
-        self.n_init = n_init
-        self.init_params = init_params
-        self.random_state = random_state
-        self.warm_start = warm_start
-        self.verbose = verbose
 
     def _family(self, X: np.ndarray) -> Family:
         return FAMILIES[self.family]() if isinstance(self.family, str) else self.family
@@ -196,15 +209,8 @@ class LatentClass(Model):
         warm_start: bool = False,
         verbose: int = 0,
     ):
-        self.n_components = n_components
+        super().__init__(n_components, tol, max_iter, n_init, init_params, random_state, warm_start, verbose)
         self.pseudo_observations = pseudo_observations
-        self.tol = tol
-        self.max_iter = max_iter
-        self.n_init = n_init
-        self.init_params = init_params
-        self.random_state = random_state
-        self.warm_start = warm_start
-        self.verbose = verbose
 
     def _read(self, X: Any, reset: bool) -> np.ndarray:
         """Codes of the levels, as floats, which all estimators here compute with."""

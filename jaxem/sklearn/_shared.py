@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import joblib
@@ -106,6 +106,11 @@ def host(tree: Any) -> Any:
     return jax.device_get(tree)
 
 
+def total_weight(X: Any, weights: np.ndarray | None) -> float:
+    """The sum of the weights: observations that the rows stand for."""
+    return float(X.shape[0] if weights is None else weights.sum())
+
+
 class Watched(CallbackSupportMixin):
     """Runs a fit, tells scikit-learn's callbacks and the console of it, and keeps what it found.
 
@@ -116,18 +121,23 @@ class Watched(CallbackSupportMixin):
 
     fit_: Fit
     statuses_: dict[str, int]
+    _failed: ClassVar[str] = "No start has a finite objective:"
+
+    def _bar(self, X: Any) -> "Bar":
+        """What scikit-learn's callbacks are told through."""
+        return Bar(self, X)
 
     def _run(self, model: Any, X: np.ndarray, weights: np.ndarray | None, **settings: Any) -> Fit:
         """The fit of padded rows on the host; ValueError where no restart is finite."""
         rows, row_weights = padded(X, weights)
-        told = _Bar(self, X) if getattr(self, "_skl_callbacks", None) else None
+        bar = self._bar(X)
         try:
             with _warn.silenced():  # `_report` tells instead
-                found = fit(model, rows, weights=row_weights, callback=told, **settings)
+                found = fit(model, rows, weights=row_weights, callback=bar if bar.heard else None, **settings)
         except FitError as error:
-            raise ValueError(f"{FAILED} {'; '.join(error.reasons)}") from error
-        if told is not None:
-            told.end()
+            reasons = [reason for reason in error.reasons if not reason.startswith("the .fit attribute")]
+            raise ValueError(f"{self._failed} {'; '.join(reasons)}") from error
+        bar.end()
         found = self._named(host(found))
         self._refuse(found)  # what there is of an earlier fit stays as it is
         self.fit_ = found
@@ -160,29 +170,31 @@ TERMS = {
     "loosen the stop rule, as stop=jaxem.Stop(atol=1e-6)": "raise tol",
     "pseudo_observations=1": "a larger reg_covar",
 }
-FAILED = (
-    "Fitting the mixture model failed because some components have ill-defined empirical covariance (for instance "
-    "caused by singleton or collapsed samples). Try to decrease the number of components, increase reg_covar, or scale "
-    "the input data."
-)
 
 
-class _Bar:
-    """scikit-learn's callbacks as a callback of `fit`: a task of 100 parts, of which each is a share of the work."""
+class Bar:
+    """scikit-learn's callbacks as a callback of `fit`: a task of 100 parts, of which each is a share of the work.
+
+    Attributes:
+      heard: whether there are any.
+    """
 
     PARTS = 100
 
-    def __init__(self, estimator: Any, X: np.ndarray):
+    def __init__(self, estimator: Any, X: Any):
         self.estimator, self.X, self.done = estimator, X, 0
-        self.context = estimator._init_callback_context(max_subtasks=self.PARTS)
-        self.context.call_on_fit_task_begin(estimator=estimator, X=X)
+        self.heard = bool(getattr(estimator, "_skl_callbacks", None))
+        if self.heard:
+            self.context = estimator._init_callback_context(max_subtasks=self.PARTS)
+            self.context.call_on_fit_task_begin(estimator=estimator, X=X)
 
     def __call__(self, progress: Progress) -> bool:
-        return self._to(int(progress.share * self.PARTS))
+        return self.at(progress.share)
 
-    def _to(self, parts: int) -> bool:
+    def at(self, share: float) -> bool:
+        """Tells that this share of the work is done; whether a callback asks for the end."""
         stop = False
-        while self.done < min(parts, self.PARTS):
+        while self.heard and self.done < min(int(share * self.PARTS), self.PARTS):
             self.done += 1
             part = self.context.subcontext(task_name="part")
             part.call_on_fit_task_begin(estimator=self.estimator)
@@ -191,8 +203,9 @@ class _Bar:
 
     def end(self) -> None:
         """Tells of the parts that are left, as where a fit converged early, and of the end."""
-        self._to(self.PARTS)
-        self.context.call_on_fit_task_end(estimator=self.estimator, X=self.X)
+        self.at(1.0)
+        if self.heard:
+            self.context.call_on_fit_task_end(estimator=self.estimator, X=self.X)
 
 
 def print_traces(fit: Fit, name: str, sign: float, interval: int = 1, tol: str = "tolerance") -> None:

@@ -50,6 +50,15 @@ def test_centers_are_what_is_asked(X):
     assert np.diag(ours.transform(X[[0, 149]])).tolist() == [0, 0]
 
 
+def test_lloyd_in_units_whose_squares_overflow(X):
+    settings = dict(init=X[[0, 1, 2]], n_init=1, algorithm="lloyd")
+    rows, unit = np.float32(X), np.float32(2.0**120)
+    plain = KMeans(3, **settings).fit(rows)
+    huge = KMeans(3, **{**settings, "init": rows[:3] * unit}).fit(rows * unit)
+    assert plain.n_iter_ == huge.n_iter_ > 2
+    assert (plain.labels_ == huge.labels_).all()
+
+
 def test_few_distinct_rows_warn(X):
     with pytest.warns(ConvergenceWarning, match=r"distinct clusters \(2\) found smaller than n_clusters \(3\)"):
         KMeans(3, random_state=0).fit(np.repeat(X[[0, 149]], 5, 0))

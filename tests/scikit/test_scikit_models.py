@@ -9,13 +9,14 @@ import numpy as np
 import pandas
 import polars
 import pytest
+import scipy.sparse
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import jaxem
-from jaxem.sklearn import GaussianMixture, KMeans, LatentClass, MixtureModel
+from jaxem.sklearn import GaussianMixture, KMeans, LatentClass, MiniBatchKMeans, MixtureModel, _blocks
 
 
 @pytest.fixture(scope="module")
@@ -113,28 +114,51 @@ def test_random_states_move_on(iris):
     assert KMeans(5, random_state=0, algorithm="lloyd").fit(iris).inertia_ == drawn[0]
 
 
-def test_callbacks_of_scikit_learn(iris):
+class Told:
+    """A callback of scikit-learn's that keeps what it hears, and asks for the end after so many parts."""
+
+    def __init__(self, most=1000):
+        self.heard, self.most = [], most
+
+    def setup(self, estimator, context):
+        self.heard.append("setup")
+
+    def teardown(self, estimator, context):
+        self.heard.append("teardown")
+
+    def on_fit_task_begin(self, estimator, context):
+        self.heard.append(context.task_name)
+
+    def on_fit_task_end(self, estimator, context):
+        return self.heard.count("part") >= self.most
+
+
+@pytest.mark.parametrize("kind", ["GaussianMixture", "MiniBatchKMeans", "KMeans in blocks"])
+def test_callbacks_of_scikit_learn(iris, kind, monkeypatch):
     callback = pytest.importorskip("sklearn.callback")
-    told = []
+    told = Told()
+    assert isinstance(told, callback.FitCallback)
+    if kind == "GaussianMixture":
+        GaussianMixture(2, random_state=0).set_callbacks(told).fit(iris)
+    elif kind == "MiniBatchKMeans":
+        MiniBatchKMeans(2, random_state=0).set_callbacks(told).fit(iris)
+    else:
+        monkeypatch.setattr(_blocks, "BLOCK", 64 * 4)
+        KMeans(2, random_state=0).set_callbacks(told).fit(scipy.sparse.csr_matrix(iris))
+    assert told.heard[:2] == ["setup", "fit"]
+    assert told.heard[-1] == "teardown"
+    assert told.heard.count("part") == 100
 
-    class Told:
-        def setup(self, estimator, context):
-            told.append("setup")
 
-        def teardown(self, estimator, context):
-            told.append("teardown")
+def test_a_callback_may_end_a_fit(iris):
+    pytest.importorskip("sklearn.callback")
+    ours = MiniBatchKMeans(2, batch_size=30, max_iter=20, max_no_improvement=None, random_state=0)
+    assert ours.set_callbacks(Told(7)).fit(iris).n_steps_ == 7
 
-        def on_fit_task_begin(self, estimator, context):
-            told.append(context.task_name)
 
-        def on_fit_task_end(self, estimator, context):
-            return False
-
-    assert isinstance(Told(), callback.FitCallback)
-    GaussianMixture(2, random_state=0).set_callbacks(Told()).fit(iris)
-    assert told[:2] == ["setup", "fit"]
-    assert told[-1] == "teardown"
-    assert told.count("part") == 100
+def test_what_fails_is_named_by_its_model(iris):
+    with pytest.raises(ValueError, match=r"^No start has a finite objective: .* overflow float32: rescale them$"):
+        MixtureModel("exponential", 2, random_state=0).fit(np.float32(iris) * np.float32(1e37))
 
 
 def test_verbose_says_how_starts_ended(iris, capsys):
