@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxem.algorithms import EM
+from jaxem.core import mesh as _mesh
 from jaxem.core import tree as _tree
 from jaxem.engine import table as _table
 from jaxem.engine.checkpoint import Saver
@@ -167,7 +168,8 @@ def _first(problem: Problem, table: Table) -> int:
 def _segments(problem: Problem, table: Table, sweeps: int, bar: "_Bar") -> Iterator[tuple[Table, float]]:
     """The table after each segment of about `SEGMENT` seconds, or one sweep, and the seconds it took."""
     bar.say("compiling the loop")
-    table = jax.device_put(table)  # numpy's arrays and JAX's own are two entries in the cache of a jitted function
+    # Numpy's arrays and JAX's own are two entries in the cache of a jitted function.
+    table = jax.device_put(table) if problem.layout is None else _on_mesh(table, problem.layout.mesh)
     while True:
         began = time.perf_counter()
         after = _table.stepped(problem, table, np.int32(sweeps))
@@ -180,7 +182,14 @@ def _segments(problem: Problem, table: Table, sweeps: int, bar: "_Bar") -> Itera
             raise
         table, took = after, time.perf_counter() - began
         yield table, took
+        if problem.layout is not None:
+            took = float(_mesh.told(np.float32(took)))  # processes must take the same number
         sweeps = int(np.clip(sweeps * min(4.0, max(0.5, SEGMENT / max(took, 1e-6))), 1, 1 << 20))
+
+
+def _on_mesh(table: Table, mesh: Any) -> Table:
+    states = _mesh.put_copies((table.packed, table.trace, table.screened), mesh)
+    return dataclasses.replace(table, **dict(zip(("packed", "trace", "screened"), states, strict=True)))
 
 
 def _ready_soon(table: Table) -> bool:
@@ -200,7 +209,10 @@ def _done(problem: Problem, table: Table, watch: Watch, bar: "_Bar", began: floa
     bar.show(seen)
     answer = None if watch.callback is None else watch.callback(seen)
     late = watch.time_limit is not None and seen.seconds >= watch.time_limit
-    return seen.finished == seen.num_restarts or late or (isinstance(answer, (bool, np.bool_)) and bool(answer))
+    enough = late or (isinstance(answer, (bool, np.bool_)) and bool(answer))
+    if problem.layout is not None and (watch.callback is not None or watch.time_limit is not None):
+        enough = bool(_mesh.told(np.bool_(enough)))
+    return seen.finished == seen.num_restarts or enough
 
 
 def _progress(problem: Problem, states: Any, began: float) -> Progress:

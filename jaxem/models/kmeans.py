@@ -13,6 +13,7 @@ from jaxem.core import constraints
 from jaxem.core.arguments import check_choice, check_integer
 from jaxem.core.checks import check_matrix
 from jaxem.core.foreign import named_fields
+from jaxem.core.mesh import every, real_rows
 from jaxem.core.numerics import einsum, namespace, safe_divide
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.rows import takes_rows
@@ -148,9 +149,9 @@ class KMeans(DiscreteLatent):
 
     def bind(self, data: Array, weights: Array) -> "KMeans":
         """Keeps the mean, the units, and at most 4096 evenly spaced rows, the places an empty cluster can move to."""
-        step = max(1, -(-data.shape[0] // RESERVE))
+        step = max(1, -(-real_rows(data.shape[0]) // RESERVE))
         # Copies: all rows would be the caller's own buffer, which he may write to after the fit.
-        reserve = jnp.copy(data[::step]), jnp.copy(weights[::step])
+        reserve = jax.tree.map(jnp.copy, every((data, weights), step))
         total, gaps = jnp.sum(weights), data - data[0][None]
         size = jnp.max(jnp.where((weights > 0)[:, None], jnp.abs(gaps), 0))
         inside = _lloyd.unit(size)
