@@ -1,6 +1,7 @@
 """Tables of Arrow: Parquet files, files of Arrow (Feather), tables in memory, and data sets of pyarrow."""
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,63 +13,46 @@ from jaxem.streams.tables import Blocks, Table, arrow
 # Bytes read at once from each column of a row group. With none, or pre_buffer, pyarrow holds a row group as a whole:
 # 240 MB in the place of 98 for 1,000,000 rows of 32 columns, measured, and no faster.
 PAGE_BYTES = 1 << 16
-# A footer of more bytes is parsed again in every pass rather than kept.
-FOOTER_BYTES = 1 << 16
+# Files whose footers are kept: what shuffles opens a file for each row group.
+FOOTERS = 16
 
 
 class Parquet(Blocks):
     """A Parquet file; its row groups are the blocks."""
 
     def __init__(self, file: File, columns: Sequence[str] | None, weights: str | None):
-        self.pyarrow, self.file, self.footer = arrow(file.path), file, None
-        with self._opened() as opened:
-            footer = opened.metadata
-            super().__init__(opened.schema_arrow, columns, weights, file.path)
-            self.sized([footer.row_group(i).num_rows for i in range(footer.num_row_groups)])
-            self.footer = footer if footer.serialized_size <= FOOTER_BYTES else None
+        self.pyarrow, self.file = arrow(file.path), file
+        footer, schema = _footer(file)
+        super().__init__(schema, columns, weights, file.path)
+        self.sized([footer.row_group(i).num_rows for i in range(footer.num_row_groups)])
 
-    def _opened(self) -> Any:
-        path = self.file.path
-        try:
-            return self.pyarrow.parquet.ParquetFile(
-                path,
-                metadata=self.footer,
-                memory_map=False,
-                buffer_size=PAGE_BYTES,
-                pre_buffer=False,
-                page_checksum_verification=True,
-            )
-        except (OSError, self.pyarrow.ArrowException) as error:
-            self.file.check()
-            raise ValueError(
-                f"{path}: expected a Parquet file with its footer at the end; found {self.file.size} bytes, and {error}"
-            ) from error
+    def opened(self) -> Any:
+        return _parquet(self.file, _footer(self.file)[0])
 
     def named(self, at: int) -> str:
         return f"{self.file.path}, row group {at}"
 
-    def block(self, at: int, size: int, row: int) -> Iterator[Any]:
+    def block(self, source: Any, at: int, size: int, row: int) -> Iterator[Any]:
         self.file.check(f", before row {row}")
-        with self._opened() as opened:
-            try:
-                yield from opened.iter_batches(size, row_groups=[at], columns=self.used)
-            except (OSError, self.pyarrow.ArrowException) as error:
-                self.file.check(f", in row group {at}")
-                where = self._damaged(opened, at)
-                raise ValueError(
-                    f"{self.named(at)}: expected rows that can be read; found {where}{error}; the file is damaged"
-                ) from error
+        try:
+            yield from source.iter_batches(size, row_groups=[at], columns=self.used)
+        except (OSError, self.pyarrow.ArrowException) as error:
+            self.file.check(f", in row group {at}")
+            where = self._damaged(source, at)
+            raise ValueError(
+                f"{self.named(at)}: expected rows that can be read; found {where}{error}; the file is damaged"
+            ) from error
 
-    def _damaged(self, opened: Any, at: int) -> str:
-        """Which column of a row group cannot be read, and its first byte."""
-        group = opened.metadata.row_group(at)
+    def _damaged(self, source: Any, at: int) -> str:
+        """Which column of a row group cannot be read, and where it lies."""
+        group = source.metadata.row_group(at)
         chunks = [group.column(i) for i in range(group.num_columns)]
         for chunk in chunks:
             name = chunk.path_in_schema
             if name not in self.used:
                 continue
             try:
-                opened.read_row_group(at, columns=[name])
+                source.read_row_group(at, columns=[name])
             except (OSError, self.pyarrow.ArrowException):
                 first = chunk.dictionary_page_offset
                 first = chunk.data_page_offset if first is None else min(first, chunk.data_page_offset)
@@ -85,23 +69,27 @@ class Feather(Blocks):
 
     def __init__(self, file: File, columns: Sequence[str] | None, weights: str | None):
         self.pyarrow, self.file = arrow(file.path), file
-        with self._opened(None) as opened:
+        with self._opened([]) as opened:
             super().__init__(opened.schema, columns, weights, file.path)
             self.at = [opened.schema.get_field_index(name) for name in self.used]
         self.sized(self._sizes())
 
+    def opened(self) -> Any:
+        return self._opened(self.at)
+
     @contextlib.contextmanager
-    def _opened(self, at: list[int] | None) -> Iterator[Any]:
-        path, ipc = self.file.path, self.pyarrow.ipc
+    def _opened(self, at: list[int]) -> Iterator[Any]:
+        """The file, to read columns of these numbers from; all if there are none."""
+        ipc = self.pyarrow.ipc
         with contextlib.ExitStack() as stack:
             try:
-                source = stack.enter_context(self.pyarrow.OSFile(path))
-                options = ipc.IpcReadOptions(included_fields=at or [])
+                source = stack.enter_context(self.pyarrow.OSFile(self.file.absolute))
+                options = ipc.IpcReadOptions(included_fields=at)
                 opened = stack.enter_context(ipc.open_file(source, options=options))
             except (OSError, self.pyarrow.ArrowException) as error:
                 self.file.check()
                 raise ValueError(
-                    f"{path}: expected a file of Arrow with its footer at the end; found {self.file.size} bytes, and "
+                    f"{self.place}: expected a file of Arrow with its footer at the end; found {self.file.size} bytes, and "
                     f"{error}; one in the streaming format is jaxem.stream(lambda: pyarrow.ipc.open_stream(path))"
                 ) from error
             yield opened
@@ -123,10 +111,9 @@ class Feather(Blocks):
     def named(self, at: int) -> str:
         return f"{self.file.path}, record batch {at}"
 
-    def block(self, at: int, size: int, row: int) -> Iterator[Any]:
+    def block(self, source: Any, at: int, size: int, row: int) -> Iterator[Any]:
         self.file.check(f", before row {row}")
-        with self._opened(self.at) as opened:
-            batch = self._batch(opened, at)
+        batch = self._batch(source, at)
         for first in range(0, batch.num_rows, size):
             yield batch.slice(first, size)
 
@@ -144,8 +131,7 @@ class InMemory(Table):
     def raw(self, start: int, size: int, before: int) -> Iterator[Piece]:
         for first in range(start, self.num, size):
             part = self.table.slice(first, size)
-            place = f"{self.place}, rows {first} to {first + part.num_rows - 1}"
-            yield Piece(self.arrays(part, before + first, place), place)
+            yield Piece(self.arrays(part, before + first, self.place), self.place)
 
     def identity(self) -> Any:
         ends = [self.table.slice(0, ENDS), self.table.slice(max(0, self.num - ENDS))]
@@ -178,9 +164,12 @@ class Dataset(Blocks):
     def named(self, at: int) -> str:
         return self.places[at]
 
-    def block(self, at: int, size: int, row: int) -> Iterator[Any]:
+    def opened(self) -> Any:
+        return contextlib.nullcontext(self.fragments)
+
+    def block(self, source: Any, at: int, size: int, row: int) -> Iterator[Any]:
         try:
-            yield from self.fragments[at].to_batches(
+            yield from source[at].to_batches(
                 schema=self.dataset.schema,
                 columns=self.used,
                 batch_size=size,
@@ -192,3 +181,33 @@ class Dataset(Blocks):
 
     def identity(self) -> Any:
         return {"rows": self.num, "types": self.types, "places": self.places}
+
+
+def _parquet(file: File, footer: Any = None) -> Any:
+    """A Parquet file, open.
+
+    Raises:
+      ValueError: it is none, or ends early.
+    """
+    pyarrow = arrow(file.path)
+    try:
+        return pyarrow.parquet.ParquetFile(
+            file.absolute,
+            metadata=footer,
+            memory_map=False,
+            buffer_size=PAGE_BYTES,
+            pre_buffer=False,
+            page_checksum_verification=True,
+        )
+    except (OSError, pyarrow.ArrowException) as error:
+        file.check()
+        raise ValueError(
+            f"{file.path}: expected a Parquet file with its footer at the end; found {file.size} bytes, and {error}"
+        ) from error
+
+
+@functools.lru_cache(FOOTERS)
+def _footer(file: File) -> tuple[Any, Any]:
+    """What a Parquet file says of its row groups, and its schema."""
+    with _parquet(file) as opened:
+        return opened.metadata, opened.schema_arrow

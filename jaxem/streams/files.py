@@ -15,11 +15,13 @@ class File:
 
     Attributes:
       path: as the user gave it, for messages.
+      absolute: the same from the root, which a change of directory does not touch.
       size: in bytes.
       changed: time of its last change, in nanoseconds.
     """
 
     path: str
+    absolute: str
     size: int
     changed: int
 
@@ -35,12 +37,12 @@ class File:
             found = os.stat(shown)
         except FileNotFoundError:
             raise FileNotFoundError(f"{name}: expected a file that exists; found no {shown!r}") from None
-        return File(shown, found.st_size, found.st_mtime_ns)
+        return File(shown, os.path.abspath(shown), found.st_size, found.st_mtime_ns)
 
     def check(self, what: str = "") -> None:
         """Raises ValueError unless the file is still the one that was opened; `what` says where reading stands."""
         try:
-            found = os.stat(self.path)
+            found = os.stat(self.absolute)
         except FileNotFoundError:
             raise ValueError(f"{self.path}: expected the file that was opened; found none{what}") from None
         if found.st_size != self.size:
@@ -57,7 +59,7 @@ class File:
 
     def identity(self) -> dict[str, Any]:
         """Path, size and time, as JSON."""
-        return {"path": os.path.abspath(self.path), "bytes": self.size, "changed": self.changed}
+        return {"path": self.absolute, "bytes": self.size, "changed": self.changed}
 
 
 def digest(arrays: Iterable[np.ndarray]) -> str:

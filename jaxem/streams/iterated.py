@@ -9,6 +9,7 @@ import numpy as np
 from jaxem.core import columns as _columns
 from jaxem.core.arguments import shown
 from jaxem.core.rows import warn_if_lossy
+from jaxem.core.seen import listed
 from jaxem.core.stream import Batch
 from jaxem.core.tree import PyTree
 from jaxem.streams.checks import check_batch_rows, cleaned, dtype_of
@@ -51,7 +52,7 @@ class Iterated(Rows):
         self.digest = digest(arrays)
         self.batch_rows = batch_rows or arrays[0].shape[0]
         for array, leaf in zip(arrays, self.leaves, strict=True):
-            warn_if_lossy(f"{name}, batch 0{leaf.path}", array, self.dtype, leaf.names)
+            warn_if_lossy(f"{name}, batch 0{leaf.label}", array, self.dtype, leaf.names)
         cleaned(arrays, self.leaves, self.dtype, f"{name}, batch 0", 0)
 
     @property
@@ -115,9 +116,11 @@ class Iterated(Rows):
             raise ValueError(f"{place}: expected data made as in batch 0, {self.structure}; found {structure}")
         for found, leaf in zip(leaves, self.leaves, strict=True):
             if found.names != leaf.names:
-                raise ValueError(f"{place}{leaf.path}: expected the columns {leaf.names}; found {found.names}")
+                raise ValueError(
+                    f"{place}{leaf.label}: expected the columns {listed(leaf.names or ())}; found {listed(found.names or ())}"
+                )
             if found != leaf:
-                raise ValueError(f"{place}{leaf.path}: expected {leaf}, as in batch 0; found {found}")
+                raise ValueError(f"{place}{leaf.label}: expected {leaf}, as in batch 0; found {found}")
 
     def read(self, first: int = 0) -> Iterator[Batch]:
         start = 0
@@ -160,7 +163,7 @@ def opened(
         leaves.append(Leaf(arrays[-1].shape[1:], arrays[-1].dtype, labels, jax.tree_util.keystr(path)))
     if weighing is not None:
         arrays.append(_columns.as_numbers(f"{place}, weights", weighing))
-        leaves.append(Leaf(arrays[-1].shape[1:], arrays[-1].dtype, path=" weights", weights=True))
+        leaves.append(Leaf(arrays[-1].shape[1:], arrays[-1].dtype, path="weights", weights=True))
         if leaves[-1].shape:
             raise ValueError(f"{place}: expected weights of shape (n,); found {arrays[-1].shape}")
     sizes = sorted({array.shape[:1] for array in arrays})

@@ -32,7 +32,13 @@ class Leaf:
             columns = [repr(self.names[0])]
         else:
             columns = [str(i) for i in entry]
-        return f"row {row}" + (f" of {self.path}" if self.path else "") + "".join(f", column {c}" for c in columns)
+        of = f" of {self.path}" if self.path and not self.weights else ""
+        return f"row {row}{of}" + "".join(f", column {column}" for column in columns)
+
+    @property
+    def label(self) -> str:
+        """The array, after the name of the data."""
+        return " weights" if self.weights else self.path
 
     def __str__(self) -> str:
         return f"rows of shape {self.shape} and {self.dtype}"

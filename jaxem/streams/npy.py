@@ -54,7 +54,7 @@ class Binary(Reader):
             for first in range(start, self.num, size):
                 stop = min(first + size, self.num)
                 self.file.check(f", before row {before + first}")
-                yield Piece([self._rows(opened, first, stop)], f"{self.file.path}, rows {first} to {stop - 1}")
+                yield Piece([self._rows(opened, first, stop)], self.place)
 
     def _rows(self, opened: BinaryIO, start: int, stop: int) -> np.ndarray:
         leaf = self.leaves[0]
@@ -91,7 +91,7 @@ class Binary(Reader):
 
 def _opened(file: File) -> BinaryIO:
     try:
-        return open(file.path, "rb", buffering=0)
+        return open(file.absolute, "rb", buffering=0)
     except FileNotFoundError:
         file.check()
         raise

@@ -69,7 +69,7 @@ def stream(
       Stream(10 rows of shape (2,), float32, in batches of 4)
       >>> sums
       [28.0, 92.0, 70.0]
-      >>> jaxem.stream(lambda: (np.full((3, 2), i) for i in range(5)))
+      >>> jaxem.stream(lambda: (np.full((3, 2), i, np.float32) for i in range(5)))
       Stream(some number of rows of shape (2,), float32, in batches of 3)
     """
     check_columns(columns)

@@ -150,6 +150,7 @@ def join(pieces: Sequence[Piece]) -> Piece:
     """Pieces as one; one alone is not copied."""
     if len(pieces) == 1:
         return pieces[0]
-    places = list(dict.fromkeys(piece.place for piece in pieces))
-    place = places[0] if len(places) == 1 else f"{places[0]} to {places[-1]}"
+    first, last = pieces[0].place, pieces[-1].place
+    file = first.partition(", ")[0]
+    place = first if first == last else f"{first} to {last.removeprefix(file + ', ')}"
     return Piece([np.concatenate(parts) for parts in zip(*(piece.arrays for piece in pieces), strict=True)], place)

@@ -76,7 +76,7 @@ def _weights(weights: Any, num: int) -> Reader:
     shape = (reader.num, *reader.leaves[0].shape)
     if shape != (num,):
         raise ValueError(f"weights: expected shape ({num},), one for each row; found {shape}")
-    return reader.renamed(" weights", True)
+    return reader.renamed("weights", True)
 
 
 def _array(source: Any, name: str, columns: Sequence[str] | None = None, weights: str | None = None) -> Reader:

@@ -47,7 +47,7 @@ class Slices(Reader):
             rows = self._rows(start, stop)
             for first in range(start, stop, size):
                 last = min(first + size, stop)
-                yield Piece([rows[first - start : last - start]], f"{self.place}, rows {first} to {last - 1}")
+                yield Piece([rows[first - start : last - start]], self.place)
             start = stop
 
     def _rows(self, start: int, stop: int) -> np.ndarray:

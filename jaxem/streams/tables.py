@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
@@ -73,7 +74,11 @@ class Blocks(Table):
         self.num = int(self.starts[-1])
 
     @abstractmethod
-    def block(self, at: int, size: int, row: int) -> Iterator[Any]:
+    def opened(self) -> AbstractContextManager[Any]:
+        """What blocks are read from, open for one pass."""
+
+    @abstractmethod
+    def block(self, source: Any, at: int, size: int, row: int) -> Iterator[Any]:
         """Record batches of one block, of at most `size` rows; its first row is `row` in the stream."""
 
     def named(self, at: int) -> str:
@@ -85,17 +90,16 @@ class Blocks(Table):
 
     def raw(self, start: int, size: int, before: int) -> Iterator[Piece]:
         at = int(np.searchsorted(self.starts, start, "right")) - 1
-        for i in range(at, len(self.sizes)):
-            if not self.sizes[i]:
-                continue
-            row, place = int(self.starts[i]), self.named(i)
-            for batch in self.block(i, size, before + row):
-                gone = min(max(start - row, 0), batch.num_rows)
-                if gone < batch.num_rows:
-                    yield Piece(self.arrays(batch.slice(gone), before + row + gone, place), place)
-                row += batch.num_rows
-            if row != self.starts[i + 1]:
-                raise ValueError(f"{place}: expected {self.sizes[i]} rows; found {row - int(self.starts[i])}")
+        with self.opened() as source:
+            for i in range(at, len(self.sizes)):
+                row, place = int(self.starts[i]), self.named(i)
+                for batch in self.block(source, i, size, before + row) if self.sizes[i] else ():
+                    gone = min(max(start - row, 0), batch.num_rows)
+                    if gone < batch.num_rows:
+                        yield Piece(self.arrays(batch.slice(gone), before + row + gone, place), place)
+                    row += batch.num_rows
+                if row != self.starts[i + 1]:
+                    raise ValueError(f"{place}: expected {self.sizes[i]} rows; found {row - int(self.starts[i])}")
 
 
 def chosen(
