@@ -49,6 +49,7 @@ from jaxem.models.vae.vae import VAE
 from jaxem.rules import Exact, Hard, ReverseKL, Rule, Sampled, Tempered
 from jaxem.sharding import shard_data, sharded
 from jaxem.stopping import Status, Step, Stop, StopAitken, StopAll, StopAny, StopGradient, StopParams, StopQ, StopRule
+from jaxem.streams import stream
 from jaxem.wrappers import chunked
 
 __version__ = "0.1.0"
@@ -142,6 +143,7 @@ __all__ = [
     "shard_data",
     "sharded",
     "static",
+    "stream",
 ]
 
 # Imported when they are first looked at: two take others' seconds, one is for those who write models.

@@ -23,7 +23,7 @@ from jaxem.wrappers import InnerAt, Wrapper
 
 
 def _where_they_lie(model: "Sharded", f: Any, rows: tuple[PyTree, ...], summed: bool, *rest: PyTree) -> PyTree:
-    """`f(shard, *rows, *rest)` where the rows lie, those that do not suit the mesh padded; the last of summed ones weights."""
+    """`f(shard, *rows, *rest)` where the rows lie; the last of `rows` that are summed are weights, 0 for padding."""
     mesh, num = model.layout.mesh, num_rows(rows[0])
     shards = _mesh.row_shards(mesh)
     if summed:

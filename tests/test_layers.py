@@ -11,7 +11,7 @@ ROOT = pathlib.Path(jaxem.__file__).parent
 # Floors, from the ground: a room imports itself and rooms of lower floors.
 FLOORS = (
     ("core",),
-    ("constraints", "elbo", "expfam", "networks"),
+    ("constraints", "elbo", "expfam", "networks", "streams"),
     ("estimators", "rules", "stopping"),
     ("families", "model"),
     ("likelihoods", "priors", "wrappers"),

@@ -318,14 +318,6 @@ def take_rows(tree: PyTree, index: jax.Array) -> PyTree:
     return where_rows_lie(own, mesh, (tree,), not even, index)
 
 
-def every(tree: PyTree, step: int) -> PyTree:
-    """Each row whose number is a multiple of `step`; of rows over a mesh as copies on all devices."""
-    if current() is None:
-        return jax.tree.map(lambda leaf: leaf[::step], tree)
-    num = real_rows(jax.tree.leaves(tree)[0].shape[0])
-    return as_copies(take_rows(tree, jnp.arange(0, num, step, dtype=jnp.int32)))
-
-
 def as_copies(tree: PyTree) -> PyTree:
     """Arrays of a program whose rows lie over a mesh, as copies on all devices; as they are in any other."""
     mesh = current()

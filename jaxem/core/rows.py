@@ -148,7 +148,7 @@ def _cast(arrays: PyTree, dtype: Any, name: str, seen: Rows) -> PyTree:
         if leaf.dtype != dtype and is_concrete(leaf):
             flat = leaf.reshape(-1, *leaf.shape[1 + axes :])
             _check_range(name + path, flat, dtype, names)
-            _warn_if_lossy(name + path, flat, dtype, names)
+            warn_if_lossy(name + path, flat, dtype, names)
     return jax.tree.unflatten(structure, [place(leaf, dtype) for leaf in leaves])
 
 
@@ -173,7 +173,7 @@ def place(leaf: Any, dtype: Any) -> Array:
     return jax.device_put(np.asarray(leaf, dtype))
 
 
-def _warn_if_lossy(name: str, leaf: Any, dtype: Any, names: _columns.Names | None) -> None:
+def warn_if_lossy(name: str, leaf: Any, dtype: Any, names: _columns.Names | None) -> None:
     """Warns where a cast keeps fewer than about three digits of the spread of a column, of floats or integers."""
     if leaf.dtype == bool or (leaf.dtype.kind == "f" and leaf.dtype.itemsize <= np.dtype(dtype).itemsize):
         return

@@ -17,6 +17,7 @@ from jaxem.core import mesh as _mesh
 from jaxem.core import numerics
 from jaxem.core import rows as _rows
 from jaxem.core import tree as _tree
+from jaxem.core import whole as _whole
 from jaxem.core.arguments import as_key, as_numbers, check_integer, check_leaves, expect, shown
 from jaxem.core.foreign import named
 from jaxem.core.inputs import as_params, cast_floats, check_enough
@@ -250,7 +251,7 @@ def _independent(model: ELBOModel, data: PyTree, weights: Array) -> bool:
 @partial(jax.jit, static_argnums=1)
 def _every(tree: PyTree, layout: Layout) -> PyTree:
     with _mesh.over(layout):
-        return _mesh.every(tree, max(1, layout.num_rows // LOOKED_AT))
+        return _whole.every(tree, max(1, layout.num_rows // LOOKED_AT))
 
 
 def _some_rows(tree: PyTree, layout: Layout) -> PyTree:

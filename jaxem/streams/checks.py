@@ -1,0 +1,91 @@
+"""What is asked of every batch: finite numbers that the dtype to come can hold, weights that are none below zero."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxem.core.arguments import check_integer
+from jaxem.core.rows import float_dtype_of
+from jaxem.streams.leaf import Leaf
+
+# A batch of about this many bytes: long enough that no time goes into starting reads and programs, short enough that
+# a handful of them are nothing beside the memory of any machine.
+BATCH_BYTES = 1 << 23
+LEAST_ROWS, MOST_ROWS = 1 << 10, 1 << 17
+
+
+def dtype_of(leaves: Iterable[Leaf]) -> np.dtype:
+    """The one dtype that all arrays of a batch are cast to."""
+    return np.result_type(*(np.dtype(float_dtype_of(leaf)) for leaf in leaves if not leaf.weights))
+
+
+def rows_of(batch_rows: int | None, leaves: Iterable[Leaf], dtype: np.dtype, num: int) -> int:
+    """Most rows of a batch of `num` rows in all: as asked, else of `BATCH_BYTES` and all about equal."""
+    if batch_rows is not None:
+        return min(batch_rows, num)
+    row_bytes = sum(math.prod(leaf.shape) for leaf in leaves) * dtype.itemsize
+    most = min(max(BATCH_BYTES // max(row_bytes, 1), LEAST_ROWS), MOST_ROWS) // 16 * 16
+    batches = -(-num // most)
+    return min(-(-num // (batches * 16)) * 16, num)
+
+
+def check_batch_rows(batch_rows: Any) -> None:
+    """Raises unless it is None or an integer >= 1."""
+    if batch_rows is not None:
+        check_integer("batch_rows", batch_rows, 1)
+
+
+def cleaned(arrays: Sequence[np.ndarray], leaves: Sequence[Leaf], dtype: np.dtype, place: str, start: int) -> list:
+    """Arrays of rows, checked and cast to one dtype.
+
+    Args:
+      arrays: (n, ...) as they were read.
+      leaves: what each is.
+      dtype: of floats.
+      place: where they come from, for messages.
+      start: number of the first row in the stream.
+
+    Returns:
+      Arrays in C order.
+
+    Raises:
+      ValueError: NaN, an infinity, a number too large for the dtype, a weight below 0: with place, row and column.
+    """
+    return [_clean(array, leaf, dtype, place, start) for array, leaf in zip(arrays, leaves, strict=True)]
+
+
+def _clean(array: np.ndarray, leaf: Leaf, dtype: np.dtype, place: str, start: int) -> np.ndarray:
+    with np.errstate(over="ignore", invalid="ignore"):
+        kept = np.ascontiguousarray(array, dtype)
+    good = np.isfinite(kept)
+    if not good.all():
+        raise _bad(array, ~good, leaf, dtype, place, start)
+    if leaf.weights and kept.size and kept.min() < 0:
+        row = int(np.argmax(kept < 0))
+        raise ValueError(f"{place}: expected weights >= 0; found {kept[row]:g} in {leaf.where(start + row)}")
+    return kept
+
+
+def _bad(array: np.ndarray, bad: np.ndarray, leaf: Leaf, dtype: np.dtype, place: str, start: int) -> ValueError:
+    row, *entry = (int(i) for i in np.unravel_index(int(np.argmax(bad)), bad.shape))
+    value, num = array[(row, *entry)], int(bad.sum())
+    where = leaf.where(start + row, entry)
+    if np.isfinite(value):
+        return ValueError(
+            f"{place}: expected numbers that {dtype} can hold; found {float(value):g} in {where}; rescale the column, "
+            "or call jax.config.update('jax_enable_x64', True)"
+        )
+    what = "finite weights" if leaf.weights else "finite numbers"
+    more = "" if num == 1 else f", and {num - 1} more such entries beside it"
+    return ValueError(
+        f"{place}: expected {what}; found {float(value):g} in {where}{more}; drop such rows or fill them in"
+    )
+
+
+def check_bits(dtype: Any, place: str) -> None:
+    """Raises TypeError for a dtype that holds no real numbers."""
+    if np.dtype(dtype).kind not in "biuf" and not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"{place}: expected real numbers; found dtype {dtype}")
