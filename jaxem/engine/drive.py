@@ -14,7 +14,7 @@ from jaxem.algorithms import EM
 from jaxem.core import mesh as _mesh
 from jaxem.core import tree as _tree
 from jaxem.engine import table as _table
-from jaxem.engine.checkpoint import Saver
+from jaxem.engine.checkpoint import Saver, fingerprint, restored, saved
 from jaxem.engine.result import Fit
 from jaxem.engine.table import Problem, Table, unfinished
 from jaxem.stopping import Status
@@ -108,11 +108,12 @@ def drive(problem: Problem, watch: Watch, began: float, finish: Callable[[Proble
       began: `time.perf_counter()` when the fit began.
       finish: makes the result of a table.
     """
-    saver = None if watch.checkpoint is None else Saver(watch.checkpoint, problem)
+    saver = _saver(problem, watch)
     with _Bar(problem, watch.progress) as bar:
         table = _begin(problem, bar)
-        table = table if saver is None else saver.resume(table)
-        result, stepped = None, saver is not None and bool(table.packed.peek("step").step.max() > 0)
+        found = None if saver is None else saver.read()
+        table = table if found is None else restored(table, found[1])
+        result, stepped = None, found is not None and bool(table.packed.peek("step").step.max() > 0)
         first = 1 if watch.asked else _first(problem, table)
         if not watch.asked and first >= problem.num_restarts * (problem.max_steps + 1):
             # Every sweep steps at least one restart, so that this is all: nothing to look at, and nothing to wait for.
@@ -120,8 +121,8 @@ def drive(problem: Problem, watch: Watch, began: float, finish: Callable[[Proble
         try:
             for after, took in _segments(problem, table, first, bar):
                 table, result, stepped = after, None, True
-                if saver is not None:
-                    saver.save_sometimes(table)
+                if saver is not None and saver.due():
+                    saver.save(saved(table))
                 if _done(problem, table, watch, bar, began):
                     break
                 # A device does one thing after the other: once a long sweep is under way, this would have to wait.
@@ -131,9 +132,15 @@ def drive(problem: Problem, watch: Watch, began: float, finish: Callable[[Proble
                 raise
         finally:
             if saver is not None and stepped:
-                saver.save(table)
+                saver.save(saved(table))
         bar.say("compiling the summary")
         return finish(problem, table) if result is None else result
+
+
+def _saver(problem: Problem, watch: Watch) -> Saver | None:
+    if watch.checkpoint is None:
+        return None
+    return Saver(watch.checkpoint, fingerprint(problem), problem.max_steps, problem.layout is not None)
 
 
 def wait(tree: Any) -> None:

@@ -89,8 +89,9 @@ class Feather(Blocks):
             except (OSError, self.pyarrow.ArrowException) as error:
                 self.file.check()
                 raise ValueError(
-                    f"{self.place}: expected a file of Arrow with its footer at the end; found {self.file.size} bytes, and "
-                    f"{error}; one in the streaming format is jaxem.stream(lambda: pyarrow.ipc.open_stream(path))"
+                    f"{self.place}: expected a file of Arrow with its footer at the end; found {self.file.size} "
+                    f"bytes, and {error}; one in the streaming format is jaxem.stream(lambda: "
+                    "pyarrow.ipc.open_stream(path))"
                 ) from error
             yield opened
 

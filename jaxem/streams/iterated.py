@@ -116,9 +116,8 @@ class Iterated(Rows):
             raise ValueError(f"{place}: expected data made as in batch 0, {self.structure}; found {structure}")
         for found, leaf in zip(leaves, self.leaves, strict=True):
             if found.names != leaf.names:
-                raise ValueError(
-                    f"{place}{leaf.label}: expected the columns {listed(leaf.names or ())}; found {listed(found.names or ())}"
-                )
+                expected, got = listed(leaf.names or ()), listed(found.names or ())
+                raise ValueError(f"{place}{leaf.label}: expected the columns {expected}; found {got}")
             if found != leaf:
                 raise ValueError(f"{place}{leaf.label}: expected {leaf}, as in batch 0; found {found}")
 
