@@ -30,8 +30,7 @@ class Layout:
 
     Attributes:
       mesh: the mesh.
-      counts: of each of the equal parts that processes gave, how many rows come first that are no padding; empty where
-        there are no rows yet, or none is padding.
+      counts: of each of equal parts, how many rows come first that are no padding; empty where there are no rows yet.
     """
 
     mesh: Mesh
@@ -128,27 +127,6 @@ def _put(leaf: Any, sharding: NamedSharding) -> Any:
         return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
     values = np.asarray(leaf)  # each process has all of it, and hands out what is its own, without a word to the others
     return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
-
-
-def processes_share(mesh: Mesh) -> bool:
-    """Whether rows are dealt out among processes; else each has all of them."""
-    if jax.process_count() == 1:
-        return False
-    axis = [i for i, name in enumerate(mesh.axis_names) if name != RESTARTS]
-    own = {tuple(place[axis]) for place, d in _places(mesh) if d.process_index == jax.process_index()}
-    return len(own) < row_shards(mesh)
-
-
-def _places(mesh: Mesh) -> list[tuple[np.ndarray, Any]]:
-    return [(np.array(place), device) for place, device in np.ndenumerate(mesh.devices)]
-
-
-def put_own_rows(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Arrays made of the rows that each process has, in the order of the processes, over the mesh."""
-    sharding = by_rows(mesh)
-    if not processes_share(mesh):
-        return put_rows(tree, mesh)
-    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), tree)
 
 
 def told(tree: PyTree) -> PyTree:
@@ -298,10 +276,10 @@ def take_rows(tree: PyTree, index: jax.Array) -> PyTree:
     tree = padded(tree, row_shards(layout.mesh))
     mesh, num = layout.mesh, jax.tree.leaves(tree)[0].shape[0]
     shards, axes = row_shards(mesh), row_axes(mesh)
-    if len(layout.counts) > 1:  # past the padding of the parts before
-        ends, part = np.cumsum(layout.counts), num // len(layout.counts)
-        extra = np.concatenate([[0], np.cumsum(part - np.array(layout.counts))[:-1]]).astype(np.int32)
-        index = index + jnp.asarray(extra)[jnp.searchsorted(jnp.asarray(ends.astype(np.int32)), index, side="right")]
+    counts = np.array(layout.counts or (num,), np.int32)
+    extra = np.concatenate([[0], np.cumsum(num // counts.size - counts)[:-1]]).astype(np.int32)
+    if extra[counts > 0].any():  # past the padding of the parts before
+        index = index + jnp.asarray(extra)[jnp.searchsorted(jnp.asarray(np.cumsum(counts)), index, side="right")]
     apiece, even = num // shards, index.shape[0] % shards == 0
 
     def own(shard: jax.Array, tree: PyTree, index: jax.Array) -> PyTree:
@@ -316,6 +294,28 @@ def take_rows(tree: PyTree, index: jax.Array) -> PyTree:
         return jax.tree.map(pick, tree)
 
     return where_rows_lie(own, mesh, (tree,), not even, index)
+
+
+def first_rows(tree: PyTree, num: int) -> PyTree:
+    """The first rows of concrete arrays, of this process alone; of rows over a mesh the same in all."""
+    mesh = mesh_of(tree)
+    return jax.tree.map(lambda leaf: leaf[:num], tree) if mesh is None else _first_rows(tree, num, mesh)
+
+
+def _first_rows(tree: PyTree, num: int, mesh: Mesh) -> PyTree:
+    first = lambda tree: jax.tree.map(lambda leaf: leaf[:num], tree)
+    return at_home(jax.jit(first, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree))
+
+
+def all_rows(tree: PyTree) -> PyTree:
+    """Each row; of rows over a mesh as copies on all devices, and without the padding, on which draws would depend."""
+    found, tree = _over.get(), as_copies(tree)
+    num = jax.tree.leaves(tree)[0].shape[0]
+    if found is None or not found.counts or found.num_rows == num:
+        return tree
+    part = num // len(found.counts)
+    index = np.concatenate([np.arange(n, dtype=np.int32) + part * i for i, n in enumerate(found.counts)])
+    return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
 def as_copies(tree: PyTree) -> PyTree:

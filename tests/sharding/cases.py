@@ -1,4 +1,4 @@
-"""Fits that must come out alike on one device, on eight, and in several processes; used by both tests and by workers."""
+"""Fits that must come out alike on one device, on eight, and in several processes."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""One of several processes that fit together: python worker.py PORT RANK NUM DEVICES TASK OUTPUT; see test_processes."""
+"""One of several processes that fit together: worker.py PORT RANK NUM DEVICES TASK OUTPUT; see test_processes."""
 
 import pathlib
 import sys
@@ -16,7 +16,9 @@ jax.config.update("jax_enable_x64", True)
 
 def everything(rank, num, output):
     import cases
+
     import jaxem
+
     for name in cases.CASES:
         print(rank, name, flush=True)
         rows, weights = cases.rows_of(name, rank, num)
@@ -27,5 +29,6 @@ def everything(rank, num, output):
 if __name__ == "__main__":
     port, rank, num, devices = map(int, sys.argv[1:5])
     jax.config.update("jax_num_cpu_devices", devices)
-    jax.distributed.initialize(f"localhost:{port}", num, rank, cluster_detection_method="deactivate", heartbeat_timeout_seconds=10, shutdown_timeout_seconds=10)
+    patience = {"heartbeat_timeout_seconds": 10, "shutdown_timeout_seconds": 10}
+    jax.distributed.initialize(f"localhost:{port}", num, rank, cluster_detection_method="deactivate", **patience)
     {"everything": everything}[sys.argv[5]](rank, num, sys.argv[6])
