@@ -89,8 +89,8 @@ class Feather(Blocks):
             except (OSError, self.pyarrow.ArrowException) as error:
                 self.file.check()
                 raise ValueError(
-                    f"{self.place}: expected a file of Arrow with its footer at the end; found {self.file.size} bytes, and "
-                    f"{error}; one in the streaming format is jaxem.stream(lambda: pyarrow.ipc.open_stream(path))"
+                    f"{self.file.path}: expected a file of Arrow with its footer at the end; found {self.file.size} "
+                    f"bytes, and {error}; one in the streaming format is jaxem.stream(lambda: pyarrow.ipc.open_stream(path))"
                 ) from error
             yield opened
 
@@ -146,7 +146,7 @@ class Dataset(Blocks):
         super().__init__(dataset.schema, columns, weights, name)
         self.dataset, self.pyarrow = dataset, arrow(name)
         self.fragments, self.places, sizes = [], [], []
-        for fragment in dataset.get_fragments():
+        for fragment in self._fragments():
             path = getattr(fragment, "path", None) or name
             parts = fragment.split_by_row_group() if hasattr(fragment, "split_by_row_group") else [fragment]
             for part in parts:
@@ -155,11 +155,15 @@ class Dataset(Blocks):
                 self.places.append(f"{path}, row group {groups[0].id}" if groups else path)
                 sizes.append(groups[0].num_rows if groups else part.count_rows())
         self.sized(sizes)
-        if dataset.count_rows() != self.num:
+
+    def _fragments(self) -> list[Any]:
+        try:
+            return list(self.dataset.get_fragments())
+        except ValueError as error:
             raise ValueError(
-                f"{name}: expected a data set without a filter, which hides how many rows a row group has; found one; "
-                "give jaxem.stream(lambda: dataset.to_batches(columns=[...]))"
-            )
+                f"{self.place}: expected a data set without a filter, which hides how many rows there are; found "
+                f"{error} Or give jaxem.stream(lambda: dataset.to_batches(columns=[...]))"
+            ) from None
 
     def named(self, at: int) -> str:
         return self.places[at]

@@ -19,7 +19,8 @@ LEAST_ROWS, MOST_ROWS = 1 << 10, 1 << 17
 
 def dtype_of(leaves: Iterable[Leaf]) -> np.dtype:
     """The one dtype that all arrays of a batch are cast to."""
-    return np.result_type(*(np.dtype(float_dtype_of(leaf)) for leaf in leaves if not leaf.weights))
+    found = [np.empty(0, leaf.dtype.newbyteorder("=")) for leaf in leaves if not leaf.weights]
+    return np.result_type(*(np.dtype(float_dtype_of(array)) for array in found))
 
 
 def rows_of(batch_rows: int | None, leaves: Iterable[Leaf], dtype: np.dtype, num: int) -> int:

@@ -116,9 +116,8 @@ class Iterated(Rows):
             raise ValueError(f"{place}: expected data made as in batch 0, {self.structure}; found {structure}")
         for found, leaf in zip(leaves, self.leaves, strict=True):
             if found.names != leaf.names:
-                raise ValueError(
-                    f"{place}{leaf.label}: expected the columns {listed(leaf.names or ())}; found {listed(found.names or ())}"
-                )
+                expected, other = (listed(names or ()) or "none" for names in (leaf.names, found.names))
+                raise ValueError(f"{place}: expected the columns of batch 0, {expected}; found {other}")
             if found != leaf:
                 raise ValueError(f"{place}{leaf.label}: expected {leaf}, as in batch 0; found {found}")
 
