@@ -298,10 +298,12 @@ def test_bad_numbers_are_named(tmp_path, value, said):
     columns = {f"x{i}": [value if (row, i) == (123, 1) else 1.0 for row in range(N)] for i in range(D)}
     table = pa.table(columns)
     pq.write_table(table, tmp_path / "rows.parquet", row_group_size=31)
+    pq.write_table(table, tmp_path / "small.parquet", row_group_size=3)  # several are read at once
     feather.write_feather(table, tmp_path / "rows.feather", chunksize=31)
     where = "expected finite numbers; found " + said + " in row 123, column 'x1'"
     for source, place in (
         ("rows.parquet", "rows.parquet, row group 3"),
+        ("small.parquet", "small.parquet, row group 41"),
         ("rows.feather", "rows.feather, record batch 3"),
         (table, "source"),
         (ds.dataset(tmp_path / "rows.parquet"), "rows.parquet, row group 3"),
@@ -311,7 +313,7 @@ def test_bad_numbers_are_named(tmp_path, value, said):
             with pytest.raises(ValueError, match=f"{place}: {where}"):
                 list(stream.read())
         with pytest.raises(ValueError, match=f"{place}: {where}"):
-            list(stream.read(2))
+            list(stream.read(3))
         with pytest.raises(ValueError, match=f"{place}: {where}"):
             list(stream.shuffled(0).read())
     if value is None:
@@ -362,12 +364,13 @@ def test_a_file_that_ends_early(folder, tmp_path):
         jaxem.stream(tmp_path / "none.npy")
 
 
-@pytest.mark.parametrize("name", ["rows.npy", "rows.parquet", "rows.feather"])
+@pytest.mark.parametrize("name", ["rows.npy", "rows.parquet", "rows.feather", "dataset"])
 @pytest.mark.parametrize("change", ["shrink", "write", "remove", "replace"])
 def test_a_file_that_changes_during_the_run(folder, tmp_path, name, change):
+    as_dataset, name = name == "dataset", "rows.parquet" if name == "dataset" else name
     path = tmp_path / name
     path.write_bytes((folder / name).read_bytes())
-    stream = jaxem.stream(path, batch_rows=31)
+    stream = jaxem.stream(ds.dataset(path) if as_dataset else path, batch_rows=31)
     batches = stream.read()
     next(batches)
     if change == "shrink":
@@ -427,6 +430,32 @@ def test_a_damaged_row_group_is_named(tmp_path):
     with pytest.raises(ValueError, match=where):
         list(jaxem.stream(path, batch_rows=50).read(2))
     assert len(list(jaxem.stream(path, columns=["x0"]).read())) == 1
+    pq.write_table(ROWS, path, row_group_size=2, write_page_checksum=True, use_dictionary=False)
+    chunk = pq.ParquetFile(path).metadata.row_group(40).column(2)
+    raw = bytearray(path.read_bytes())
+    raw[chunk.data_page_offset + chunk.total_compressed_size - 1] ^= 0xFF
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match="row group 40: expected rows that can be read; found in column 'x2'"):
+        list(jaxem.stream(path).read())
+
+
+def test_columns_of_lists_and_decimals(tmp_path):
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(X.ravel()), D)
+    decimals = pa.array(list(range(N)), pa.decimal128(9, 2))
+    table = pa.table({"a": decimals, "x": lists})
+    pq.write_table(table, tmp_path / "rows.parquet", row_group_size=31)
+    for source in (tmp_path / "rows.parquet", table):
+        stream = jaxem.stream(source, columns=["x", "a"], batch_rows=40)
+        assert stream.columns == ("x[0]", "x[1]", "x[2]", "a")
+        rows = np.concatenate([batch.data for batch in stream.read()])
+        assert np.array_equal(rows, np.column_stack([X, np.arange(N)]))
+    values = X.ravel().tolist()
+    values[50 * D + 2] = None
+    table = pa.table({"x": pa.FixedSizeListArray.from_arrays(pa.array(values, pa.float32()), D)})
+    with pytest.raises(ValueError, match="found a null in row 50, column 'x'"):
+        list(jaxem.stream(table, batch_rows=40).read())
+    with pytest.raises(ValueError, match="weights: expected one number in each row; found lists in column 'x'"):
+        jaxem.stream(pa.table({"a": W, "x": lists}), weights="x")
 
 
 def test_files_that_are_not_alike(tmp_path):
@@ -442,6 +471,10 @@ def test_files_that_are_not_alike(tmp_path):
         ),
         (
             ROWS.set_column(1, "x1", pa.array(X[:, 1].astype(float))),
+            r"c.parquet: expected float, as in .*a.parquet; found double in column 'x1'",
+        ),
+        (
+            ROWS.select(["x2", "x1", "x0"]).set_column(1, "x1", pa.array(X[:, 1].astype(float))),
             r"c.parquet: expected float, as in .*a.parquet; found double in column 'x1'",
         ),
     ):
