@@ -626,3 +626,26 @@ def test_two_passes_at_once(folder):
         stream = jaxem.stream(SOURCES[kind](folder), batch_rows=10)
         for one, two in zip(stream.read(), stream.read(), strict=True):
             assert np.array_equal(one.data, two.data)
+
+
+def test_a_pass_that_begins_later_reads_nothing_of_what_comes_before(tmp_path):
+    bad = put(X, 3, 0, np.nan)
+    np.save(tmp_path / "rows.npy", bad)
+    table = pa.table({f"x{i}": bad[:, i] for i in range(D)})
+    pq.write_table(table, tmp_path / "rows.parquet", row_group_size=31)
+    feather.write_feather(table, tmp_path / "rows.feather", chunksize=31)
+    for source in (*(tmp_path / f"rows.{kind}" for kind in ("npy", "parquet", "feather")), bad, table, zarr.array(bad)):
+        stream = jaxem.stream(source, batch_rows=35)
+        for batch in stream.read(1):
+            assert np.array_equal(batch.data, X[batch.start : batch.start + 35])
+        with pytest.raises(ValueError, match="in row 3"):
+            next(stream.read())
+
+
+def test_halves_of_both_kinds():
+    for dtype in (jax.numpy.float16, jax.numpy.bfloat16):
+        x = jax.numpy.asarray(X, dtype)
+        for source in (x, np.asarray(x), [np.asarray(x)]):
+            data = next(jaxem.stream(source).read()).data
+            assert data.dtype == np.float32
+            assert np.array_equal(data, np.asarray(x, np.float32))
