@@ -20,6 +20,7 @@ from jaxem.algorithms import (
 )
 from jaxem.core.arguments import nearest
 from jaxem.core.compilation import cache
+from jaxem.core.mesh import ShardedRows
 from jaxem.core.normal import DiagonalNormal
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.ragged import sequences
@@ -46,6 +47,7 @@ from jaxem.models.mixture import GMM, Mixture
 from jaxem.models.vae.autoencoder import VariationalAutoencoder
 from jaxem.models.vae.vae import VAE
 from jaxem.rules import Exact, Hard, ReverseKL, Rule, Sampled, Tempered
+from jaxem.sharding import shard_data, sharded
 from jaxem.stopping import Status, Step, Stop, StopAitken, StopAll, StopAny, StopGradient, StopParams, StopQ, StopRule
 from jaxem.streams import stream
 from jaxem.wrappers import chunked
@@ -99,6 +101,7 @@ __all__ = [
     "ScoreFunction",
     "Screen",
     "Sequences",
+    "ShardedRows",
     "Status",
     "Step",
     "StickingTheLanding",
@@ -137,6 +140,8 @@ __all__ = [
     "priors",
     "save",
     "sequences",
+    "shard_data",
+    "sharded",
     "static",
     "stream",
 ]

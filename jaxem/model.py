@@ -128,6 +128,10 @@ class ELBOModel(ABC):
         """
         return data
 
+    def over(self, layout: Any) -> "ELBOModel":
+        """The model for rows that lie over a mesh; `jaxem.sharding` says how."""
+        return self
+
     def check(self, data: PyTree, params: PyTree | None = None) -> None:
         """Raises ValueError or TypeError for what does not suit the model; nothing by default.
 

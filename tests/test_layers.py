@@ -15,7 +15,7 @@ FLOORS = (
     ("estimators", "rules", "stopping"),
     ("families", "model"),
     ("likelihoods", "priors", "wrappers"),
-    ("structures",),
+    ("sharding", "structures"),
     ("models",),
     ("algorithms",),
     ("engine",),

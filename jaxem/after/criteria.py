@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 
 from jaxem.core import rows as _rows
+from jaxem.core.mesh import Layout, apart, mesh_of
 from jaxem.core.numerics import is_concrete
 from jaxem.core.sequences import Sequences, num_observations, total_weight
 from jaxem.core.tree import PyTree, float_dtype, num_rows
@@ -44,12 +45,14 @@ def _scores(
 ) -> tuple[Array, Array, Array | int]:
     """-2 log-likelihood, +inf where the fit must not win; log of the sum of weights; the number of free parameters."""
     _check(fit, data)
+    data, counts = apart(data, weights)
     given, data = data, _rows.rows(fit.model, fit.params, data)
-    counts = _rows.as_weights(weights, num_rows(data), float_dtype(data), like=given)
-    num = fit.model.num_parameters(fit.params)
-    if weights is None and is_concrete(fit, data):
+    counts = _rows.as_weights(counts, num_rows(data), float_dtype(data), like=given)
+    num, mesh = fit.model.num_parameters(fit.params), mesh_of(data)
+    if weights is None and mesh is None and is_concrete(fit, data):
         _check_same_weights(fit, data)
-    value, total, log, rows = _evaluate(fit.model, fit.params, fit.status, data, counts, rule, bool(allow_degenerate))
+    model = fit.model if mesh is None else fit.model.over(Layout(mesh, ()))
+    value, total, log, rows = _evaluate(model, fit.params, fit.status, data, counts, rule, bool(allow_degenerate))
     if weights is not None and is_concrete(total, num):
         _check_counts(float(total), int(rows), float(num))
     return value, log, num

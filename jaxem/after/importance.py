@@ -12,6 +12,7 @@ from jax import Array
 from jaxem.core import rows as _rows
 from jaxem.core.arguments import as_key, check_integer
 from jaxem.core.checks import check_kind
+from jaxem.core.mesh import apart
 from jaxem.core.numerics import is_concrete, weigh
 from jaxem.core.pytree import dataclass
 from jaxem.core.tree import BLOCK_ROWS, PyTree, float_dtype, map_rows, num_rows, sum_rows
@@ -233,6 +234,7 @@ def importance(
     check_fit(fit, data)
     check_integer("num_draws", num_draws, MIN_DRAWS)
     dtype = float_dtype(fit.params)
+    data, weights = apart(data, weights)
     given, data = data, _rows.rows(fit.model, fit.params, data)
     weights = _rows.as_weights(weights, num_rows(data), dtype, like=given)
     _check_model(fit.model, weights)

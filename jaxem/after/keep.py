@@ -132,6 +132,8 @@ def _as_trusted(trusted: Any) -> tuple[Any, ...]:
 
 def _check_head(head: dict[str, Any]) -> None:
     """Raises ValueError for a text of something else, or of a layout that this version does not know."""
+    if head.get("format") == "jaxem.checkpoint":
+        raise ValueError("the checkpoint of a fit, which jaxem.fit(..., checkpoint=path) goes on from")
     if head.get("format") != FORMAT:
         raise ValueError(f"an archive of something else, by its format {head.get('format')!r}")
     layout = head.get("layout")

@@ -10,7 +10,7 @@ from jax import Array
 
 from jaxem.core import arguments as _arguments
 from jaxem.core import tree as _tree
-from jaxem.core.numerics import safe_divide
+from jaxem.core.numerics import safe_divide, scrambled
 from jaxem.core.pytree import dataclass
 from jaxem.core.tree import PyTree
 from jaxem.model import LatentModel
@@ -43,13 +43,6 @@ class OnlineState:
     step: Array
     skipped: Array
     num_rows: Array
-
-
-def scrambled(x: Array, key: Array) -> Array:
-    """Scrambled bits of x and a key (uint32): the finaliser of MurmurHash3."""
-    x = (x ^ (x >> 16) ^ key) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
 
 
 def shuffled(key: Array, index: Array, num: int) -> Array:

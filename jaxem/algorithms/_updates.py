@@ -10,6 +10,7 @@ from jax import Array
 from jaxem.algorithms import _stepwise
 from jaxem.core import tree as _tree
 from jaxem.core.ascent import coordinates, like
+from jaxem.core.mesh import real_rows, take_rows
 from jaxem.core.numerics import safe_divide
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.tree import PyTree
@@ -57,7 +58,7 @@ class Updates:
         Returns:
           The end. Memory of one batch, and N integers for the order.
         """
-        num, dtype, first = _tree.num_rows(data), weights.dtype, index * self.batches
+        num, dtype, first = real_rows(_tree.num_rows(data)), weights.dtype, index * self.batches
         keys = jax.random.split(key, self.batches + 1)
         if self.batches == 1:
             return self.update(climb, (data, weights), jnp.ones((), dtype), self.at(first), keys[0], index)
@@ -69,9 +70,10 @@ class Updates:
             number, key = batch
             size = small + (number < longer).astype(jnp.int32)
             rows = order[jnp.minimum(number * small + jnp.minimum(number, longer) + slots, num - 1)]
-            w = jnp.where(slots < size, weights[rows], 0)
+            some, w = take_rows((data, weights), rows)
+            w = jnp.where(slots < size, w, 0)
             scale = num / size.astype(dtype)
-            return self.update(climb, (_tree.take(data, rows), w), scale, self.at(first + number), key, index), None
+            return self.update(climb, (some, w), scale, self.at(first + number), key, index), None
 
         return jax.lax.scan(body, climb, (jnp.arange(self.batches, dtype=jnp.int32), keys[:-1]))[0]
 

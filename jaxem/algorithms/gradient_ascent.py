@@ -18,6 +18,7 @@ from jaxem.core.arguments import as_key, check_constraints, check_integer, check
 from jaxem.core.foreign import named_fields
 from jaxem.core.inputs import as_more
 from jaxem.core.keys import DRAWS, SCORE
+from jaxem.core.mesh import real_rows
 from jaxem.core.numerics import namespace
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.tree import PyTree
@@ -154,7 +155,7 @@ class GradientAscent(Algorithm):
 
         Raises TypeError for a model without constraints, and for settings out of range.
         """
-        num = _tree.num_rows(data)
+        num = real_rows(_tree.num_rows(data))
         self._check(model, num)
         updates = num_steps * self.num_passes * self._batches(num)
         held_out, weights = self.held_out, self.held_out_weights
@@ -254,7 +255,7 @@ class GradientAscent(Algorithm):
         if self.last_step is not None:  # the params of a pass after the last would never be scored
             more = more & (state.step < self.last_step)
         climb = self._climb(model, state, *rows, jnp.where(more, self.num_passes, 0).astype(jnp.int32))
-        stuck = more & (climb.left_out == self.num_passes * self._batches(_tree.num_rows(rows[0])))
+        stuck = more & (climb.left_out == self.num_passes * self._batches(real_rows(_tree.num_rows(rows[0]))))
         total = found.elbo_data + log_prior.astype(found.elbo_data.dtype)
         return dataclasses.replace(
             after,
@@ -276,7 +277,7 @@ class GradientAscent(Algorithm):
         """`passes` passes over all rows from the candidate; restart and pass number make the draws."""
         assert self.key is not None
         rate = jnp.asarray(self.learning_rate, weights.dtype)
-        batches = self._batches(_tree.num_rows(data))
+        batches = self._batches(real_rows(_tree.num_rows(data)))
         updates = Updates(model, rate, jnp.sum(weights), self.optimizer, batches, self.num_samples)
         stream = jax.random.fold_in(self.key, state.restart.astype(jnp.uint32) + DRAWS)
 

@@ -30,6 +30,7 @@ from jaxem.core.arguments import check_flag, check_integer, check_number, expect
 from jaxem.core.foreign import named_fields
 from jaxem.core.inputs import as_params, cast_floats
 from jaxem.core.keys import ORDER, own_or_fits
+from jaxem.core.mesh import real_rows, take_rows
 from jaxem.core.numerics import is_concrete
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.tree import PyTree
@@ -127,7 +128,7 @@ class OnlineEM(Algorithm):
         """The algorithm with callables replaced by arrays; checks the settings, the model and the size of a batch."""
         super().prepare(model, data, key, num_steps)
         self._check(model)
-        num = _tree.num_rows(data)
+        num = real_rows(_tree.num_rows(data))
         if self.batch_size > num:
             raise ValueError(f"batch_size: expected at most the number of rows, {num}; found {self.batch_size}")
         rate = _stepwise.tabulated(self.rate) if callable(self.rate) else self.rate
@@ -179,7 +180,7 @@ class OnlineEM(Algorithm):
 
     def _pass(self, model: LatentModel, state: EMState, stats: PyTree, data: PyTree, weights: Array) -> PyTree:
         """Params after one pass over all rows in a random order, from the statistics of all rows at the candidate."""
-        num = _tree.num_rows(data)
+        num = real_rows(_tree.num_rows(data))
         batches = -(-num // self.batch_size)
         if batches == 1:  # the batch's statistics are those of all rows
             return at_candidate(model, state).m_step(stats)
@@ -189,13 +190,14 @@ class OnlineEM(Algorithm):
         slots = jnp.arange(small + (longer > 0), dtype=jnp.int32)
         rule = rule_at(self.rule, model, state)
 
-        def body(now: OnlineState, batch: Array) -> tuple[OnlineState, None]:
-            start = batch * small + jnp.minimum(batch, longer)
-            size = small + (batch < longer).astype(jnp.int32)
+        def body(now: OnlineState, number: Array) -> tuple[OnlineState, None]:
+            start = number * small + jnp.minimum(number, longer)
+            size = small + (number < longer).astype(jnp.int32)
             index = _stepwise.shuffled(key, jnp.minimum(start + slots, num - 1), num)
-            w = jnp.where(slots < size, weights[index], 0)
-            rate = self._rate(state.step * batches + batch, dtype)
-            return _stepwise.absorb(model, now, _tree.take(data, index), w, rate, rule), None
+            batch, w = take_rows((data, weights), index)
+            w = jnp.where(slots < size, w, 0)
+            rate = self._rate(state.step * batches + number, dtype)
+            return _stepwise.absorb(model, now, batch, w, rate, rule), None
 
         average = stats if self.average else None
         zero = jnp.zeros((), jnp.int32)

@@ -98,12 +98,17 @@ def read(path: str | os.PathLike, check: Callable[[dict[str, Any]], None]) -> tu
       ValueError: what is wrong with the file, without its name. OSError where it cannot be opened.
     """
     with open(path, "rb") as file:
-        try:
-            archive = zipfile.ZipFile(file)
-        except DAMAGE:
-            raise ValueError(_no_archive(path)) from None
-        with archive:
-            return _read(archive, check)
+        return parsed(file.read(), check)
+
+
+def parsed(raw: bytes, check: Callable[[dict[str, Any]], None]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`read` of what a file holds."""
+    try:
+        archive = zipfile.ZipFile(io.BytesIO(raw))
+    except DAMAGE:
+        raise ValueError(_no_archive(raw[:16])) from None
+    with archive:
+        return _read(archive, check)
 
 
 def _read(archive: zipfile.ZipFile, check: Callable[[dict[str, Any]], None]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -142,10 +147,8 @@ def _array(archive: zipfile.ZipFile, name: str, summed: str) -> np.ndarray:
         raise ValueError(f"a damaged file: its array {name.removesuffix('.npy')} cannot be read ({error})") from None
 
 
-def _no_archive(path: str | os.PathLike) -> str:
-    """What a file is that is no zip."""
-    with open(path, "rb") as file:
-        start = file.read(16)
+def _no_archive(start: bytes) -> str:
+    """What a file that begins so is, which is no zip."""
     if not start:
         return "an empty file"
     if start.startswith(b"PK"):
@@ -160,6 +163,6 @@ def _foreign(names: list[str]) -> str:
     """What an archive is that was not written here."""
     members = {name.removesuffix(".npy") for name in names}
     if {"fingerprint", "trace", "screened"} <= members:
-        return "the checkpoint of a fit, which jaxem.fit(..., checkpoint=path) goes on from"
+        return "the checkpoint of an older version, which this one does not read"
     shown = ", ".join(sorted(members)[:6]) or "nothing"
     return f"an archive of something else: it holds {shown}, and no {TEXT}"

@@ -5,6 +5,7 @@ from jax import Array
 
 from jaxem.core.numerics import einsum, safe_divide
 from jaxem.core.pytree import dataclass
+from jaxem.core.whole import of_all
 
 
 @dataclass
@@ -51,7 +52,14 @@ class Moments:
 
 
 def moments(x: Array, weights: Array) -> Moments:
-    """The moments of rows x (N, D) with weights (N,), some of them positive; rows of weight 0 are not looked at."""
+    """The moments of all rows, x (N, D) of them at hand, some of positive weight; those of weight 0 are not looked at.
+
+    Of a stream they are put together of those of its batches; see `jaxem.core.whole`.
+    """
+    return of_all(_moments, x, weights)
+
+
+def _moments(x: Array, weights: Array) -> Moments:
     used, total = (weights > 0)[:, None], jnp.sum(weights)
     share, origin = weights / total, jnp.where(weights[0] > 0, x[0], 0)
     mean = origin + einsum("n,nd->d", share, x - origin[None])

@@ -38,6 +38,13 @@ def weigh(weights: Array, values: Array) -> Array:
     return jnp.where(w > 0, w * values, 0)
 
 
+def scrambled(x: Array, key: Array) -> Array:
+    """Scrambled bits of x and a key (uint32): the finaliser of MurmurHash3."""
+    x = (x ^ (x >> 16) ^ key) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
 def slack(elbo: Array, total_weight: Array, scales: bool = False) -> Array:
     """How far a sum of log-densities can fall by rounding alone; a fall beyond it ends a restart as DECREASED.
 

@@ -15,11 +15,16 @@ import numpy as np
 from jax import Array
 
 from jaxem.core import columns as _columns
+from jaxem.core import mesh as _mesh
+from jaxem.core.mesh import ShardedRows
 from jaxem.core.numerics import is_concrete
 from jaxem.core.seen import Rows, listed, step_axes
 from jaxem.core.sequences import Sequences, answer
 from jaxem.core.tree import PyTree, as_floats, float_dtype, num_rows
 from jaxem.core.warn import warn
+
+# Questions that are answered where rows over a mesh lie.
+_BY_ROWS = frozenset({"posterior", "predict", "log_prob", "e_step", "elbo_data"})
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -207,6 +212,7 @@ def rows(model: Any, params: PyTree, data: Any, name: str = "data") -> PyTree:
       TypeError, ValueError: naming what was found, where, and what was expected.
     """
     check_params(model, params)
+    data = data.data if isinstance(data, ShardedRows) else data
     data = model.opened(data, name)
     if not is_concrete(data):
         return as_floats(data, float_dtype(params))
@@ -254,7 +260,17 @@ def takes_rows(method: Method) -> Method:
                 f"fit.{name}(data)"
             ) from None
         given = call.arguments
+        if isinstance(given[taken], ShardedRows):
+            given[taken], weights = given[taken]
+            if "weights" in signature.parameters and given.get("weights") is None:
+                given["weights"] = weights
         like = given[taken]
+        mesh = _mesh.mesh_of(like)
+        if mesh is not None and method.__name__ in _BY_ROWS:
+            there = self.over(_mesh.Layout(mesh, ()))
+            if there is not self:
+                given["self"] = there
+                return getattr(type(there), method.__name__)(*call.args, **call.kwargs)
         data = given[taken] = rows(self, given[at], like)
         if given.get("weights") is not None and is_concrete(given["weights"]):
             given["weights"] = as_weights(given["weights"], num_rows(data), float_dtype(data), like=like)
@@ -269,7 +285,10 @@ def as_weights(weights: Any, num: int, dtype: Any, name: str = "weights", like: 
     `like` are the rows as they were given: a Series in another order than their frame is refused.
     """
     if weights is None:
-        return place(np.ones(num), dtype)
+        mesh = _mesh.mesh_of(like)
+        return place(np.ones(num), dtype) if mesh is None else _mesh.put_rows(np.ones(num, dtype), mesh)
+    if _mesh.is_spread(weights):
+        return _spread_weights(weights, num, dtype, name)
     if isinstance(weights, jax.core.Tracer):
         if weights.shape != (num,):
             raise ValueError(f"{name}: expected shape ({num},), one for each row of data; found {weights.shape}")
@@ -295,3 +314,21 @@ def as_weights(weights: Any, num: int, dtype: Any, name: str = "weights", like: 
             f"{name}: expected counts whose sum {np.dtype(dtype)} can hold; found a sum of {total:g}; rescale them"
         )
     return place(weights, dtype)
+
+
+def _spread_weights(weights: Array, num: int, dtype: Any, name: str) -> Array:
+    """Weights over a mesh, checked there."""
+    if weights.shape != (num,):
+        raise ValueError(f"{name}: expected shape ({num},), one for each row of data; found {weights.shape}")
+    good, least, total = (float(a) for a in _examined(weights))
+    if not good or least < 0 or not 0 < total <= float(jnp.finfo(dtype).max):
+        raise ValueError(
+            f"{name}: expected finite numbers >= 0, some of them positive; found a least of {least:g} and a sum of "
+            f"{total:g}"
+        )
+    return place(weights, dtype)
+
+
+@jax.jit
+def _examined(weights: Array) -> tuple[Array, Array, Array]:
+    return jnp.all(jnp.isfinite(weights)), jnp.min(weights), jnp.sum(weights)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxem.core.mesh import over
 from jaxem.core.numerics import is_concrete
 from jaxem.core.tree import PyTree
 
@@ -27,6 +28,10 @@ def stage(*static: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
         @functools.wraps(function)
         def call(*args: Any) -> Any:
+            with over(None):  # the mesh of the caller is not in the cache's key; a stage that needs one is given it
+                return run(*args)
+
+        def run(*args: Any) -> Any:
             if is_concrete(args):
                 return compiled(*args)
             free = {place: arg for place, arg in enumerate(args) if place not in static}

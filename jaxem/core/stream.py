@@ -54,6 +54,15 @@ class Stream(ABC):
     def weighted(self) -> bool:
         """Whether batches have weights."""
 
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """Names of the columns of data that are one array; None where they have none."""
+        return None
+
+    @abstractmethod
+    def shuffled(self, seed: int) -> "Stream":
+        """The same rows, each once, in another order, the same for equal seeds."""
+
     @abstractmethod
     def identity(self) -> dict[str, Any]:
         """What tells these rows from others without reading them all, as JSON: paths, sizes, times, columns."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxem.core import mesh as _mesh
 from jaxem.core.numerics import namespace
 from jaxem.core.pytree import dataclass, static
 
@@ -162,7 +163,19 @@ def sum_blocks(f: Callable[[PyTree, Array, Any], PyTree], data: PyTree, weights:
 
     Returns:
       The pytree that `f(data, weights, 0)` would give, to rounding; f itself is called once where one block is enough.
+      Rows over a mesh are summed where they lie, in blocks of their own.
     """
+    num, mesh = num_rows(data), _mesh.current()
+    if mesh is not None and num > size:
+        shards = _mesh.row_shards(mesh)
+        apiece = _block(-(-num // shards), size)[0]
+        own = lambda shard, x, w: _sum_blocks(lambda x, w, i: f(x, w, shard * apiece + i), x, w, size)
+        rows = (_mesh.padded(data, shards), _mesh.padded(weights, shards, zero=True))
+        return _mesh.where_rows_lie(own, mesh, rows, True)
+    return _sum_blocks(f, data, weights, size)
+
+
+def _sum_blocks(f: Callable[[PyTree, Array, Any], PyTree], data: PyTree, weights: Array, size: int) -> PyTree:
     num = num_rows(data)
     blocks, length = _block(num, size)
     if blocks == 1:
@@ -188,8 +201,18 @@ def map_rows(f: Callable[[PyTree], PyTree], data: PyTree, size: int) -> PyTree:
       size: most rows in a block.
 
     Returns:
-      The pytree `f(data)`; only one block's intermediate values exist at a time.
+      The pytree `f(data)`; only one block's intermediate values exist at a time. Rows over a mesh are mapped where
+      they lie.
     """
+    num, mesh = num_rows(data), _mesh.current()
+    if mesh is not None and num > size:
+        rows = _mesh.padded(data, _mesh.row_shards(mesh))
+        out = _mesh.where_rows_lie(lambda _, x: _map_rows(f, x, size), mesh, (rows,), False)
+        return out if num_rows(rows) == num else jax.tree.map(lambda leaf: leaf[:num], out)
+    return _map_rows(f, data, size)
+
+
+def _map_rows(f: Callable[[PyTree], PyTree], data: PyTree, size: int) -> PyTree:
     num = num_rows(data)
     blocks, length = _block(num, size)
     if blocks == 1:

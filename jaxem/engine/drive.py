@@ -11,9 +11,10 @@ import jax
 import numpy as np
 
 from jaxem.algorithms import EM
+from jaxem.core import mesh as _mesh
 from jaxem.core import tree as _tree
 from jaxem.engine import table as _table
-from jaxem.engine.checkpoint import Saver
+from jaxem.engine.checkpoint import Saver, fingerprint, restored, saved
 from jaxem.engine.result import Fit
 from jaxem.engine.table import Problem, Table, unfinished
 from jaxem.stopping import Status
@@ -107,11 +108,12 @@ def drive(problem: Problem, watch: Watch, began: float, finish: Callable[[Proble
       began: `time.perf_counter()` when the fit began.
       finish: makes the result of a table.
     """
-    saver = None if watch.checkpoint is None else Saver(watch.checkpoint, problem)
+    saver = _saver(problem, watch)
     with _Bar(problem, watch.progress) as bar:
         table = _begin(problem, bar)
-        table = table if saver is None else saver.resume(table)
-        result, stepped = None, saver is not None and bool(table.packed.peek("step").step.max() > 0)
+        found = None if saver is None else saver.read()
+        table = table if found is None else restored(table, found[1])
+        result, stepped = None, found is not None and bool(table.packed.peek("step").step.max() > 0)
         first = 1 if watch.asked else _first(problem, table)
         if not watch.asked and first >= problem.num_restarts * (problem.max_steps + 1):
             # Every sweep steps at least one restart, so that this is all: nothing to look at, and nothing to wait for.
@@ -119,8 +121,8 @@ def drive(problem: Problem, watch: Watch, began: float, finish: Callable[[Proble
         try:
             for after, took in _segments(problem, table, first, bar):
                 table, result, stepped = after, None, True
-                if saver is not None:
-                    saver.save_sometimes(table)
+                if saver is not None and saver.due():
+                    saver.save(saved(table))
                 if _done(problem, table, watch, bar, began):
                     break
                 # A device does one thing after the other: once a long sweep is under way, this would have to wait.
@@ -130,9 +132,15 @@ def drive(problem: Problem, watch: Watch, began: float, finish: Callable[[Proble
                 raise
         finally:
             if saver is not None and stepped:
-                saver.save(table)
+                saver.save(saved(table))
         bar.say("compiling the summary")
         return finish(problem, table) if result is None else result
+
+
+def _saver(problem: Problem, watch: Watch) -> Saver | None:
+    if watch.checkpoint is None:
+        return None
+    return Saver(watch.checkpoint, fingerprint(problem), problem.max_steps, problem.layout is not None)
 
 
 def wait(tree: Any) -> None:
@@ -167,7 +175,8 @@ def _first(problem: Problem, table: Table) -> int:
 def _segments(problem: Problem, table: Table, sweeps: int, bar: "_Bar") -> Iterator[tuple[Table, float]]:
     """The table after each segment of about `SEGMENT` seconds, or one sweep, and the seconds it took."""
     bar.say("compiling the loop")
-    table = jax.device_put(table)  # numpy's arrays and JAX's own are two entries in the cache of a jitted function
+    # Numpy's arrays and JAX's own are two entries in the cache of a jitted function.
+    table = jax.device_put(table) if problem.layout is None else _on_mesh(table, problem.layout.mesh)
     while True:
         began = time.perf_counter()
         after = _table.stepped(problem, table, np.int32(sweeps))
@@ -180,7 +189,14 @@ def _segments(problem: Problem, table: Table, sweeps: int, bar: "_Bar") -> Itera
             raise
         table, took = after, time.perf_counter() - began
         yield table, took
+        if problem.layout is not None:
+            took = float(_mesh.told(np.float32(took)))  # processes must take the same number
         sweeps = int(np.clip(sweeps * min(4.0, max(0.5, SEGMENT / max(took, 1e-6))), 1, 1 << 20))
+
+
+def _on_mesh(table: Table, mesh: Any) -> Table:
+    states = _mesh.put_copies((table.packed, table.trace, table.screened), mesh)
+    return dataclasses.replace(table, **dict(zip(("packed", "trace", "screened"), states, strict=True)))
 
 
 def _ready_soon(table: Table) -> bool:
@@ -200,7 +216,10 @@ def _done(problem: Problem, table: Table, watch: Watch, bar: "_Bar", began: floa
     bar.show(seen)
     answer = None if watch.callback is None else watch.callback(seen)
     late = watch.time_limit is not None and seen.seconds >= watch.time_limit
-    return seen.finished == seen.num_restarts or late or (isinstance(answer, (bool, np.bool_)) and bool(answer))
+    enough = late or (isinstance(answer, (bool, np.bool_)) and bool(answer))
+    if problem.layout is not None and (watch.callback is not None or watch.time_limit is not None):
+        enough = bool(_mesh.told(np.bool_(enough)))
+    return seen.finished == seen.num_restarts or enough
 
 
 def _progress(problem: Problem, states: Any, began: float) -> Progress:

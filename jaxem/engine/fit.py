@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ from jax import Array
 
 from jaxem.algorithms import EM, Algorithm, CoordinateAscent, GeneralizedEM, GradientAscent, Swap
 from jaxem.algorithms.swap import has_places
+from jaxem.core import mesh as _mesh
 from jaxem.core import numerics
 from jaxem.core import rows as _rows
 from jaxem.core import tree as _tree
+from jaxem.core import whole as _whole
 from jaxem.core.arguments import as_key, as_numbers, check_integer, check_leaves, expect, shown
 from jaxem.core.foreign import named
 from jaxem.core.inputs import as_params, cast_floats, check_enough
+from jaxem.core.mesh import Layout
 from jaxem.core.numerics import is_concrete, namespace
 from jaxem.core.seen import Rows
 from jaxem.core.sequences import num_observations, total_weight
@@ -30,10 +34,11 @@ from jaxem.engine.drive import Progress, Watch, drive
 from jaxem.engine.result import Fit, Restarts
 from jaxem.engine.table import Problem, Screen, Table, unfinished
 from jaxem.families import Family
-from jaxem.families.dependence import clearly_independent
+from jaxem.families.dependence import LOOKED_AT, clearly_independent
 from jaxem.families.reasons import DEGENERATE
 from jaxem.model import ELBOModel, Health, LatentModel
 from jaxem.rules import Rule
+from jaxem.sharding import Sharded, over_mesh
 from jaxem.stopping import Status, Stop, StopRule
 from jaxem.wrappers import check_model
 
@@ -174,12 +179,34 @@ def prepare(
     check_model(model, data)
     key = as_key(key)
     model = dataclasses.replace(model, rows=None)  # that of an earlier fit
+    model, data, weights, layout = over_mesh(model, data, weights)
+    with _mesh.over(layout):
+        return _prepared(
+            model, data, key, params, weights, algorithm, stop, max_steps, num_restarts, restart_batch, screen, layout
+        )
+
+
+def _prepared(
+    model: Any,
+    data: PyTree,
+    key: Array,
+    params: PyTree | None,
+    weights: Array | None,
+    algorithm: Any,
+    stop: StopRule | None,
+    max_steps: int,
+    num_restarts: int,
+    restart_batch: int | None,
+    screen: Screen | None,
+    layout: Layout | None,
+) -> tuple[Problem, Rows]:
+    """`prepare` of rows that lie where they lie."""
     given, (data, seen) = data, _rows.read(model.opened(data, "data"), keys=model.row_keys)
     dtype = _tree.float_dtype(data)
     _table.check_trace(int(num_restarts), int(max_steps), dtype)
     weights = _rows.as_weights(weights, _tree.num_rows(data), dtype, like=given)
     model.check(data)
-    check_enough(model, _tree.num_rows(data))
+    check_enough(model, _mesh.real_rows(_tree.num_rows(data)))
     if algorithm is None and params is None and screen is None:
         algorithm = search(model, data, int(max_steps))
     looked_at = dataclasses.replace(model, rows=seen)  # further rows are held against these
@@ -194,12 +221,16 @@ def prepare(
     _shapes.check(model, data, weights, key)
     if screen is not None:  # int32 in the program
         screen = Screen(min(screen.num_steps, max_steps), min(screen.keep, num_restarts))
-    lanes = min(num_restarts, restart_batch or _lanes(_step_cost(model, data)))
+    dealt = _table.check_dealt(layout, int(num_restarts), screen)
+    lanes = min(num_restarts // dealt, restart_batch or _lanes(_step_cost(model, data)))
     keys = _table.restart_keys(key, int(num_restarts))
     sizes = int(max_steps), int(num_restarts), int(lanes)
     known = _independent(model, data, weights)
+    if layout is not None:  # all that a program is given is to be on its devices
+        copies = (model, keys, params, algorithm, stop)
+        model, keys, params, algorithm, stop = _mesh.put_copies(copies, layout.mesh)
     return Problem(
-        model, data, weights, keys, params, algorithm, stop, screen, *sizes, known, np.int32(max_steps)
+        model, data, weights, keys, params, algorithm, stop, screen, *sizes, known, np.int32(max_steps), layout
     ), seen
 
 
@@ -210,8 +241,22 @@ def _independent(model: ELBOModel, data: PyTree, weights: Array) -> bool:
         return False
     if not is_concrete(data, weights):
         return False
-    tables = [_rows.where_it_lies(leaf) for leaf in jax.tree.leaves(data) if leaf.ndim == 2 and leaf.shape[1] > 1]
-    return all(xp is np and clearly_independent(x, np.asarray(weights)) for xp, x in tables)
+    tables = [leaf for leaf in jax.tree.leaves(data) if leaf.ndim == 2 and leaf.shape[1] > 1]
+    if _mesh.current() is not None:
+        *tables, weights = _some_rows((*tables, weights), _mesh.layout())
+    seen = [_rows.where_it_lies(leaf) for leaf in tables]
+    return all(xp is np and clearly_independent(x, np.asarray(weights)) for xp, x in seen)
+
+
+@partial(jax.jit, static_argnums=1)
+def _every(tree: PyTree, layout: Layout) -> PyTree:
+    with _mesh.over(layout):
+        return _whole.every(tree, max(1, layout.num_rows // LOOKED_AT))
+
+
+def _some_rows(tree: PyTree, layout: Layout) -> PyTree:
+    """Some rows of those over a mesh, on this host."""
+    return jax.tree.map(np.asarray, _every(tree, layout))
 
 
 def search(model: ELBOModel, data: PyTree, max_steps: int) -> Swap | None:
@@ -313,6 +358,8 @@ def _finish(problem: Problem, table: Table) -> Fit:
     winner = xp.argmax(xp.where(finite & (grade == xp.max(grade)), total, -xp.inf))
     won, health_won = jax.tree.map(lambda a: a[winner], (states, health))
     hits = finite & ~(spike & ~spike[winner]) & _same_optimum(model, total, won.elbo.total, observations, slack[winner])
+    if problem.layout is not None:  # an answer is of this process alone, and its model of any rows
+        model, won = _mesh.at_home((model.model if isinstance(model, Sharded) else model, won))
     result = Fit(
         model=model,
         params=model.canonical(won.params, reorder=problem.params is None),

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxem.core import mesh as _mesh
 from jaxem.core import threefry
 from jaxem.core import tree as _tree
+from jaxem.core.mesh import Layout
 from jaxem.core.numerics import is_concrete, namespace, slack
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.sequences import total_weight
@@ -54,7 +56,8 @@ class Problem:
     """All that a fit needs, checked and cast; static fields decide the compiled program.
 
     `independent` says that the host has found the data's columns far from depending on each other. `last` is
-    `max_steps` as a number in the program; the host knows both, the loop is given the problem as `in_loop`.
+    `max_steps` as a number in the program; the host knows both, the loop is given the problem as `in_loop`. `layout`
+    is how rows, restarts or both lie over a mesh; None where all is on one device.
     """
 
     model: Any
@@ -70,6 +73,7 @@ class Problem:
     lanes: int = static(default=1)
     independent: bool = static(default=False)
     last: Array | np.int32 = np.int32(200)
+    layout: Layout | None = static(default=None)
 
     @property
     def in_loop(self) -> "Problem":
@@ -116,8 +120,10 @@ def restart_keys(key: Array, num: int) -> Array:
 
 def draw(problem: Problem) -> tuple[Any, PyTree, PyTree]:
     """The model bound to the data, the data in its layout, and the params of all starts."""
-    if problem.params is None and problem.num_restarts <= FEW and is_concrete(problem) and _in_stages(problem.model):
-        model, data = _bind(problem.model, problem.data, problem.weights, problem.independent)
+    alone = problem.layout is None or jax.process_count() == 1
+    few = problem.params is None and problem.num_restarts <= FEW
+    if few and alone and is_concrete(problem) and _in_stages(problem.model):
+        model, data = _bind(problem.model, problem.data, problem.weights, problem.independent, problem.layout)
         starts = [model.init(key, problem.data, problem.weights) for key in threefry.each(problem.keys)]
         return model, data, starts[0] if len(starts) == 1 else _stack(starts)
     # Fits that differ only in what starts do not depend on draw them by one program.
@@ -139,16 +145,16 @@ def _stack(trees: list[PyTree]) -> PyTree:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(trees))
 
 
-@stage(3)
-def _bind(model: Any, data: PyTree, weights: Array, known: bool) -> tuple[Any, PyTree]:
-    with independent(known):
+@stage(3, 4)
+def _bind(model: Any, data: PyTree, weights: Array, known: bool, layout: Layout | None) -> tuple[Any, PyTree]:
+    with independent(known), _mesh.over(layout):
         model = model.bind(data, weights)
     return model, model.arrange(data)
 
 
 @jax.jit
 def _draw(problem: Problem) -> tuple[Any, PyTree, PyTree]:
-    model, data = _bind(problem.model, problem.data, problem.weights, problem.independent)
+    model, data = _bind(problem.model, problem.data, problem.weights, problem.independent, problem.layout)
     if problem.params is not None:
         return model, data, _adopt(model, problem)
     # One at a time: half the compile time of a batch, and a start does not depend on the lane width.
@@ -221,13 +227,66 @@ def _lanewise(f: Any, lanes: Any) -> Any:
 
 def stepped(problem: Problem, table: Table, max_sweeps: Array | np.int32) -> Table:
     """The table when no restart runs any more, or after `max_sweeps` sweeps."""
-    packed, trace, screened = advance(problem.in_loop, table, max_sweeps)
+    if _mesh.restart_shards(_mesh_of(problem)) > 1:
+        packed, trace, screened = _advance_dealt(problem.in_loop, table, max_sweeps)
+    else:
+        packed, trace, screened = advance(problem.in_loop, table, max_sweeps)
     return dataclasses.replace(table, packed=packed, trace=trace, screened=screened)
+
+
+def _mesh_of(problem: Problem) -> Any:
+    return None if problem.layout is None else problem.layout.mesh
+
+
+def check_dealt(layout: Layout | None, num_restarts: int, screen: Screen | None) -> int:
+    """Among how many parts of the mesh restarts are dealt out; raises ValueError where they do not suit it."""
+    shards = 1 if layout is None else _mesh.restart_shards(layout.mesh)
+    if num_restarts % shards:
+        more = -(-num_restarts // shards) * shards
+        raise ValueError(
+            f'num_restarts: expected a multiple of the mesh\'s axis "restarts", {shards}; found {num_restarts}; '
+            f"{more} take as long"
+        )
+    if shards > 1 and screen is not None:
+        raise ValueError(
+            'screen: expected None where the mesh has an axis "restarts", as restarts on other devices are no '
+            "neighbours; found one; screen on a mesh of rows alone"
+        )
+    return shards
+
+
+@jax.jit
+def _advance_dealt(problem: Problem, table: Table, max_sweeps: Array | np.int32) -> tuple[Packed, Array, Array]:
+    """`advance` of each part of the restarts by the devices of its own, which do not wait for one another."""
+    assert problem.layout is not None
+    mesh, axis = problem.layout.mesh, _mesh.RESTARTS
+    shards = mesh.shape[axis]
+    mine = dataclasses.replace(problem, num_restarts=problem.num_restarts // shards)
+
+    def own(packed: Packed, trace: Array, rest: Any) -> tuple[Packed, Array]:
+        problem, model, data, screened, max_sweeps = rest
+        with _mesh.over(problem.layout):
+            return _advance(problem, Table(model, data, packed, trace, screened), max_sweeps)[:2]
+
+    dealt, copies = jax.sharding.PartitionSpec(axis), jax.sharding.PartitionSpec()
+    rest = (mine, table.model, table.data, table.screened, max_sweeps)
+    run = jax.shard_map(
+        own, mesh=mesh, in_specs=(dealt, dealt, copies), out_specs=(dealt, dealt), axis_names={axis}, check_vma=False
+    )
+    packed, trace = run(table.packed, table.trace, rest)
+    whole = jax.sharding.NamedSharding(mesh, copies)  # the host, of any process, looks at all restarts
+    packed, trace = jax.lax.with_sharding_constraint((packed, trace), whole)
+    return packed, trace, table.screened
 
 
 @jax.jit
 def advance(problem: Problem, table: Table, max_sweeps: Array | np.int32) -> tuple[Packed, Array, Array]:
     """What `stepped` changes in the table: a program copies all that it hands back, and the data are large."""
+    with _mesh.over(problem.layout):
+        return _advance(problem, table, max_sweeps)
+
+
+def _advance(problem: Problem, table: Table, max_sweeps: Array | np.int32) -> tuple[Packed, Array, Array]:
     # Only what a sweep changes is carried: a loop copies what it carries.
     changing = lambda table: (table.packed, table.trace, table.screened)
     whole = lambda carry: dataclasses.replace(table, packed=carry[0], trace=carry[1], screened=carry[2])

@@ -12,6 +12,7 @@ from jax import Array
 from jaxem.core.numerics import einsum
 from jaxem.core.pytree import dataclass
 from jaxem.core.tree import BLOCK_ROWS, sum_rows
+from jaxem.core.whole import in_batches, of_all, total
 
 ROUNDS = 4
 # Share of a column's variance below which the product moments, in which small differences cancel, say nothing about
@@ -100,7 +101,7 @@ def find_span(x: Array, weights: Array, location: Array, std: Array, constant: A
     if _known.get():
         return Span(jnp.zeros(dim, bool), jnp.eye(dim, dtype=x.dtype), std)
     unit = jnp.where(constant, 0, 1 / std)
-    share = weights / jnp.sum(weights)
+    share = weights / total(weights)
     eye = jnp.eye(dim, dtype=x.dtype)
     # Rounding of the columns' numbers themselves, offset included, adds up like independent errors. Single precision
     # mostly comes of one cast, 0.3 eps of an offset, and half an eps is the location's own; columns in double were made
@@ -116,15 +117,22 @@ def find_span(x: Array, weights: Array, location: Array, std: Array, constant: A
 
     def step(_: int, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         transform = state[0]
-        moment = sum_rows(lambda rows, w: block(rows, w, transform), x, share, BLOCK_ROWS)
+        moment = of_all(lambda x, w: sum_rows(lambda x, w: block(x, w, transform), x, w, BLOCK_ROWS), x, share)
         rms = jnp.sqrt(jnp.sum(moment * eye, 0))
         none = rms <= allowed * jnp.sqrt(einsum("de,e->d", transform**2, size))
         return _regressed(moment, transform, rms, none), transform, none
 
-    _, transform, none = jax.lax.fori_loop(0, ROUNDS, step, (eye, eye, constant))
+    state = eye, eye, constant
+    if in_batches():  # each round looks at all rows
+        for number in range(ROUNDS):
+            state = step(number, state)
+    else:
+        state = jax.lax.fori_loop(0, ROUNDS, step, state)
+    _, transform, none = state
     free = (~(none | constant)).astype(x.dtype)
     before = jnp.cumsum(free) - free
-    dependent = none & ~constant & (jnp.sum((weights > 0).astype(x.dtype)) > before + int(centred))
+    rows = total((weights > 0).astype(x.dtype))
+    dependent = none & ~constant & (rows > before + int(centred))
     # Predictions by columns that are dependent themselves go back to the independent ones.
     relation = jnp.where(dependent[:, None], jnp.tril(transform, -1), 0) + eye
     kept = jnp.where(dependent[None], 0, eye)

@@ -16,6 +16,7 @@ from jaxem.core.moments import moments
 from jaxem.core.numerics import einsum, is_concrete, namespace
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.seen import Rows, by_column
+from jaxem.core.whole import in_batches
 from jaxem.families import _spikes
 from jaxem.families._mean_prior import MeanPrior, PlacedFamily
 from jaxem.families.covariance import SHAPES, Covariance
@@ -130,7 +131,7 @@ class Gaussian(DerivedFamily, PlacedFamily):
         return self._shape.correlated
 
     def _span(self, x: Array, weights: Array, location: Array, std: Array, constant: Array) -> Span | None:
-        if not self.finds_span or min(x.shape) < 2:
+        if not self.finds_span or x.shape[1] < 2 or (x.shape[0] < 2 and not in_batches()):
             return None
         return find_span(x, weights, location, jnp.where(constant, 1, std), constant)
 

@@ -17,6 +17,7 @@ from jaxem.core.numerics import einsum, is_concrete, namespace, safe_divide
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.seen import Rows, by_column
 from jaxem.core.tree import PyTree
+from jaxem.core.whole import in_batches
 from jaxem.families.dependence import find_span
 from jaxem.families.family import Derived, DerivedFamily
 from jaxem.families.reasons import DEGENERATE, FEWEST_OBSERVATIONS, least_strength, name_columns
@@ -202,7 +203,7 @@ class LinearRegression(DerivedFamily):
         about, constant = seen.mean, seen.constant
         std = jnp.where(constant, 1, seen.std)
         dependent = jnp.zeros(design.shape[1:], bool)
-        if min(design.shape) > 1:
+        if design.shape[1] > 1 and (design.shape[0] > 1 or in_batches()):
             found = find_span(design, weights, about[:-1], std[:-1], constant[:-1], centred=self.fit_intercept)
             dependent = found.dependent
         strength = jnp.asarray(self.pseudo_observations, y.dtype)

@@ -20,6 +20,7 @@ from jaxem.core.rows import check_params, read, takes_rows
 from jaxem.core.sequences import Sequences
 from jaxem.core.stages import in_stages, stage
 from jaxem.core.tree import PyTree, as_floats, float_dtype, map_rows
+from jaxem.core.whole import of_all, total
 from jaxem.families import Family
 from jaxem.rules import Exact
 from jaxem.structures import seeding
@@ -167,7 +168,8 @@ class Sequential(Structured):
 
     def counted(self, data: Sequences, weights: Array) -> tuple[PyTree, Array, Array]:
         """The rows of all observations, their weights, and the mean number of steps of a sequence."""
-        length = jnp.sum(weights * data.length) / jnp.sum(weights)
+        steps, sequences = of_all(_counts, weights, data.length)
+        length = steps / sequences
         return self.structure.rows(data), self.structure.row_weights(weights, data), length
 
     def expected_durations(self, params: Any) -> Array:
@@ -175,6 +177,11 @@ class Sequential(Structured):
         check_params(self, params)
         rows = self.law.mean(params.mixing).transition
         return 1 / (1 - jnp.diagonal(rows))
+
+
+def _counts(weights: Array, length: Array) -> Array:
+    """(2,) the weights of all steps, and of all sequences."""
+    return jnp.stack([jnp.sum(weights * length), jnp.sum(weights)])
 
 
 @named_fields
@@ -287,7 +294,7 @@ class HMM(Sequential):
         """Binds the family to the observations, and keeps their number and the mean length."""
         rows, counts, length = self.counted(data, weights)
         family = self.family.bind(rows, counts)
-        return dataclasses.replace(self, family=family, total_weight=jnp.sum(counts), mean_length=length)
+        return dataclasses.replace(self, family=family, total_weight=total(counts), mean_length=length)
 
     def canonical(self, params: HMMParams, reorder: bool | Array = True) -> HMMParams:
         """The same, with a first state that is given, or follows from the transitions, as it must be."""

@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 
 from jaxem.core import constraints
+from jaxem.core import whole as _whole
 from jaxem.core.arguments import check_choice, check_integer
 from jaxem.core.checks import check_matrix
 from jaxem.core.foreign import named_fields
@@ -24,7 +25,7 @@ from jaxem.structures import lloyd as _lloyd
 from jaxem.structures import seeding as _seeding
 
 # Rows kept aside for moving empty clusters: exact up to this many rows, and cheap beyond.
-RESERVE = 4096
+RESERVE = _whole.KEPT
 
 
 @dataclass
@@ -63,6 +64,38 @@ class Units:
 
     inside: Array
     shown: Array
+
+
+@dataclass
+class Extent:
+    """How far rows reach; adds up over rows.
+
+    Attributes:
+      total: sum of weights.
+      first: (D,) a row.
+      mean: (D,) the weighted mean.
+      size: the largest difference of a number from that of the first row; of rows put together, a bound of it.
+    """
+
+    total: Array
+    first: Array
+    mean: Array
+    size: Array
+
+    def __add__(self, other: "Extent") -> "Extent":
+        total = self.total + other.total
+        size = jnp.maximum(self.size, other.size + jnp.max(jnp.abs(other.first - self.first)))
+        inside = _lloyd.unit(size)
+        mean = self.mean + (other.mean - self.mean) * inside * safe_divide(other.total, total) / inside
+        return Extent(total, self.first, mean, size)
+
+
+def _extent(data: Array, weights: Array) -> Extent:
+    total, gaps = jnp.sum(weights), data - data[0][None]
+    size = jnp.max(jnp.where((weights > 0)[:, None], jnp.abs(gaps), 0))
+    inside = _lloyd.unit(size)
+    mean = data[0] + einsum("n,nd->d", weights, gaps * inside) / total / inside
+    return Extent(total, data[0], mean, size)
 
 
 @named_fields
@@ -148,15 +181,13 @@ class KMeans(DiscreteLatent):
 
     def bind(self, data: Array, weights: Array) -> "KMeans":
         """Keeps the mean, the units, and at most 4096 evenly spaced rows, the places an empty cluster can move to."""
-        step = max(1, -(-data.shape[0] // RESERVE))
         # Copies: all rows would be the caller's own buffer, which he may write to after the fit.
-        reserve = jnp.copy(data[::step]), jnp.copy(weights[::step])
-        total, gaps = jnp.sum(weights), data - data[0][None]
-        size = jnp.max(jnp.where((weights > 0)[:, None], jnp.abs(gaps), 0))
-        inside = _lloyd.unit(size)
-        origin = data[0] + einsum("n,nd->d", weights, gaps * inside) / total / inside
-        shown = jnp.where(_lloyd.representable(size, total, data.shape[1]), 1, inside)
-        return dataclasses.replace(self, origin=origin, reserve=reserve, units=Units(inside, shown))
+        kept = _whole.every((data, weights), _whole.stride(data.shape[0], RESERVE))
+        seen = _whole.of_all(_extent, data, weights)
+        inside = _lloyd.unit(seen.size)
+        shown = jnp.where(_lloyd.representable(seen.size, seen.total, data.shape[1]), 1, inside)
+        reserve = jax.tree.map(jnp.copy, kept)
+        return dataclasses.replace(self, origin=seen.mean, reserve=reserve, units=Units(inside, shown))
 
     def arrange(self, data: Array) -> PyTree:
         """Rows about the mean with their squared lengths, for more than 8 columns; else as they are."""

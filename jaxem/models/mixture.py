@@ -19,6 +19,7 @@ from jaxem.core.numerics import is_concrete, namespace, safe_log
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.rows import check_params
 from jaxem.core.tree import PyTree
+from jaxem.core.whole import total
 from jaxem.families import Family, Gaussian
 from jaxem.structures.mixing import Proportions
 from jaxem.structures.structured import Structured
@@ -117,7 +118,7 @@ class Mixture(Structured):
 
     def bind(self, data: PyTree, weights: Array) -> "Mixture":
         """Binds the family to the data and keeps the sum of the weights."""
-        return dataclasses.replace(self, family=self.family.bind(data, weights), total_weight=jnp.sum(weights))
+        return dataclasses.replace(self, family=self.family.bind(data, weights), total_weight=total(weights))
 
     def arrange(self, data: PyTree) -> PyTree:
         """Rows in the family's layout."""

@@ -12,6 +12,7 @@ from jaxem.core.numerics import is_concrete
 from jaxem.core.pytree import dataclass
 from jaxem.core.rows import check_params
 from jaxem.core.tree import PyTree
+from jaxem.core.whole import total
 from jaxem.priors import Prior, default_prior
 from jaxem.structures.components import Posterior
 from jaxem.structures.structured import Structured
@@ -89,7 +90,7 @@ class UnderPrior(Structured):
     def bound_prior(self, family: Any, rows: PyTree, weights: Array) -> dict[str, Any]:
         """What `bind` fills in: the family, bound to the rows, the prior and the number of observations."""
         prior = self.any_prior.bind(family, rows, weights)
-        return {"family": family, "prior": prior, "total_weight": jnp.sum(weights)}
+        return {"family": family, "prior": prior, "total_weight": total(weights)}
 
     def pruning(self, params: Any, min_count: float = 1.0) -> Pruning:
         """Which components have an expected count above `min_count`."""

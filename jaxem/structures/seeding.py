@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxem.core import mesh as _mesh
 from jaxem.core import threefry
 from jaxem.core.numerics import einsum
 from jaxem.core.stages import stage
@@ -31,16 +32,22 @@ def subsample(key: Array, data: PyTree, weights: Array, size: int) -> tuple[PyTr
     Rows are drawn in proportion to their weights (systematic sampling). All rows, as they are, where there are no
     more than `size`; then no random number is drawn.
     """
-    if num_rows(data) <= size:
-        return data, weights, key
+    if _mesh.real_rows(num_rows(data)) <= size:
+        return *_mesh.as_copies((data, weights)), key
     key, rows_key = threefry.split(key)
-    return *_subsample(threefry.uniform(rows_key, (size,)), data, weights), key
+    draws, mesh = threefry.uniform(rows_key, (size,)), _mesh.current()
+    if mesh is not None:
+        return *_subsample_over(draws, data, weights, mesh), key
+    return *_subsample(draws, data, weights), key
 
 
 def evenly(draw: Array, data: PyTree, weights: Array, size: int) -> tuple[PyTree, Array]:
     """At most `size` rows at even steps of the weight, by one uniform (1,), and weights of the same total."""
-    if num_rows(data) <= size:
-        return data, weights
+    mesh = _mesh.current()
+    if _mesh.real_rows(num_rows(data)) <= size:
+        return _mesh.as_copies((data, weights))
+    if mesh is not None:
+        return _subsample_over(jnp.broadcast_to(draw, (size,)), data, weights, mesh)
     return _subsample(jnp.broadcast_to(draw, (size,)), data, weights)
 
 
@@ -53,6 +60,28 @@ def _subsample(draws: Array, data: PyTree, weights: Array) -> tuple[PyTree, Arra
     points = (jnp.arange(size).astype(weights.dtype) + draws.astype(weights.dtype)) / size
     index = jnp.minimum(jnp.searchsorted(cumulative, points * total, side="right"), num_rows(data) - 1)
     return jax.tree.map(lambda a: a[index], data), jnp.full(size, total / size)
+
+
+@stage(3)
+def _subsample_over(draws: Array, data: PyTree, weights: Array, mesh: Any) -> tuple[PyTree, Array]:
+    """The same of rows over a mesh, as copies on all devices: one all-reduce of as many rows as are drawn."""
+    size, axes, shards = draws.shape[0], _mesh.row_axes(mesh), _mesh.row_shards(mesh)
+    data, weights = _mesh.padded(data, shards), _mesh.padded(weights, shards, zero=True)
+    apiece = weights.shape[0] // shards
+
+    def own(shard: Array, data: PyTree, weights: Array, draws: Array) -> tuple[PyTree, Array]:
+        sums = jnp.cumsum(jax.lax.all_gather(jnp.sum(weights), axes))
+        start, total = jnp.where(shard > 0, sums[shard - 1], 0), sums[shards - 1]
+        points = (jnp.arange(size).astype(weights.dtype) + draws.astype(weights.dtype)) / size * total
+        # The last shard with weight takes what by rounding lies beyond.
+        mine = (points >= start) & ((points < sums[shard]) | (sums[shard] >= total)) & (sums[shard] > start)
+        index = jnp.minimum(jnp.searchsorted(start + jnp.cumsum(weights), points, side="right"), apiece - 1)
+        pick = lambda leaf: jnp.where(mine.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf[index], 0).astype(leaf.dtype)
+        # Each of the shards adds its own weight to the total.
+        return jax.tree.map(pick, data), jnp.sum(weights)
+
+    rows, total = _mesh.where_rows_lie(own, mesh, (data, weights), True, draws)
+    return rows, jnp.full(size, total / size)
 
 
 @stage(3)

@@ -1,0 +1,249 @@
+"""Rows over many devices: a model whose E-step is computed where the rows lie, and the rows laid out so."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from jaxem.core import mesh as _mesh
+from jaxem.core import rows as _rows
+from jaxem.core.arguments import expect
+from jaxem.core.mesh import Layout, ShardedRows
+from jaxem.core.pytree import dataclass, static
+from jaxem.core.rows import takes_rows
+from jaxem.core.stages import in_stages
+from jaxem.core.tree import PyTree, float_dtype, num_rows, ones_for
+from jaxem.model import ELBOModel, EStep, LatentModel
+from jaxem.rules import Rule
+from jaxem.wrappers import InnerAt, Wrapper
+
+
+def _where_they_lie(model: "Sharded", f: Any, rows: tuple[PyTree, ...], summed: bool, *rest: PyTree) -> PyTree:
+    """`f(shard, *rows, *rest)` where the rows lie; the last of `rows` that are summed are weights, 0 for padding."""
+    mesh, num = model.layout.mesh, num_rows(rows[0])
+    shards = _mesh.row_shards(mesh)
+    if summed:
+        rows = (*_mesh.padded(rows[:-1], shards), _mesh.padded(rows[-1], shards, zero=True))
+    else:
+        rows = _mesh.padded(rows, shards)
+    out = _mesh.where_rows_lie(f, mesh, rows, summed, *rest)
+    return out if summed or num_rows(rows) == num else jax.tree.map(lambda leaf: leaf[:num], out)
+
+
+@dataclass
+class ShardedAt(InnerAt):
+    """A sharded model at params."""
+
+    def e_step(self, data: PyTree, weights: Array, rule: Rule) -> EStep:
+        """The model's E-step on each device, summed by one all-reduce."""
+        one = lambda shard, x, w, inner, rule: inner.e_step(x, w, rule.fold(shard))
+        return _where_they_lie(self.model, one, (data, weights), True, self.inner, rule)
+
+    def moved(self, *args: Any) -> PyTree:
+        """As the model does, its sums over rows taken where they lie."""
+        with _mesh.over(self.model.layout):
+            return super().moved(*args)
+
+    def exchanged(self, data: PyTree, weights: Array) -> PyTree | None:
+        """As the model does."""
+        with _mesh.over(self.model.layout):
+            return self.inner.exchanged(data, weights)
+
+
+@dataclass
+class Sharded(Wrapper):
+    """A model whose rows lie over the devices of a mesh; see `sharded`."""
+
+    layout: Layout = static()
+
+    def __repr__(self) -> str:
+        return f"sharded({self.model!r}, {_mesh.row_shards(self.layout.mesh)})"
+
+    def bind(self, data: PyTree, weights: Array) -> Any:
+        """The wrapper of the bound model, whose sums over rows are taken where they lie."""
+        with _mesh.over(self.layout):
+            return dataclasses.replace(self, model=self.model.bind(data, weights))
+
+    @in_stages
+    def init(self, key: Array, data: PyTree, weights: Array) -> PyTree:
+        """A start of the model's own, from copies of the rows that it draws."""
+        with _mesh.over(self.layout):
+            return self.model.init(key, data, weights)
+
+    def inside(self, params: PyTree) -> tuple[Any, PyTree]:
+        """What the model inside has inside: the mesh is no part of an answer."""
+        return dataclasses.replace(self.model, rows=self.rows).inside(params)
+
+    def over(self, layout: Any) -> Any:
+        """The wrapper itself."""
+        return self
+
+    def rows_at_once(self, data: PyTree) -> int:
+        """Of a block of the model inside."""
+        return self.model.rows_at_once(data)
+
+    def at(self, params: PyTree) -> ShardedAt:
+        """The model at params."""
+        return ShardedAt(self, params, self.model.at(params))
+
+    @takes_rows
+    def e_step(self, params: PyTree, data: PyTree, weights: Array | None = None, rule: Rule | None = None) -> EStep:
+        """The model's E-step, summed over devices."""
+        weights = ones_for(data) if weights is None else weights
+        return self.at(params).e_step(data, weights, self.default_rule() if rule is None else rule)
+
+    @takes_rows
+    def elbo_data(self, params: PyTree, data: PyTree, weights: Array | None = None, key: Array | None = None) -> Array:
+        """The model's ELBO.data, summed over devices."""
+        weights = ones_for(data) if weights is None else weights
+        one = lambda shard, x, w, model, params, key: model.elbo_data(params, x, w, _folded(key, shard))
+        return _where_they_lie(self, one, (data, weights), True, self.model, params, key)
+
+    def training_elbo(self, params: PyTree, data: PyTree, weights: Array, key: Array, step: Array) -> Array:
+        """The model's, summed over devices."""
+        one = lambda shard, x, w, *rest: rest[0].training_elbo(rest[1], x, w, _folded(rest[2], shard), rest[3])
+        return _where_they_lie(self, one, (data, weights), True, self.model, params, key, step)
+
+    @takes_rows
+    def posterior(self, params: PyTree, data: PyTree) -> Array:
+        """(N, K) responsibilities, on the devices of the rows."""
+        return _answered(self, "posterior", params, data)
+
+    @takes_rows
+    def predict(self, params: PyTree, data: PyTree) -> Array:
+        """(N,) most probable states, on the devices of the rows."""
+        return _answered(self, "predict", params, data)
+
+    @takes_rows
+    def log_prob(self, params: PyTree, data: PyTree) -> Array:
+        """(N,) log p(x_n), nats, on the devices of the rows."""
+        return _answered(self, "log_prob", params, data)
+
+
+def _folded(key: Array | None, shard: Array) -> Array | None:
+    return None if key is None else jax.random.fold_in(key, shard)
+
+
+def _ask(model: Sharded, method: str, params: PyTree, data: PyTree) -> Array:
+    one = lambda shard, x: getattr(model.model, method)(params, x)
+    return _where_they_lie(model, one, (data,), False)
+
+
+_answered = jax.jit(_ask, static_argnums=1)
+
+
+def _over(model: ELBOModel, layout: Layout) -> ELBOModel:
+    """The model for rows that lie so; itself where it has no E-step."""
+    return Sharded(model, layout=layout) if isinstance(model, LatentModel) else model  # type: ignore[abstract]
+
+
+def sharded(model: ELBOModel, mesh: Mesh | int | None = None) -> Sharded:
+    """The same model with its E-step computed on each device of a mesh, where the rows lie.
+
+    An E-step is additive over data, so that of all rows is the sum of those of the devices: one all-reduce of
+    statistics, whose size does not depend on N. `fit` makes this of any model when it is given rows over a mesh, as by
+    `shard_data`; a fit's model is the one inside, which knows nothing of devices.
+
+    Args:
+      model: a model with an e_step. (Of others, as a VAE, the gradient is dealt out by JAX: give `fit` the rows alone.)
+      mesh: see `shard_data`.
+
+    Returns:
+      A model. Results agree with those of one device to rounding, but for draws of an E-step rule (`Sampled`,
+      `MonteCarlo`), which each device makes of its own.
+
+    Raises:
+      TypeError, ValueError: no model with an e_step, no mesh, or one of more devices than there are.
+
+    Examples:
+      >>> import jax, jaxem
+      >>> x = jax.random.normal(jax.random.key(0), (1000, 2))
+      >>> model = jaxem.sharded(jaxem.GMM(2), 1)
+      >>> jaxem.fit(model, x, key=jax.random.key(1), max_steps=3).params.mixing.shape
+      (2,)
+    """
+    expect("model", model, LatentModel, "a model with an e_step, as jaxem.GMM(3); for others give fit the sharded rows")
+    mesh = _mesh.as_mesh(mesh)
+    return Sharded(model, layout=Layout(mesh, ()))  # type: ignore[abstract]
+
+
+def shard_data(data: PyTree, weights: Any = None, mesh: Mesh | int | None = None) -> ShardedRows:
+    """Rows dealt out among the devices of a mesh, for `fit` and the questions of a fit.
+
+    Each device gets an equal part, in order; the number of rows is made to suit by rows of weight 0 at the end, copies
+    of the last. Under `jax.distributed` each process gives its own rows, in the order of the processes, which need not
+    be equally many. Nothing is sent to other devices than those of the process.
+
+    Args:
+      data: rows in any container that `fit` takes, of this process.
+      weights: (N,) their weights; None for ones.
+      mesh: a `jax.sharding.Mesh`, whose axes hold rows, but for one called "restarts", among which a fit deals out its
+        restarts; a number of devices; None for all devices, of all processes.
+
+    Returns:
+      `ShardedRows`. An answer for each row, as of `fit.predict`, lies over the mesh as well, and its last entries are
+      those of the padding: of the rows of one process, `[:N]` are for them.
+
+    Raises:
+      TypeError, ValueError: bad rows or weights, no mesh, or one of more devices than there are; named.
+
+    Examples:
+      >>> import jax, jaxem
+      >>> rows = jaxem.shard_data(jax.random.normal(jax.random.key(0), (1001, 2)), mesh=1)
+      >>> rows
+      ShardedRows(1001 rows over 1 devices)
+      >>> jaxem.fit(jaxem.GMM(2), rows, key=jax.random.key(1), max_steps=3).params.mixing.shape
+      (2,)
+    """
+    mesh = _mesh.as_mesh(mesh)
+    given, (data, seen) = data, _rows.read(data)
+    num, dtype = num_rows(data), float_dtype(data)
+    weights = _rows.as_weights(weights, num, dtype, like=given)
+    data, weights = jax.tree.map(np.asarray, (data, weights))
+    counts, length = _parts(num, mesh)
+    data, weights = _mesh.padded(data, length), _mesh.padded(weights, length, zero=True)
+    data, weights = _mesh.put_own_rows((data, weights), mesh)
+    return ShardedRows(data, weights, Layout(mesh, counts), seen)
+
+
+def _parts(num: int, mesh: Mesh) -> tuple[tuple[int, ...], int]:
+    """How many rows the processes have, and how many each is padded to."""
+    shards = _mesh.row_shards(mesh)
+    if not _mesh.processes_share(mesh):
+        return (num,), -(-num // shards) * shards
+    counts = tuple(int(n) for n in multihost_utils.process_allgather(np.int32(num)).ravel())
+    own = shards // jax.process_count()
+    return counts, -(-max(counts) // own) * own
+
+
+def over_mesh(model: Any, data: Any, weights: Any) -> tuple[Any, Any, Any, Layout | None]:
+    """Model, rows and weights for a fit as they lie over a mesh, and how; as they are, and None, where they do not.
+
+    Rows of a `ShardedRows`, arrays whose leading axis is over devices, or any rows where the model is `sharded`.
+    """
+    plain, asked = (model.model, model.layout.mesh) if isinstance(model, Sharded) else (model, None)
+    if not isinstance(data, ShardedRows):
+        mesh = _mesh.mesh_of(data)
+        if mesh is None and asked is None:
+            return model, data, weights, None
+        if mesh is None:
+            data = shard_data(plain.opened(data, "data"), weights, asked)
+            weights = None
+        else:
+            num = num_rows(data)
+            weights = _rows.as_weights(weights, num, float_dtype(data), like=data)
+            data = ShardedRows(_mesh.put_rows(data, mesh), _mesh.put_rows(weights, mesh), Layout(mesh, (num,)))
+            weights = None
+    if weights is not None:
+        raise ValueError("weights: expected None, as sharded rows have theirs; give them to shard_data(data, weights)")
+    layout = data.layout
+    if isinstance(plain, LatentModel) and _mesh.row_shards(layout.mesh) > 1:
+        plain = Sharded(plain, layout=layout)  # type: ignore[abstract]
+    return plain, data.data, data.weights, layout
+
+
+ELBOModel.over = _over  # type: ignore[method-assign, assignment]
