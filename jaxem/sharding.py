@@ -178,17 +178,18 @@ def shard_data(data: PyTree, weights: Any = None, mesh: Mesh | int | None = None
 
     Each device gets an equal part, in order; the number of rows is made to suit by rows of weight 0 at the end, copies
     of the last. Under `jax.distributed` each process gives its own rows, in the order of the processes, which need not
-    be equally many. Nothing is sent to other devices than those of the process.
+    be equally many. Nothing is sent to other devices than those of the process. Processes that hold the same parts of
+    the rows, as for different restarts, give the same rows.
 
     Args:
-      data: rows in any container that `fit` takes, of this process.
+      data: rows in any container that `fit` takes, of this process; sequences as `jaxem.sequences` makes them.
       weights: (N,) their weights; None for ones.
       mesh: a `jax.sharding.Mesh`, whose axes hold rows, but for one called "restarts", among which a fit deals out its
         restarts; a number of devices; None for all devices, of all processes.
 
     Returns:
-      `ShardedRows`. An answer for each row, as of `fit.predict`, lies over the mesh as well, and its last entries are
-      those of the padding: of the rows of one process, `[:N]` are for them.
+      `ShardedRows`. An answer for each row, as of `fit.predict`, lies over the mesh as well; `rows.own(answer)` are the
+      entries for the rows of this process.
 
     Raises:
       TypeError, ValueError: bad rows or weights, no mesh, or one of more devices than there are; named.
@@ -205,7 +206,7 @@ def shard_data(data: PyTree, weights: Any = None, mesh: Mesh | int | None = None
     data, weights, seen = _processes.together(lambda: _read(data, weights), "data")
     data = _agreed(data, seen)
     counts, length = _processes.dealt(num_rows(data), mesh, lambda: _processes.digest((data, weights)))
-    own = len(_processes.own_shards(mesh)) * length
+    own = len(_mesh.own_shards(mesh)) * length
     data, weights = _mesh.padded(data, own), _mesh.padded(weights, own, zero=True)
     data, weights = _processes.put_own_rows((data, weights), mesh, length)
     return ShardedRows(data, weights, Layout(mesh, counts), seen)

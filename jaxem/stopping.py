@@ -61,8 +61,8 @@ class Step:
       total_weight: sum of the weights.
       rounding: the model's slack, a change of the objective that rounding alone can make.
       model: the bound model.
-      data: the data, in the model's own layout.
-      weights: (N,).
+      data: the data, in the model's own layout; None in the fit of a stream.
+      weights: (N,); None in the fit of a stream.
       index: number of M-steps behind `params`.
       trace: ELBO.total after t M-steps for t < index, NaN beyond; None unless the rule's `uses_trace` is set.
     """
@@ -97,6 +97,8 @@ class StopRule(ABC):
     """
 
     uses_trace: ClassVar[bool] = False
+    # Whether it looks at the rows, which a stream cannot give.
+    uses_rows: ClassVar[bool] = False
 
     @property
     def never(self) -> bool:
@@ -254,6 +256,8 @@ class StopQ(StopRule):
 
     atol: float | Array = 1e-8
 
+    uses_rows: ClassVar[bool] = True
+
     def validate(self, model: Any) -> None:
         """Checks that the tolerance is a number >= 0, and that the model has a log-joint of states."""
         check_tolerance("atol", self.atol)
@@ -293,6 +297,8 @@ class StopGradient(StopRule):
 
     atol: float | Array = 1e-6
 
+    uses_rows: ClassVar[bool] = True
+
     def validate(self, model: Any) -> None:
         """Checks that the tolerance is a number >= 0, and that the model declares constraints."""
         check_tolerance("atol", self.atol)
@@ -327,6 +333,11 @@ class StopAny(StopRule):
         return any(rule.uses_trace for rule in self.rules)
 
     @property
+    def uses_rows(self) -> bool:  # type: ignore[override]
+        """Whether one of the rules looks at the rows."""
+        return any(rule.uses_rows for rule in self.rules)
+
+    @property
     def never(self) -> bool:
         """Whether all of the rules cannot stop."""
         return all(rule.never for rule in self.rules)
@@ -358,6 +369,11 @@ class StopAll(StopRule):
     def uses_trace(self) -> bool:  # type: ignore[override]
         """Whether one of the rules looks at the trace."""
         return any(rule.uses_trace for rule in self.rules)
+
+    @property
+    def uses_rows(self) -> bool:  # type: ignore[override]
+        """Whether one of the rules looks at the rows."""
+        return any(rule.uses_rows for rule in self.rules)
 
     @property
     def never(self) -> bool:

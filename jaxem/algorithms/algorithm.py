@@ -90,6 +90,9 @@ class Algorithm(ABC):
 
     # What it needs of a model: "m_step", "gradient" (constraints, and an ELBO or log-joint) or "coordinates" (factors).
     climbs_by: ClassVar[str] = "m_step"
+    # What a step needs of a stream, which shows a batch at a time: "sums" where `update` asks for no rows, "pass" where
+    # it takes a pass of its own (`begin_pass`, `in_pass`, `end_pass`), "rows" where it looks at all of them again.
+    reads: ClassVar[str] = "rows"
     # Whether `max_steps` is its normal end, as noisy steps seldom meet a stop rule; `fit` is silent about it.
     open_ended: ClassVar[bool] = False
 
@@ -131,6 +134,18 @@ class Algorithm(ABC):
           found: what `evaluate` gave, summed over all data.
           rows: all data and their weights, for algorithms that look at them again; see each.
         """
+
+    def begin_pass(self, model: Any, state: Any, found: Found) -> Any:
+        """What a pass over batches begins with, after the evaluation of the state; for algorithms that take one."""
+        raise NotImplementedError
+
+    def in_pass(self, model: Any, state: Any, now: Any, data: PyTree, weights: Array, number: Array) -> Any:
+        """What the pass has come to after a batch; `number` counts those of all passes."""
+        raise NotImplementedError
+
+    def end_pass(self, model: Any, state: Any, found: Found, now: Any) -> Any:
+        """The state after the step whose pass it was."""
+        raise NotImplementedError
 
     def conclude(self, model: Any, before: Any, after: Any, small: Callable[[Any, Any], Array]) -> Any:
         """The state after a step, which has converged if the step was small.

@@ -1,7 +1,7 @@
 """Expectation-maximisation."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jax import Array
@@ -30,6 +30,8 @@ class EM(Algorithm):
     """
 
     rule: Rule | None = None
+
+    reads: ClassVar[str] = "sums"
 
     def prepare(self, model: Any, data: PyTree, key: Array, num_steps: int) -> "EM":
         """The algorithm with its rule's schedule as an array; checks that the model has an m_step, and the rule."""

@@ -34,6 +34,7 @@ from jaxem.core.mesh import real_rows, take_rows
 from jaxem.core.numerics import is_concrete
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.tree import PyTree
+from jaxem.core.whole import num_all
 from jaxem.model import LatentModel
 from jaxem.rules import Rule
 
@@ -123,12 +124,13 @@ class OnlineEM(Algorithm):
     key: Array | None = dataclasses.field(default=None, kw_only=True)
 
     open_ended: ClassVar[bool] = True
+    reads: ClassVar[str] = "pass"
 
     def prepare(self, model: Any, data: PyTree, key: Array, num_steps: int) -> "OnlineEM":
         """The algorithm with callables replaced by arrays; checks the settings, the model and the size of a batch."""
         super().prepare(model, data, key, num_steps)
         self._check(model)
-        num = real_rows(_tree.num_rows(data))
+        num = num_all(_tree.num_rows(data))
         if self.batch_size > num:
             raise ValueError(f"batch_size: expected at most the number of rows, {num}; found {self.batch_size}")
         rate = _stepwise.tabulated(self.rate) if callable(self.rate) else self.rate
@@ -175,15 +177,45 @@ class OnlineEM(Algorithm):
 
     def _sweep(self, model: LatentModel, state: EMState, found: Found, rows: Rows) -> EMState:
         """Accepts the candidate if finite, and takes one pass over shuffled batches."""
-        log_prior = at_candidate(model, state).elbo_params()
-        return accept(model, state, found, log_prior, self._pass(model, state, found.stats, *rows), promised=False)
+        data, weights = rows
+        if real_rows(_tree.num_rows(data)) > self.batch_size:
+            return self.end_pass(model, state, found, self._pass(model, state, found, data, weights))
+        here = at_candidate(model, state)  # the batch's statistics are those of all rows
+        return accept(model, state, found, here.elbo_params(), here.m_step(found.stats), promised=False)
 
-    def _pass(self, model: LatentModel, state: EMState, stats: PyTree, data: PyTree, weights: Array) -> PyTree:
-        """Params after one pass over all rows in a random order, from the statistics of all rows at the candidate."""
+    def begin_pass(self, model: LatentModel, state: EMState, found: Found) -> OnlineState:
+        """The statistics of all rows at the candidate."""
+        average = found.stats if self.average else None
+        zero = jnp.zeros((), jnp.int32)
+        return OnlineState(state.candidate, found.stats, average, zero, zero, found.weight)
+
+    def in_pass(
+        self, model: LatentModel, state: EMState, now: OnlineState, data: PyTree, weights: Array, number: Array
+    ) -> OnlineState:
+        """After the updates, on about `batch_size` rows each, that some shuffled rows make."""
+        num = _tree.num_rows(data)
+        batches = -(-num // self.batch_size)
+        slots = jnp.arange(-(-num // batches), dtype=jnp.int32)
+        rule = rule_at(self.rule, model, state)
+
+        def body(now: OnlineState, batch: Array) -> tuple[OnlineState, None]:
+            index = batch * slots.shape[0] + slots
+            some, w = take_rows((data, weights), jnp.minimum(index, num - 1))
+            w = jnp.where(index < num, w, 0)
+            rate = self._rate(number * batches + batch, w.dtype)
+            return _stepwise.absorb(model, now, some, w, rate, rule), None
+
+        return jax.lax.scan(body, now, jnp.arange(batches, dtype=jnp.int32))[0]
+
+    def end_pass(self, model: LatentModel, state: EMState, found: Found, now: OnlineState) -> EMState:
+        """Accepts the candidate if finite; the next is what the pass has come to."""
+        log_prior = at_candidate(model, state).elbo_params()
+        return accept(model, state, found, log_prior, self.estimate(model, now), promised=False)
+
+    def _pass(self, model: LatentModel, state: EMState, found: Found, data: PyTree, weights: Array) -> OnlineState:
+        """One pass over all rows in a random order, from the statistics of all rows at the candidate."""
         num = real_rows(_tree.num_rows(data))
         batches = -(-num // self.batch_size)
-        if batches == 1:  # the batch's statistics are those of all rows
-            return at_candidate(model, state).m_step(stats)
         dtype, small, longer = weights.dtype, num // batches, num % batches
         assert self.key is not None  # `prepare` has set it
         key = jax.random.fold_in(self.key, state.step)
@@ -199,11 +231,8 @@ class OnlineEM(Algorithm):
             rate = self._rate(state.step * batches + number, dtype)
             return _stepwise.absorb(model, now, batch, w, rate, rule), None
 
-        average = stats if self.average else None
-        zero = jnp.zeros((), jnp.int32)
-        start = OnlineState(state.candidate, stats, average, zero, zero, jnp.sum(weights))
-        end, _ = jax.lax.scan(body, start, jnp.arange(batches, dtype=jnp.int32))
-        return self.estimate(model, end)
+        start = self.begin_pass(model, state, found)
+        return jax.lax.scan(body, start, jnp.arange(batches, dtype=jnp.int32))[0]
 
     def begin(
         self, model: LatentModel, params: PyTree, sample: PyTree, weights: Any = None, *, num_rows: float

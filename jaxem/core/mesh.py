@@ -156,8 +156,8 @@ class ShardedRows:
     Attributes:
       data: a pytree of arrays whose leading axis is over the devices.
       weights: (N + padding,) those of the rows, and 0 for each row of padding, of which there are some at the end of
-        what each process gave.
-      layout: the mesh, and how many rows each process gave.
+        what each process gave; `own` leaves their answers out.
+      layout: the mesh, and how many rows each part of it holds.
       seen: what the rows looked like as they were given.
     """
 
@@ -179,8 +179,48 @@ class ShardedRows:
         """The mesh."""
         return self.layout.mesh
 
+    def own(self, answer: Any) -> np.ndarray:
+        """Of an answer with an entry for each row, as of `fit.predict`, those of the rows that this process gave.
+
+        Args:
+          answer: (N + padding, ...), over the same mesh or on one device.
+
+        Returns:
+          The entries, in the order in which the rows were given, without those of padding.
+        """
+        num = self.weights.shape[0]
+        if not hasattr(answer, "shape") or tuple(answer.shape[:1]) != (num,):
+            found = f"shape {answer.shape}" if hasattr(answer, "shape") else f"a {type(answer).__name__}"
+            raise ValueError(
+                f"answer: expected an array of {num} entries, one for each row and its padding; found {found}"
+            )
+        counts = self.layout.counts
+        length = num // len(counts)
+        return np.concatenate([_within(answer, part * length, counts[part]) for part in own_shards(self.mesh)])
+
     def __repr__(self) -> str:
         return f"ShardedRows({self.num_rows} rows over {row_shards(self.mesh)} devices)"
+
+
+def _within(array: Any, start: int, num: int) -> np.ndarray:
+    """Rows from `start` on, of an array of which this process has them."""
+    for shard in array.addressable_shards if isinstance(array, jax.Array) else ():
+        first = shard.index[0].start or 0
+        if first <= start and start + num <= first + shard.data.shape[0]:
+            return np.asarray(shard.data)[start - first : start - first + num]
+    return np.asarray(array)[start : start + num]
+
+
+def own_shards(mesh: Mesh) -> list[int]:
+    """Which parts of the rows lie on devices of this process, in order."""
+    axis = [i for i, name in enumerate(mesh.axis_names) if name != RESTARTS]
+    shape = [mesh.devices.shape[i] for i in axis]
+    found = {
+        int(np.ravel_multi_index([place[i] for i in axis], shape)) if axis else 0
+        for place, device in np.ndenumerate(mesh.devices)
+        if device.process_index == jax.process_index()
+    }
+    return sorted(found)
 
 
 def apart(data: Any, weights: Any) -> tuple[Any, Any]:

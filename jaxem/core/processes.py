@@ -73,18 +73,6 @@ def any_says(flag: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.bool_(flag))))
 
 
-def own_shards(mesh: Mesh) -> list[int]:
-    """Which parts of the rows lie on devices of this process, in order."""
-    axis = [i for i, name in enumerate(mesh.axis_names) if name != _mesh.RESTARTS]
-    shape = [mesh.devices.shape[i] for i in axis]
-    found = {
-        int(np.ravel_multi_index([place[i] for i in axis], shape)) if axis else 0
-        for place, device in np.ndenumerate(mesh.devices)
-        if device.process_index == jax.process_index()
-    }
-    return sorted(found)
-
-
 def dealt(num: int, mesh: Mesh, digest: Callable[[], str]) -> tuple[tuple[int, ...], int]:
     """Of each part of the mesh how many rows come first that are no padding, and how many there are with it.
 
@@ -97,7 +85,7 @@ def dealt(num: int, mesh: Mesh, digest: Callable[[], str]) -> tuple[tuple[int, .
       ValueError: a process without a device in the mesh; two that hold the same parts, but other rows.
     """
     shards = _mesh.row_shards(mesh)
-    own = own_shards(mesh)
+    own = _mesh.own_shards(mesh)
     if jax.process_count() == 1:
         held, nums = [own], [num]
     else:
@@ -151,7 +139,7 @@ def digest(tree: PyTree) -> str:
 
 def put_own_rows(tree: PyTree, mesh: Mesh, length: int) -> PyTree:
     """Arrays over the mesh, of those of each process: its parts of `length` rows, one after the other."""
-    sharding, own = _mesh.by_rows(mesh), own_shards(mesh)
+    sharding, own = _mesh.by_rows(mesh), _mesh.own_shards(mesh)
     shards = _mesh.row_shards(mesh)
 
     def put(leaf: np.ndarray) -> jax.Array:

@@ -39,6 +39,19 @@ class Survey:
 _survey: contextvars.ContextVar[Survey | None] = contextvars.ContextVar("survey", default=None)
 
 
+_rows: contextvars.ContextVar[int | None] = contextvars.ContextVar("rows", default=None)
+
+
+@contextlib.contextmanager
+def of_many(num: int) -> Iterator[None]:
+    """While arguments are checked: the rows at hand are some of `num`."""
+    token = _rows.set(num)
+    try:
+        yield
+    finally:
+        _rows.reset(token)
+
+
 @contextlib.contextmanager
 def surveying(survey: Survey | None) -> Iterator[None]:
     """While a `bind` is traced: its rows are one batch of a stream."""
@@ -77,7 +90,9 @@ def total(weights: Array) -> Array:
 
 def num_all(num: int) -> int:
     """N, where `num` rows are at hand; rows of padding do not count."""
-    survey = _survey.get()
+    survey, many = _survey.get(), _rows.get()
+    if many is not None:
+        return many
     if survey is None:
         return _mesh.real_rows(num)
     if survey.num_rows is None:

@@ -111,7 +111,7 @@ def drive(problem: Problem, watch: Watch, began: float, finish: Callable[[Proble
     """
     saver = _saver(problem, watch)
     shared = problem.layout is not None
-    with _Bar(problem, watch.progress) as bar, _processes.interrupts(shared) as pressed:
+    with Bar(problem, watch.progress) as bar, _processes.interrupts(shared) as pressed:
         table = _begin(problem, bar)
         found = None if saver is None else saver.read()
         table = table if found is None else restored(table, found[1])
@@ -125,7 +125,7 @@ def drive(problem: Problem, watch: Watch, began: float, finish: Callable[[Proble
                 table, result, stepped = after, None, True
                 if saver is not None and saver.due():
                     saver.save(saved(table))
-                if _done(problem, table, watch, bar, began) or pressed():
+                if done(problem, table, watch, bar, began) or pressed():
                     break
                 # A device does one thing after the other: once a long sweep is under way, this would have to wait.
                 result = finish(problem, table) if took > GRACE else None
@@ -153,7 +153,7 @@ def wait(tree: Any) -> None:
             time.sleep(min(max(0.05 * (time.perf_counter() - began), 2e-5), 0.02))
 
 
-def _begin(problem: Problem, bar: "_Bar") -> Table:
+def _begin(problem: Problem, bar: "Bar") -> Table:
     bar.say("compiling the starts")
     drawn = _table.draw(problem)
     bar.say("drawing the starts")
@@ -174,7 +174,7 @@ def _first(problem: Problem, table: Table) -> int:
     return max(1, int(SEGMENT / cost))
 
 
-def _segments(problem: Problem, table: Table, sweeps: int, bar: "_Bar") -> Iterator[tuple[Table, float]]:
+def _segments(problem: Problem, table: Table, sweeps: int, bar: "Bar") -> Iterator[tuple[Table, float]]:
     """The table after each segment of about `SEGMENT` seconds, or one sweep, and the seconds it took."""
     bar.say("compiling the loop")
     # Numpy's arrays and JAX's own are two entries in the cache of a jitted function.
@@ -211,7 +211,7 @@ def _ready_soon(table: Table) -> bool:
     return trace.is_ready()
 
 
-def _done(problem: Problem, table: Table, watch: Watch, bar: "_Bar", began: float) -> bool:
+def done(problem: Problem, table: Table, watch: Watch, bar: "Bar", began: float) -> bool:
     """Tells whoever listens, and whether to stop: all restarts have ended, time is up, or a callback says so."""
     if not watch.asked:
         return not unfinished(problem, table.packed.peek("status", "step")).any()
@@ -242,7 +242,7 @@ def _progress(problem: Problem, states: Any, began: float) -> Progress:
     )
 
 
-class _Bar:
+class Bar:
     """A tqdm bar over restarts, to which those that run add their share of steps, or over the steps of the only one.
 
     Without `shown` it does nothing.
@@ -253,7 +253,7 @@ class _Bar:
         total, unit = (problem.max_steps, "step") if self._num == 1 else (self._num, "restart")
         self._bar = _tqdm()(total=total, unit=unit) if shown else None
 
-    def __enter__(self) -> "_Bar":
+    def __enter__(self) -> "Bar":
         return self
 
     def __exit__(self, *error: Any) -> None:

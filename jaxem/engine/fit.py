@@ -27,12 +27,15 @@ from jaxem.core.numerics import is_concrete, namespace
 from jaxem.core.seen import Rows
 from jaxem.core.sequences import num_observations, total_weight
 from jaxem.core.stages import fence
+from jaxem.core.stream import Stream
 from jaxem.core.tree import Packed, PyTree
 from jaxem.engine import shapes as _shapes
+from jaxem.engine import stream as _stream
 from jaxem.engine import table as _table
 from jaxem.engine import verdict as _verdict
 from jaxem.engine.checkpoint import digest
 from jaxem.engine.drive import Progress, Watch, drive
+from jaxem.engine.reading import Reader
 from jaxem.engine.result import Fit, Restarts
 from jaxem.engine.table import Problem, Screen, Table, unfinished
 from jaxem.families import Family
@@ -145,6 +148,9 @@ def fit(
     began = time.perf_counter()
     watch = Watch(callback, progress, time_limit, checkpoint)
     watch.check()
+    if isinstance(data, Stream):
+        settings = (max_steps, num_restarts, restart_batch, screen)
+        return _fit_stream(model, data, key, params, weights, algorithm, stop, settings, watch, began)
     problem, seen = prepare(
         model, data, key, params, weights, algorithm, stop, max_steps, num_restarts, restart_batch, screen
     )
@@ -154,6 +160,40 @@ def fit(
     problem = fence(problem)
     table = fence(_table.begin(problem, *_table.draw(problem)))
     return checked(problem, finish(problem, fence(_table.stepped(problem, table, _table.FOREVER))), seen)
+
+
+def _fit_stream(
+    model: Any,
+    stream: Stream,
+    key: Array,
+    params: PyTree | None,
+    weights: Any,
+    algorithm: Any,
+    stop: StopRule | None,
+    settings: tuple[int, int, int | None, Screen | None],
+    watch: Watch,
+    began: float,
+) -> Fit:
+    """`fit` of a stream, whose first batch stands for the others where arguments are checked."""
+    if weights is not None:
+        raise ValueError("weights: expected None, as a stream has its own; give them to jaxem.stream(..., weights=)")
+    check_model(model, stream)
+    plain = model.model if isinstance(model, Sharded) else model
+    first = next(stream.read(), None)
+    if first is None:
+        raise ValueError("data: expected at least one row; found a stream without any")
+    data = plain.opened(first.data, "data")
+    dtype = _rows.float_dtype_of(jax.tree.leaves(data)[0])
+    reader = Reader(stream, plain, dtype, Layout(model.layout.mesh, ()) if isinstance(model, Sharded) else None)
+    given = [] if stream.columns is None else [("", stream.columns)]
+    if algorithm is None:
+        algorithm = choose_algorithm(plain, None)
+    data, ones = reader.padded(data, None)
+    with _whole.of_many(stream.num_rows or np.iinfo(np.int32).max):  # where it is not known, the first pass tells
+        problem, seen = prepare(model, data, key, params, np.maximum(ones, 1), algorithm, stop, *settings)
+    seen = dataclasses.replace(seen, names=Rows.of(data, dict(given)).names)
+    _stream.check(problem)
+    return checked(problem, _stream.Run(problem, reader, watch, began, finish).fit(), seen)
 
 
 def prepare(
@@ -208,7 +248,7 @@ def _prepared(
     _table.check_trace(int(num_restarts), int(max_steps), dtype)
     weights = _rows.as_weights(weights, _tree.num_rows(data), dtype, like=given)
     model.check(data)
-    check_enough(model, _mesh.real_rows(_tree.num_rows(data)))
+    check_enough(model, _whole.num_all(_tree.num_rows(data)))
     if algorithm is None and params is None and screen is None:
         algorithm = search(model, data, int(max_steps))
     looked_at = dataclasses.replace(model, rows=seen)  # further rows are held against these
@@ -325,9 +365,16 @@ def _lanes(cost: int) -> int:
 @jax.jit
 def _examine(model: Any, packed: Packed, data: PyTree, weights: Array) -> tuple[Health, Array, Array, Array]:
     """Health and slack of all restarts, the observations that weights stand for, and the rows that have one."""
-    states, total = packed.unpack(), total_weight(data, weights)
+    return _examined(model, packed, total_weight(data, weights), num_observations(data, weights))
+
+
+def _examined(model: Any, packed: Packed, total: Array, rows: Array) -> tuple[Health, Array, Array, Array]:
+    states = packed.unpack()
     slack = numerics.slack(states.elbo.total, total, model.scales)
-    return jax.vmap(model.health)(states.params), slack, total, num_observations(data, weights)
+    return jax.vmap(model.health)(states.params), slack, total, rows
+
+
+_examined_stream = jax.jit(_examined)
 
 
 def _same_optimum(model: Any, elbo: Array, best: Array, observations: Array, slack: Array) -> Array:
@@ -340,15 +387,23 @@ def _same_optimum(model: Any, elbo: Array, best: Array, observations: Array, sla
     return (abs(elbo - best) <= near) | (abs(elbo - best) <= slack)
 
 
-def finish(problem: Problem, table: Table) -> Fit:
-    """The result of a table; numpy's warnings are off, since codes tell of what is not finite."""
+def finish(problem: Problem, table: Table, counts: tuple[float, int] | None = None) -> Fit:
+    """The result of a table; numpy's warnings are off, since codes tell of what is not finite.
+
+    Of a stream the `counts` of observations, by their weights and those of positive weight, are known.
+    """
     with np.errstate(all="ignore"):
-        return _finish(problem, table)
+        return _finish(problem, table, counts)
 
 
-def _finish(problem: Problem, table: Table) -> Fit:
+def _finish(problem: Problem, table: Table, counts: tuple[float, int] | None) -> Fit:
     """Resolves the codes, picks the winner and describes it. Restarts that still run are INTERRUPTED."""
-    model, examined = table.model, _examine(table.model, table.packed, problem.data, problem.weights)
+    model = table.model
+    if counts is None:
+        examined = _examine(model, table.packed, problem.data, problem.weights)
+    else:
+        total, rows = np.asarray(counts[0], problem.weights.dtype), np.int32(counts[1])
+        examined = _examined_stream(model, table.packed, total, rows)
     xp = namespace((examined, table.packed))
     packed, trace, examined = jax.tree.map(xp.asarray, (table.packed, table.trace, examined))
     health, slack, observations, num_rows = examined

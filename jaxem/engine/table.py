@@ -122,17 +122,17 @@ def draw(problem: Problem) -> tuple[Any, PyTree, PyTree]:
     """The model bound to the data, the data in its layout, and the params of all starts."""
     alone = problem.layout is None or jax.process_count() == 1
     few = problem.params is None and problem.num_restarts <= FEW
-    if few and alone and is_concrete(problem) and _in_stages(problem.model):
+    if few and alone and is_concrete(problem) and in_stages(problem.model):
         model, data = _bind(problem.model, problem.data, problem.weights, problem.independent, problem.layout)
         starts = [model.init(key, problem.data, problem.weights) for key in threefry.each(problem.keys)]
-        return model, data, starts[0] if len(starts) == 1 else _stack(starts)
+        return model, data, starts[0] if len(starts) == 1 else stack(starts)
     # Fits that differ only in what starts do not depend on draw them by one program.
     return _draw(
         dataclasses.replace(problem, algorithm=None, stop=None, screen=None, max_steps=0, lanes=1, last=np.int32(0))
     )
 
 
-def _in_stages(model: Any) -> bool:
+def in_stages(model: Any) -> bool:
     """Whether a start is drawn by programs that are shared with other models."""
     marked = lambda model: getattr(type(model).init, "in_stages", False)
     while isinstance(model, Wrapper) and (type(model).init is Wrapper.init or marked(model)):
@@ -140,7 +140,7 @@ def _in_stages(model: Any) -> bool:
     return marked(model)
 
 
-def _stack(trees: list[PyTree]) -> PyTree:
+def stack(trees: list[PyTree]) -> PyTree:
     """Trees as one, each leaf with a leading axis; in NumPy, at no compilation."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(trees))
 
@@ -156,7 +156,7 @@ def _bind(model: Any, data: PyTree, weights: Array, known: bool, layout: Layout 
 def _draw(problem: Problem) -> tuple[Any, PyTree, PyTree]:
     model, data = _bind(problem.model, problem.data, problem.weights, problem.independent, problem.layout)
     if problem.params is not None:
-        return model, data, _adopt(model, problem)
+        return model, data, adopt(model, problem)
     # One at a time: half the compile time of a batch, and a start does not depend on the lane width.
     one = lambda key: model.init(key, problem.data, problem.weights)
     if problem.num_restarts > 1:
@@ -166,7 +166,7 @@ def _draw(problem: Problem) -> tuple[Any, PyTree, PyTree]:
     return model, data, one(problem.keys[0])
 
 
-def _adopt(model: Any, problem: Problem) -> PyTree:
+def adopt(model: Any, problem: Problem) -> PyTree:
     """The given params of all starts, as the bound model can use them."""
     adopt = lambda params: model.canonical(params, reorder=False)
     return adopt(problem.params) if problem.num_restarts == 1 else jax.vmap(adopt)(problem.params)
@@ -217,7 +217,7 @@ def begin(problem: Problem, model: Any, data: PyTree, params: PyTree) -> Table:
     return Table(model, data, packed, trace, xp.asarray(problem.screen is None))
 
 
-def _lanewise(f: Any, lanes: Any) -> Any:
+def lanewise(f: Any, lanes: Any) -> Any:
     """Vmap over lanes; a single lane is not batched, so that its branches stay branches."""
     if jax.tree.leaves(lanes)[0].shape[0] > 1:
         return jax.vmap(f)(lanes)
@@ -228,10 +228,10 @@ def _lanewise(f: Any, lanes: Any) -> Any:
 def stepped(problem: Problem, table: Table, max_sweeps: Array | np.int32) -> Table:
     """The table when no restart runs any more, or after `max_sweeps` sweeps."""
     if _mesh.restart_shards(_mesh_of(problem)) > 1:
-        packed, trace, screened = _advance_dealt(problem.in_loop, table, max_sweeps)
+        packed, trace, done = _advance_dealt(problem.in_loop, table, max_sweeps)
     else:
-        packed, trace, screened = advance(problem.in_loop, table, max_sweeps)
-    return dataclasses.replace(table, packed=packed, trace=trace, screened=screened)
+        packed, trace, done = advance(problem.in_loop, table, max_sweeps)
+    return dataclasses.replace(table, packed=packed, trace=trace, screened=done)
 
 
 def _mesh_of(problem: Problem) -> Any:
@@ -308,7 +308,7 @@ def unfinished(problem: Problem, states: Any) -> Array:
 def _sweep(problem: Problem, table: Table) -> Table:
     """One step of the first W restarts that run."""
     num, lanes = problem.num_restarts, problem.lanes
-    table, eligible = _screen(problem, table)
+    table, eligible = screened(problem, table)
     if lanes == num:  # every restart has its own lane: no gather, no scatter
         ids, packed = jnp.arange(num, dtype=jnp.int32), table.packed
     else:
@@ -319,7 +319,7 @@ def _sweep(problem: Problem, table: Table) -> Table:
     before = packed.unpack()
     # Rows of the trace only where the stop rule looks at them: each operation costs compile time.
     traces = _tree.take(table.trace, ids) if problem.stop.uses_trace else None
-    after = _lanewise(lambda lane: _step(problem, table, *lane), (before, traces))
+    after = lanewise(lambda lane: _step(problem, table, *lane), (before, traces))
     stepped = _tree.pack(after)
     if lanes == num:
         stepped = jax.tree.map(lambda new, old: jnp.where(eligible[:, None], new, old), stepped, packed)
@@ -334,7 +334,13 @@ def _step(problem: Problem, table: Table, state: Any, trace: Array | None) -> An
     """One step of the algorithm and the stop rule."""
     model, data, weights = table.model, table.data, problem.weights
     after = problem.algorithm.step(model, state, data, weights)
-    total = total_weight(data, weights)
+    return concluded(problem, model, state, after, trace, (data, weights), total_weight(data, weights))
+
+
+def concluded(
+    problem: Problem, model: Any, state: Any, after: Any, trace: Array | None, rows: tuple[PyTree, PyTree], total: Array
+) -> Any:
+    """The state after a step, which the stop rule may end."""
 
     def small(before: Any, after: Any) -> Array:
         elbo = after.scored  # NaN where nothing was accepted, which is no small step
@@ -347,8 +353,8 @@ def _step(problem: Problem, table: Table, state: Any, trace: Array | None) -> An
                 total_weight=total,
                 rounding=slack(elbo, total, model.scales),
                 model=model,
-                data=data,
-                weights=weights,
+                data=rows[0],
+                weights=rows[1],
                 index=state.step,
                 trace=trace,
             )
@@ -357,7 +363,7 @@ def _step(problem: Problem, table: Table, state: Any, trace: Array | None) -> An
     return problem.algorithm.conclude(model, state, after, small)
 
 
-def _screen(problem: Problem, table: Table) -> tuple[Table, Array]:
+def screened(problem: Problem, table: Table) -> tuple[Table, Array]:
     """The restarts that may step now, after screening if its short runs are over."""
     states = table.states
     running = unfinished(problem, states)
@@ -370,6 +376,5 @@ def _screen(problem: Problem, table: Table) -> tuple[Table, Array]:
     drop = due & running & (rank >= problem.screen.keep)
     status = jnp.where(drop, Status.SCREENED, states.status).astype(jnp.int32)
     packed = _tree.pack(dataclasses.replace(states, status=status))
-    screened = table.screened | due
-    table = dataclasses.replace(table, packed=packed, screened=screened)
-    return table, jnp.where(screened, running & ~drop, short)
+    table = dataclasses.replace(table, packed=packed, screened=table.screened | due)
+    return table, jnp.where(table.screened, running & ~drop, short)

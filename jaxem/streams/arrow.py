@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxem.streams.files import File, digest
-from jaxem.streams.reader import Piece
+from jaxem.streams.piece import Piece
 from jaxem.streams.sliced import ENDS
 from jaxem.streams.tables import Blocks, Table, arrow
 
@@ -32,33 +32,34 @@ class Parquet(Blocks):
     def named(self, at: int) -> str:
         return f"{self.file.path}, row group {at}"
 
-    def block(self, source: Any, at: int, size: int, row: int) -> Iterator[Any]:
+    def block(self, source: Any, first: int, last: int, size: int, row: int) -> Iterator[Any]:
         self.file.check(f", before row {row}")
+        groups = list(range(first, last + 1))
         try:
-            yield from source.iter_batches(size, row_groups=[at], columns=self.used)
+            yield from source.iter_batches(size, row_groups=groups, columns=self.used)
         except (OSError, self.pyarrow.ArrowException) as error:
-            self.file.check(f", in row group {at}")
-            where = self._damaged(source, at)
+            self.file.check(f", before row {row + sum(self.sizes[first : last + 1])}")
+            place, where = self._damaged(source, groups)
             raise ValueError(
-                f"{self.named(at)}: expected rows that can be read; found {where}{error}; the file is damaged"
+                f"{place}: expected rows that can be read; found {where}{error}; the file is damaged"
             ) from error
 
-    def _damaged(self, source: Any, at: int) -> str:
-        """Which column of a row group cannot be read, and where it lies."""
-        group = source.metadata.row_group(at)
-        chunks = [group.column(i) for i in range(group.num_columns)]
-        for chunk in chunks:
-            name = chunk.path_in_schema
-            if name not in self.used:
-                continue
-            try:
-                source.read_row_group(at, columns=[name])
-            except (OSError, self.pyarrow.ArrowException):
-                first = chunk.dictionary_page_offset
-                first = chunk.data_page_offset if first is None else min(first, chunk.data_page_offset)
-                last = first + chunk.total_compressed_size - 1
-                return f"in column {name!r}, bytes {first} to {last}, "
-        return ""
+    def _damaged(self, source: Any, groups: Sequence[int]) -> tuple[str, str]:
+        """Which row group cannot be read, and which of its columns, and where that lies."""
+        for at in groups:
+            group = source.metadata.row_group(at)
+            for chunk in (group.column(i) for i in range(group.num_columns)):
+                name = chunk.path_in_schema
+                if name.split(".")[0] not in self.used and name not in self.used:
+                    continue
+                try:
+                    source.read_row_group(at, columns=[name])
+                except (OSError, self.pyarrow.ArrowException):
+                    begin = chunk.dictionary_page_offset
+                    begin = chunk.data_page_offset if begin is None else min(begin, chunk.data_page_offset)
+                    end = begin + chunk.total_compressed_size - 1
+                    return self.named(at), f"in column {name!r}, bytes {begin} to {end}, "
+        return self.named(groups[0]), ""
 
     def identity(self) -> Any:
         return self.file.identity()
@@ -89,8 +90,8 @@ class Feather(Blocks):
             except (OSError, self.pyarrow.ArrowException) as error:
                 self.file.check()
                 raise ValueError(
-                    f"{self.place}: expected a file of Arrow with its footer at the end; found {self.file.size} "
-                    f"bytes, and {error}; one in the streaming format is jaxem.stream(lambda: "
+                    f"{self.file.path}: expected a file of Arrow with its footer at the end; found {self.file.size} "
+                    f"bytes, and {error}; one in the streaming format is given as jaxem.stream(lambda: "
                     "pyarrow.ipc.open_stream(path))"
                 ) from error
             yield opened
@@ -112,11 +113,12 @@ class Feather(Blocks):
     def named(self, at: int) -> str:
         return f"{self.file.path}, record batch {at}"
 
-    def block(self, source: Any, at: int, size: int, row: int) -> Iterator[Any]:
+    def block(self, source: Any, first: int, last: int, size: int, row: int) -> Iterator[Any]:
         self.file.check(f", before row {row}")
-        batch = self._batch(source, at)
-        for first in range(0, batch.num_rows, size):
-            yield batch.slice(first, size)
+        for at in range(first, last + 1):
+            batch = self._batch(source, at)
+            for start in range(0, batch.num_rows, size):
+                yield batch.slice(start, size)
 
     def identity(self) -> Any:
         return self.file.identity()
@@ -132,11 +134,11 @@ class InMemory(Table):
     def raw(self, start: int, size: int, before: int) -> Iterator[Piece]:
         for first in range(start, self.num, size):
             part = self.table.slice(first, size)
-            yield Piece(self.arrays(part, before + first, self.place), self.place)
+            yield self.piece(part, before + first, self.place)
 
     def identity(self) -> Any:
         ends = [self.table.slice(0, ENDS), self.table.slice(max(0, self.num - ENDS))]
-        arrays = [array for part in ends for array in self.arrays(part, 0, self.place)]
+        arrays = [array for part in ends for array in self.piece(part, 0, self.place).arrays]
         return {"rows": self.num, "types": self.types, "ends": digest(arrays)}
 
 
@@ -146,42 +148,54 @@ class Dataset(Blocks):
     def __init__(self, dataset: Any, columns: Sequence[str] | None, weights: str | None, name: str):
         super().__init__(dataset.schema, columns, weights, name)
         self.dataset, self.pyarrow = dataset, arrow(name)
-        self.fragments, self.places, sizes = [], [], []
-        for fragment in dataset.get_fragments():
+        local = isinstance(getattr(dataset, "filesystem", None), self.pyarrow.fs.LocalFileSystem)
+        self.files: dict[str, File] = {}
+        self.parts: list[tuple[Any, str, str]] = []  # what is read, the path of its file, and its name
+        sizes = []
+        for fragment in self._fragments():
             path = getattr(fragment, "path", None) or name
-            parts = fragment.split_by_row_group() if hasattr(fragment, "split_by_row_group") else [fragment]
-            for part in parts:
+            if local:
+                self.files[path] = File.of(path)
+            split = fragment.split_by_row_group() if hasattr(fragment, "split_by_row_group") else [fragment]
+            for part in split:
                 groups = getattr(part, "row_groups", None)
-                self.fragments.append(part)
-                self.places.append(f"{path}, row group {groups[0].id}" if groups else path)
+                self.parts.append((part, path, f"{path}, row group {groups[0].id}" if groups else path))
                 sizes.append(groups[0].num_rows if groups else part.count_rows())
         self.sized(sizes)
-        if dataset.count_rows() != self.num:
+
+    def _fragments(self) -> list[Any]:
+        try:
+            return list(self.dataset.get_fragments())
+        except ValueError as error:
             raise ValueError(
-                f"{name}: expected a data set without a filter, which hides how many rows a row group has; found one; "
-                "give jaxem.stream(lambda: dataset.to_batches(columns=[...]))"
-            )
+                f"{self.place}: expected a data set without a filter, which hides how many rows there are; found "
+                f"{error} Or give jaxem.stream(lambda: dataset.to_batches(columns=[...]))"
+            ) from None
 
     def named(self, at: int) -> str:
-        return self.places[at]
+        return self.parts[at][2]
 
     def opened(self) -> Any:
-        return contextlib.nullcontext(self.fragments)
+        return contextlib.nullcontext()
 
-    def block(self, source: Any, at: int, size: int, row: int) -> Iterator[Any]:
-        try:
-            yield from source[at].to_batches(
-                schema=self.dataset.schema,
-                columns=self.used,
-                batch_size=size,
-                batch_readahead=1,
-                fragment_readahead=1,
-            )
-        except (OSError, self.pyarrow.ArrowException) as error:
-            raise ValueError(f"{self.named(at)}: expected rows that can be read; found {error}") from error
+    def block(self, source: Any, first: int, last: int, size: int, row: int) -> Iterator[Any]:
+        for part, path, place in self.parts[first : last + 1]:
+            if path in self.files:
+                self.files[path].check(f", before row {row}")
+            try:
+                yield from part.to_batches(
+                    schema=self.dataset.schema,
+                    columns=self.used,
+                    batch_size=size,
+                    batch_readahead=1,
+                    fragment_readahead=1,
+                )
+            except (OSError, self.pyarrow.ArrowException) as error:
+                raise ValueError(f"{place}: expected rows that can be read; found {error}") from error
 
     def identity(self) -> Any:
-        return {"rows": self.num, "types": self.types, "places": self.places}
+        files: list[Any] = [file.identity() for file in self.files.values()]
+        return {"types": self.types, "files": files or [place for _, _, place in self.parts]}
 
 
 def _parquet(file: File, footer: Any = None) -> Any:

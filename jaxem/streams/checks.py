@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxem.core.arguments import check_integer
 from jaxem.core.rows import float_dtype_of
-from jaxem.streams.leaf import Leaf
+from jaxem.streams.piece import Leaf, Piece
 
 # A batch of about this many bytes: long enough that no time goes into starting reads and programs, short enough that
 # a handful of them are nothing beside the memory of any machine.
@@ -19,7 +19,8 @@ LEAST_ROWS, MOST_ROWS = 1 << 10, 1 << 17
 
 def dtype_of(leaves: Iterable[Leaf]) -> np.dtype:
     """The one dtype that all arrays of a batch are cast to."""
-    return np.result_type(*(np.dtype(float_dtype_of(leaf)) for leaf in leaves if not leaf.weights))
+    found = [np.empty(0, leaf.dtype.newbyteorder("=")) for leaf in leaves if not leaf.weights]
+    return np.result_type(*(np.dtype(float_dtype_of(array)) for array in found))
 
 
 def rows_of(batch_rows: int | None, leaves: Iterable[Leaf], dtype: np.dtype, num: int) -> int:
@@ -38,14 +39,13 @@ def check_batch_rows(batch_rows: Any) -> None:
         check_integer("batch_rows", batch_rows, 1)
 
 
-def cleaned(arrays: Sequence[np.ndarray], leaves: Sequence[Leaf], dtype: np.dtype, place: str, start: int) -> list:
+def cleaned(piece: Piece, leaves: Sequence[Leaf], dtype: np.dtype, start: int) -> list[np.ndarray]:
     """Arrays of rows, checked and cast to one dtype.
 
     Args:
-      arrays: (n, ...) as they were read.
-      leaves: what each is.
+      piece: rows as they were read.
+      leaves: what each array is.
       dtype: of floats.
-      place: where they come from, for messages.
       start: number of the first row in the stream.
 
     Returns:
@@ -54,35 +54,33 @@ def cleaned(arrays: Sequence[np.ndarray], leaves: Sequence[Leaf], dtype: np.dtyp
     Raises:
       ValueError: NaN, an infinity, a number too large for the dtype, a weight below 0: with place, row and column.
     """
-    return [_clean(array, leaf, dtype, place, start) for array, leaf in zip(arrays, leaves, strict=True)]
+    found = []
+    for array, leaf in zip(piece.arrays, leaves, strict=True):
+        with np.errstate(over="ignore", invalid="ignore"):
+            kept = np.ascontiguousarray(array, dtype)
+        good = np.isfinite(kept)
+        if not good.all():
+            row, *entry = (int(i) for i in np.unravel_index(int(np.argmin(good)), good.shape))
+            what = _bad(array[(row, *entry)], leaf, dtype, good.size - np.count_nonzero(good))
+            raise ValueError(f"{piece.named(row)}: {what.format(where=leaf.where(start + row, entry))}")
+        if leaf.weights and kept.size and kept.min() < 0:
+            row = int(np.argmax(kept < 0))
+            where = leaf.where(start + row)
+            raise ValueError(f"{piece.named(row)}: expected weights >= 0; found {kept[row]:g} in {where}")
+        found.append(kept)
+    return found
 
 
-def _clean(array: np.ndarray, leaf: Leaf, dtype: np.dtype, place: str, start: int) -> np.ndarray:
-    with np.errstate(over="ignore", invalid="ignore"):
-        kept = np.ascontiguousarray(array, dtype)
-    good = np.isfinite(kept)
-    if not good.all():
-        raise _bad(array, ~good, leaf, dtype, place, start)
-    if leaf.weights and kept.size and kept.min() < 0:
-        row = int(np.argmax(kept < 0))
-        raise ValueError(f"{place}: expected weights >= 0; found {kept[row]:g} in {leaf.where(start + row)}")
-    return kept
-
-
-def _bad(array: np.ndarray, bad: np.ndarray, leaf: Leaf, dtype: np.dtype, place: str, start: int) -> ValueError:
-    row, *entry = (int(i) for i in np.unravel_index(int(np.argmax(bad)), bad.shape))
-    value, num = array[(row, *entry)], int(bad.sum())
-    where = leaf.where(start + row, entry)
+def _bad(value: Any, leaf: Leaf, dtype: np.dtype, num: int) -> str:
+    """What is wrong with a value that is not finite in the dtype, with a slot for its place."""
     if np.isfinite(value):
-        return ValueError(
-            f"{place}: expected numbers that {dtype} can hold; found {float(value):g} in {where}; rescale the column, "
-            "or call jax.config.update('jax_enable_x64', True)"
+        return (
+            f"expected numbers that {dtype} can hold; found {float(value):g} in {{where}}; rescale the column, or call "
+            "jax.config.update('jax_enable_x64', True)"
         )
     what = "finite weights" if leaf.weights else "finite numbers"
-    more = "" if num == 1 else f", and {num - 1} more such entries beside it"
-    return ValueError(
-        f"{place}: expected {what}; found {float(value):g} in {where}{more}; drop such rows or fill them in"
-    )
+    more = "" if num == 1 else f", and {num - 1} more such entries soon after"
+    return f"expected {what}; found {float(value):g} in {{where}}{more}; drop such rows or fill them in"
 
 
 def check_bits(dtype: Any, place: str) -> None:

@@ -14,8 +14,8 @@ from jaxem.core.stream import Batch
 from jaxem.core.tree import PyTree
 from jaxem.streams.checks import check_batch_rows, cleaned, dtype_of
 from jaxem.streams.files import digest
-from jaxem.streams.leaf import Leaf
-from jaxem.streams.reader import Piece, rechunked
+from jaxem.streams.piece import Leaf, Piece
+from jaxem.streams.reader import rechunked
 from jaxem.streams.seekable import Rows
 from jaxem.streams.tables import chosen
 
@@ -53,7 +53,7 @@ class Iterated(Rows):
         self.batch_rows = batch_rows or arrays[0].shape[0]
         for array, leaf in zip(arrays, self.leaves, strict=True):
             warn_if_lossy(f"{name}, batch 0{leaf.label}", array, self.dtype, leaf.names)
-        cleaned(arrays, self.leaves, self.dtype, f"{name}, batch 0", 0)
+        cleaned(Piece(arrays, f"{name}, batch 0"), self.leaves, self.dtype, 0)
 
     @property
     def num_rows(self) -> int | None:
@@ -85,12 +85,12 @@ class Iterated(Rows):
                 )
             num = arrays[0].shape[0]
             for start in range(0, num, self.batch_rows):
-                part = [array[start : start + self.batch_rows] for array in arrays]
+                piece = Piece(arrays, place).cut(start, start + self.batch_rows)
                 if skip:
                     skip -= 1
                 else:
-                    part = cleaned(part, self.leaves, self.dtype, place, rows + start)
-                yield Piece(part, place)
+                    piece.arrays = cleaned(piece, self.leaves, self.dtype, rows + start)
+                yield piece
             number, rows = number + 1, rows + num
             if self.passed is not None and (number, rows) > self.passed:
                 raise self._otherwise(number, rows, "or more")
@@ -116,8 +116,8 @@ class Iterated(Rows):
             raise ValueError(f"{place}: expected data made as in batch 0, {self.structure}; found {structure}")
         for found, leaf in zip(leaves, self.leaves, strict=True):
             if found.names != leaf.names:
-                expected, got = listed(leaf.names or ()), listed(found.names or ())
-                raise ValueError(f"{place}{leaf.label}: expected the columns {expected}; found {got}")
+                expected, other = (listed(names or ()) or "none" for names in (leaf.names, found.names))
+                raise ValueError(f"{place}: expected the columns of batch 0, {expected}; found {other}")
             if found != leaf:
                 raise ValueError(f"{place}{leaf.label}: expected {leaf}, as in batch 0; found {found}")
 
@@ -181,7 +181,8 @@ def _taken(
     if frame is None:
         return _picked(_as_tuple(item, place), names, place), None, None
     labels = [str(label) for label, _ in frame]
-    used, weighing = chosen(labels, names, weights if isinstance(weights, str) else None, place)
+    weighing = weights if isinstance(weights, str) else None
+    used = chosen(labels, names, weighing, place)
     parts = {label: part for label, (_, part) in zip(labels, frame, strict=True)}
     data = np.stack([_columns.as_numbers(f"{place}, column {label!r}", parts[label]) for label in used], 1)
     return data, tuple(used), None if weighing is None else parts[weighing]

@@ -14,8 +14,8 @@ import numpy as np
 
 from jaxem.streams.checks import check_bits
 from jaxem.streams.files import File
-from jaxem.streams.leaf import Leaf
-from jaxem.streams.reader import Piece, Reader
+from jaxem.streams.piece import Leaf, Piece
+from jaxem.streams.reader import Reader
 
 MAGIC = b"\x93NUMPY"
 

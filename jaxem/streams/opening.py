@@ -40,7 +40,8 @@ def stream(
         of what is iterated, as many as the first batch has. Batches of files and arrays are full but for the last.
         Those of an iterator come as they are, larger ones are split.
       columns: names of the columns of a table, in the order they are to have, or keys of a dict; others are not read.
-        None: all but the weights, which must then be numbers. A table's rows are (n, D).
+        None: all but the weights, which must then be numbers. A table's rows are (n, D); a column of
+        lists of equal length counts as so many columns.
       weights: of the rows. The name of a table's column; an array (N,) that slices, or the path of a .npy file; True
         for what is iterated, where each item is a pair (data, weights).
       buffer: batches whose rows are mixed where an algorithm shuffles the stream, and are in memory then.
@@ -77,7 +78,8 @@ def stream(
     columns = None if columns is None else list(columns)
     _refuse(source)
     if _is_iterated(source):
-        make = source if not hasattr(source, "__iter__") else lambda: source
+        again = hasattr(source, "__iter__") and not isinstance(source, type)  # a class makes its instances
+        make = (lambda: source) if again else source
         found: Rows = Iterated(make, batch_rows, columns, _pairs(weights))
     else:
         found = seekable(source, batch_rows, columns, weights)

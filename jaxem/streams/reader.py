@@ -9,26 +9,7 @@ import numpy as np
 
 from jaxem.core.rows import warn_if_lossy
 from jaxem.streams.checks import cleaned
-from jaxem.streams.leaf import Leaf
-
-
-@dataclasses.dataclass
-class Piece:
-    """Consecutive rows: an array (n, ...) for each leaf, and where they come from."""
-
-    arrays: Sequence[np.ndarray]
-    place: str
-
-    @property
-    def num(self) -> int:
-        """Number of rows."""
-        return self.arrays[0].shape[0]
-
-    def cut(self, start: int, stop: int) -> "Piece":
-        """Some of the rows, without a copy."""
-        if start == 0 and stop >= self.num:
-            return self
-        return Piece([array[start:stop] for array in self.arrays], self.place)
+from jaxem.streams.piece import Leaf, Piece
 
 
 class Reader(ABC):
@@ -55,7 +36,7 @@ class Reader(ABC):
                 self.warned = True
                 for array, leaf in zip(piece.arrays, self.leaves, strict=True):
                     warn_if_lossy(piece.place, array, dtype, leaf.names)
-            yield Piece(cleaned(piece.arrays, self.leaves, dtype, piece.place, at), piece.place)
+            yield Piece(cleaned(piece, self.leaves, dtype, at), piece.place)
             at += piece.num
 
     def blocks(self, size: int) -> list[int]:

@@ -114,11 +114,11 @@ def _files(paths: Sequence[str], name: str, columns: Sequence[str] | None, weigh
     readers: list[Reader] = []
     for path in paths:
         reader = _file(path, name, columns, weights)
-        names, expected = reader.leaves[0].names, readers[0].leaves[0].names if readers else None
-        if names and expected and names != expected and set(names) == set(expected):
-            reader = _file(path, name, expected, weights)  # the same columns in another order
+        first = readers[0] if readers else reader
+        _check_alike(first, reader)
+        if isinstance(first, Table) and isinstance(reader, Table) and first.names != reader.names:
+            reader = _file(path, name, first.names, weights)  # the same columns in another order
         readers.append(reader)
-        _check_alike(readers[0], reader)
     return readers[0] if len(readers) == 1 else Joined(readers)
 
 

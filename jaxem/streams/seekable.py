@@ -10,8 +10,8 @@ import numpy as np
 
 from jaxem.core.stream import Batch, Stream
 from jaxem.streams.checks import check_batch_rows, dtype_of, rows_of
-from jaxem.streams.leaf import Leaf
-from jaxem.streams.reader import Piece, Reader, rechunked
+from jaxem.streams.piece import Leaf, Piece
+from jaxem.streams.reader import Reader, rechunked
 
 # Blocks that are read in turn where rows are shuffled. Each is open, with some pages of every column: 110 MB for row
 # groups of 1,000,000 rows of 32 columns, measured.

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxem.core.arguments import check_integer
 from jaxem.core.stream import Batch
-from jaxem.streams.reader import Piece
+from jaxem.streams.piece import Piece
 from jaxem.streams.seekable import BUFFER, Rows
 
 
@@ -17,7 +17,7 @@ class Shuffled(Rows):
     Blocks come in a random order (row groups of Parquet and chunks of Zarr, two of them in turn; slices of one batch
     elsewhere), and the rows of every `buffer` batches after one another in that order are permuted. An iterator cannot
     be read in another order: of its batches only rows within `buffer` of them are. Memory is that of `buffer` batches,
-    two more, and what is open: two row groups' pages.
+    a few more, and what is open: two row groups' pages.
 
     A pass can begin in its middle: of files and arrays, nothing that comes before the `buffer` batches is read.
 

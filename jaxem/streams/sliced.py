@@ -8,8 +8,8 @@ import numpy as np
 from jaxem.core import columns as _columns
 from jaxem.streams.checks import check_bits
 from jaxem.streams.files import digest
-from jaxem.streams.leaf import Leaf
-from jaxem.streams.reader import Piece, Reader
+from jaxem.streams.piece import Leaf, Piece
+from jaxem.streams.reader import Reader
 
 # Rows at either end of an array that tell it from others.
 ENDS = 64
@@ -54,7 +54,12 @@ class Slices(Reader):
         place = f"{self.place}, rows {start} to {stop - 1}"
         try:
             found = self.array[start:stop]
-        except (OSError, RuntimeError) as error:  # what h5py and Zarr say of files that are damaged
+        except (
+            OSError,
+            RuntimeError,
+            ValueError,
+            EOFError,
+        ) as error:  # what h5py and Zarr say of files that are damaged
             raise ValueError(f"{place}: expected rows that can be read; found {error}") from error
         rows = _columns.as_numbers(place, found)
         expected = (stop - start, *self.leaves[0].shape)

@@ -1,5 +1,7 @@
 """Fits that must come out alike on one device, on eight, and in several processes."""
 
+import warnings
+
 import jax
 import numpy as np
 
@@ -35,6 +37,8 @@ CASES = {
     "many": (jaxem.GMM(2), MANY, {"max_steps": 2}),
     "few": (jaxem.GMM(2, "spherical"), FEW, {}),
 }
+# Those whose restarts are dealt out among devices as well.
+DEALT = ("full", "bayesian")
 
 
 def part(data, rank, num):
@@ -53,11 +57,10 @@ def rows_of(name, rank=0, num=1):
     return (jaxem.sequences(data) if isinstance(data, list) else data), weights
 
 
-def fitted(name, rows, weights=None):
+def fitted(name, rows, weights=None, **told):
     """The fit of a case to rows, sharded or not."""
-    model, _, told = CASES[name]
-    told = {"max_steps": 4, **told} | {"weights": weights}
-    return jaxem.fit(model, rows, key=KEY, **told)
+    model, _, own = CASES[name]
+    return jaxem.fit(model, rows, key=KEY, **{"max_steps": 4, **own, "weights": weights, **told})
 
 
 def numbers(fit):
@@ -65,5 +68,15 @@ def numbers(fit):
     leaves = [leaf for leaf in jax.tree.leaves(fit.params) if np.asarray(leaf).dtype.kind == "f"]
     found = {f"params{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
     found |= {"elbo": fit.restarts.elbo.total, "trace": fit.restarts.trace, "num_steps": fit.restarts.num_steps}
-    found |= {"winner": fit.winner, "hits": fit.hits, "weight": fit.total_weight, "rows": fit.num_rows}
+    found |= {"hits": fit.hits, "weight": fit.total_weight, "rows": fit.num_rows}
     return {key: np.asarray(value) for key, value in found.items()}
+
+
+def answers(name, fit, rows, own=np.asarray):
+    """What a fit says of its rows: of this process's alone, and a criterion of all."""
+    if name in ("vae", "kmeans"):
+        return {}
+    found = {question: own(getattr(fit, question)(rows)) for question in ("predict", "log_prob", "posterior")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", jaxem.FitWarning)  # of weights that the fit had
+        return found | ({} if name in ("bayesian", "svi") else {"bic": np.asarray(jaxem.bic(fit, rows))})

@@ -20,10 +20,16 @@ def everything(rank, num, output):
     import jaxem
 
     for name in cases.CASES:
-        print(rank, name, flush=True)
         rows, weights = cases.rows_of(name, rank, num)
-        fit = cases.fitted(name, jaxem.shard_data(rows, weights))
-        np.savez(f"{output}/{name}-{rank}.npz", **cases.numbers(fit))
+        rows = jaxem.shard_data(rows, weights)
+        fit = cases.fitted(name, rows)
+        np.savez(f"{output}/{name}-{rank}.npz", **cases.numbers(fit), **cases.answers(name, fit, rows, rows.own))
+    mesh = jax.make_mesh((2, jax.device_count() // 2), ("restarts", "rows"))
+    for name in cases.DEALT:
+        half = rank % max(1, num // 2), max(1, num // 2)
+        rows, weights = cases.rows_of(name, *half)
+        fit = cases.fitted(name, jaxem.shard_data(rows, weights, mesh), num_restarts=4)
+        np.savez(f"{output}/dealt-{name}-{rank}.npz", **cases.numbers(fit))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What one array of a stream is, for checks and messages."""
+"""Some rows of a stream, and what its arrays are, for checks and messages."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -42,3 +42,33 @@ class Leaf:
 
     def __str__(self) -> str:
         return f"rows of shape {self.shape} and {self.dtype}"
+
+
+@dataclasses.dataclass
+class Piece:
+    """Consecutive rows.
+
+    Attributes:
+      arrays: one (n, ...) for each leaf.
+      place: where they come from, for messages.
+      find: the place of one of the rows, by its number here; None where it is `place` for all.
+    """
+
+    arrays: Sequence[np.ndarray]
+    place: str
+    find: Callable[[int], str] | None = None
+
+    @property
+    def num(self) -> int:
+        """Number of rows."""
+        return self.arrays[0].shape[0]
+
+    def cut(self, start: int, stop: int) -> "Piece":
+        """Some of the rows, without a copy."""
+        if start == 0 and stop >= self.num:
+            return self
+        return Piece([array[start:stop] for array in self.arrays], self.place)
+
+    def named(self, row: int) -> str:
+        """The place of a row."""
+        return self.place if self.find is None else self.find(row)
