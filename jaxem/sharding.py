@@ -208,7 +208,7 @@ def shard_data(data: PyTree, weights: Any = None, mesh: Mesh | int | None = None
     counts, length = _processes.dealt(num_rows(data), mesh, lambda: _processes.digest((data, weights)))
     own = len(_mesh.own_shards(mesh)) * length
     data, weights = _mesh.padded(data, own), _mesh.padded(weights, own, zero=True)
-    data, weights = _processes.put_own_rows((data, weights), mesh, length)
+    data, weights = _mesh.put_own_rows((data, weights), mesh)
     return ShardedRows(data, weights, Layout(mesh, counts), seen)
 
 

@@ -129,6 +129,28 @@ def _put(leaf: Any, sharding: NamedSharding) -> Any:
     return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
 
+def processes_share(mesh: Mesh) -> bool:
+    """Whether rows are dealt out among processes; else each has all of them."""
+    return jax.process_count() > 1 and len(own_shards(mesh)) < row_shards(mesh)
+
+
+def put_own_rows(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Arrays over the mesh, of those of each process: its parts of equal length, one after the other."""
+    sharding, own = by_rows(mesh), own_shards(mesh)
+
+    def put(leaf: np.ndarray) -> jax.Array:
+        length = leaf.shape[0] // len(own)
+
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
+            place = own.index((index[0].start or 0) // length)
+            return leaf[place * length : (place + 1) * length]
+
+        return jax.make_array_from_callback((row_shards(mesh) * length, *leaf.shape[1:]), sharding, part)
+
+    return jax.tree.map(put, tree)
+
+
 def told(tree: PyTree) -> PyTree:
     """What process 0 of several has found (numbers, arrays), the same in all: for what must not differ among them."""
     return tree if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(tree)

@@ -137,22 +137,6 @@ def digest(tree: PyTree) -> str:
     return hashed.hexdigest()
 
 
-def put_own_rows(tree: PyTree, mesh: Mesh, length: int) -> PyTree:
-    """Arrays over the mesh, of those of each process: its parts of `length` rows, one after the other."""
-    sharding, own = _mesh.by_rows(mesh), _mesh.own_shards(mesh)
-    shards = _mesh.row_shards(mesh)
-
-    def put(leaf: np.ndarray) -> jax.Array:
-        def part(index: tuple[slice, ...] | None) -> np.ndarray:
-            assert index is not None
-            place = own.index((index[0].start or 0) // length)
-            return leaf[place * length : (place + 1) * length]
-
-        return jax.make_array_from_callback((shards * length, *leaf.shape[1:]), sharding, part)
-
-    return jax.tree.map(put, tree)
-
-
 @contextmanager
 def interrupts(shared: bool) -> Iterator[Callable[[], bool]]:
     """Whether Ctrl-C was pressed in any process, asked by all at once where they step together; a second one counts.

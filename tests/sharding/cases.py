@@ -72,11 +72,13 @@ def numbers(fit):
     return {key: np.asarray(value) for key, value in found.items()}
 
 
-def answers(name, fit, rows, own=np.asarray):
+def answers(name, fit, rows, weights=None, own=np.asarray):
     """What a fit says of its rows: of this process's alone, and a criterion of all."""
     if name in ("vae", "kmeans"):
         return {}
     found = {question: own(getattr(fit, question)(rows)) for question in ("predict", "log_prob", "posterior")}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", jaxem.FitWarning)  # of weights that the fit had
-        return found | ({} if name in ("bayesian", "svi") else {"bic": np.asarray(jaxem.bic(fit, rows))})
+        return found | (
+            {} if name in ("bayesian", "svi") else {"bic": np.asarray(jaxem.bic(fit, rows, weights=weights))}
+        )

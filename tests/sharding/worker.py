@@ -23,7 +23,7 @@ def everything(rank, num, output):
         rows, weights = cases.rows_of(name, rank, num)
         rows = jaxem.shard_data(rows, weights)
         fit = cases.fitted(name, rows)
-        np.savez(f"{output}/{name}-{rank}.npz", **cases.numbers(fit), **cases.answers(name, fit, rows, rows.own))
+        np.savez(f"{output}/{name}-{rank}.npz", **cases.numbers(fit), **cases.answers(name, fit, rows, own=rows.own))
     mesh = jax.make_mesh((2, jax.device_count() // 2), ("restarts", "rows"))
     for name in cases.DEALT:
         half = rank % max(1, num // 2), max(1, num // 2)
