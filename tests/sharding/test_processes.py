@@ -58,7 +58,8 @@ def test_processes_fit_as_one(run, alone, name):
 def until(folder, workers, text, seconds=240):
     end = time.perf_counter() + seconds
     while text not in (folder / "0.txt").read_text():
-        assert time.perf_counter() < end and all(worker.poll() is None for worker in workers), texts(folder)
+        assert time.perf_counter() < end, texts(folder)
+        assert all(worker.poll() is None for worker in workers), texts(folder)
         time.sleep(0.01)
 
 
