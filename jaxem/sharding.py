@@ -229,12 +229,22 @@ def _agreed(data: PyTree, seen: Rows) -> PyTree:
     return lengthened(data, steps) if steps else data
 
 
+def _taken_out(model: Any) -> tuple[Any, Mesh | None]:
+    """The model without a `Sharded`, which is to be outermost (chunks are of the rows of a device), and its mesh."""
+    if not isinstance(model, Wrapper):
+        return model, None
+    inner, mesh = _taken_out(model.model)
+    if isinstance(model, Sharded):
+        return inner, model.layout.mesh
+    return (model if mesh is None else dataclasses.replace(model, model=inner)), mesh
+
+
 def over_mesh(model: Any, data: Any, weights: Any) -> tuple[Any, Any, Any, Layout | None]:
     """Model, rows and weights for a fit as they lie over a mesh, and how; as they are, and None, where they do not.
 
     Rows of a `ShardedRows`, arrays whose leading axis is over devices, or any rows where the model is `sharded`.
     """
-    plain, asked = (model.model, model.layout.mesh) if isinstance(model, Sharded) else (model, None)
+    plain, asked = _taken_out(model)
     if not isinstance(data, ShardedRows):
         mesh = _mesh.mesh_of(data)
         if mesh is None and asked is None:

@@ -269,3 +269,11 @@ def test_sklearn_pipeline(example):
     assert ours < theirs
     assert "356 observations in 178 rows" in text
     assert [path.name for path in output.iterdir()] == ["search.joblib"]
+
+
+def test_multi_host(example):
+    text, output = example("multi_host.py")
+    assert "ShardedRows(808 rows over 8 devices)" in text
+    assert "CONVERGED" in text
+    assert len(np.load(output / "labels-0.npy")) == 808
+    assert (output / "checkpoint.npz").exists()

@@ -59,10 +59,12 @@ def rows_of(name, rank=0, num=1):
     return (jaxem.sequences(data) if isinstance(data, list) else data), weights
 
 
-def fitted(name, rows, weights=None, **told):
-    """The fit of a case to rows, sharded or not."""
-    model, _, own = CASES[name]
-    return jaxem.fit(model, rows, key=KEY, **{"max_steps": 4, **own, "weights": weights, **told})
+def fitted(name, rows, weights=None, model=None, **told):
+    """The fit of a case, or of another model, to rows, sharded or not."""
+    plain, _, own = CASES[name]
+    return jaxem.fit(
+        plain if model is None else model, rows, key=KEY, **{"max_steps": 4, **own, "weights": weights, **told}
+    )
 
 
 def numbers(fit):

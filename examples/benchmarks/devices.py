@@ -1,0 +1,136 @@
+"""Devices and processes: the time of a step of EM on one core, and on two by two processes; and of eight on one chip.
+
+Run:      python examples/benchmarks/devices.py [--rows 2000000] [--columns 16] [--components 16] [--rounds 5]
+Prints:   seconds a step of a GMM of one process on one core, of two processes pinned to one core each, of one process
+          on all cores, and of one process whose CPU is eight devices; best of interleaved rounds, and their ratios.
+
+A step is (time of 2 + STEPS steps - time of 2) / STEPS from the same params, by programs that are compiled before. All
+contenders are alive in all rounds and wait for their turn, so that a noisy neighbour slows all of them.
+"""
+
+import argparse
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+STEPS = 6
+
+
+def work(port: int, rank: int, num: int, devices: int, cores: str, rows: int, columns: int, components: int) -> None:
+    """One process of a contender: says "ready", and for each line that it reads times a round and says the seconds."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {int(core) for core in cores.split(",")})  # before JAX counts its threads
+    import jax
+    import numpy as np
+
+    import jaxem
+
+    jax.config.update("jax_num_cpu_devices", devices)
+    if num > 1:
+        jax.distributed.initialize(f"localhost:{port}", num, rank, cluster_detection_method="deactivate")
+    share = rows // num + (rank < rows % num)
+    x = np.random.default_rng(rank).normal(size=(share, columns)).astype(np.float32)
+    model, key = jaxem.GMM(components), jax.random.key(0)
+    stop = jaxem.Stop(atol=-np.inf)
+    data = x if num * devices == 1 else jaxem.shard_data(x)
+    params = jaxem.fit(model, data, key=key, max_steps=1, stop=stop).params
+
+    def timed(steps: int) -> float:
+        began = time.perf_counter()
+        jaxem.fit(model, data, key=key, params=params, stop=stop, max_steps=steps)
+        return time.perf_counter() - began
+
+    timed(2), timed(2 + STEPS)
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        print((timed(2 + STEPS) - timed(2)) / STEPS, flush=True)
+
+
+class Contender:
+    """Processes that time their rounds together."""
+
+    def __init__(self, cores: list[str], devices: int, sizes: list[int]):
+        with socket.socket() as found:
+            found.bind(("localhost", 0))
+            port = found.getsockname()[1]
+        env = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+        env["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+        root = str(pathlib.Path(__file__).parents[2])
+        env["PYTHONPATH"] = os.pathsep.join([root, env.get("PYTHONPATH", "")])
+        pipe = subprocess.PIPE
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, __file__, "--work", *map(str, [port, i, len(cores), devices, own, *sizes])],
+                stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, env=env,
+            )
+            for i, own in enumerate(cores)
+        ]  # fmt: skip
+        self.heard("ready")
+        self.times: list[float] = []
+
+    def heard(self, expected: str | None = None) -> list[str]:
+        """A line of each process."""
+        lines = [process.stdout.readline().strip() for process in self.processes]  # type: ignore[union-attr]
+        if "" in lines or (expected is not None and set(lines) != {expected}):
+            raise RuntimeError(f"a process ended, or said what it should not: {lines}")
+        return lines
+
+    def round(self) -> None:
+        """One more time of a step: that of the slowest process."""
+        for process in self.processes:
+            process.stdin.write("\n")  # type: ignore[union-attr]
+            process.stdin.flush()  # type: ignore[union-attr]
+        self.times.append(max(map(float, self.heard())))
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, default in (("rows", 2_000_000), ("columns", 16), ("components", 16), ("rounds", 5)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    args = parser.parse_args()
+    sizes = [args.rows, args.columns, args.components]
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    one, two, every = str(cores[0]), str(cores[-1]), ",".join(map(str, cores))
+    asked = {
+        "1 process, 1 core": ([one], 1),
+        "2 processes, 1 core each": ([one, two], 1),
+        f"1 process, {len(cores)} cores": ([every], 1),
+        f"1 process, {len(cores)} cores, 8 devices": ([every], 8),
+    }
+    found: dict[str, Contender] = {}
+    try:
+        for name, (own, devices) in asked.items():
+            found[name] = Contender(own, devices, sizes)
+        for _ in range(args.rounds):
+            for contender in found.values():
+                contender.round()
+    finally:
+        for contender in found.values():
+            contender.close()
+    print(
+        f"N = {args.rows:,}, D = {args.columns}, K = {args.components}, float32; seconds a step, best of {args.rounds}"
+    )
+    best = {name: min(contender.times) for name, contender in found.items()}
+    for name, seconds in best.items():
+        turns = " ".join(f"{t:.3f}" for t in found[name].times)
+        print(f"{name:32s} {seconds:8.4f}   all: {turns}")
+    alone, pair, whole, parts = best.values()
+    print(
+        f"2 processes are {alone / pair:.2f} times as fast as 1; 8 devices take {parts / whole:.2f} times as long as 1"
+    )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--work"]:
+        work(*map(int, sys.argv[2:6]), sys.argv[6], *map(int, sys.argv[7:]))
+    else:
+        main()
