@@ -39,7 +39,7 @@ def join(cluster: bool) -> None:
 def load(number: int, num_rows: int) -> np.ndarray:
     """The rows of one file; here drawn, in yours `np.load(files[number])`."""
     rng = np.random.default_rng(number)
-    return rng.normal(size=(num_rows, 4)) + 6.0 * rng.integers(0, 3, num_rows)[:, None]
+    return rng.normal(size=(num_rows, 4)) + 2.5 * rng.integers(0, 3, num_rows)[:, None]
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ class ChainLaw:
         """The law of each row, its prior with a leading axis K; `leaf` (K, K) says the shape and the dtype."""
         name = "pseudo_counts" if isinstance(self.rows, Proportions) else "concentration"
         prior, more = (jnp.asarray(value, leaf.dtype) for value in (getattr(self.rows, name), self.stickiness))
-        matrix = jnp.full_like(leaf, prior) + more * jnp.eye(leaf.shape[0], dtype=leaf.dtype)
+        matrix = jnp.full(leaf.shape, prior, leaf.dtype) + more * jnp.eye(leaf.shape[0], dtype=leaf.dtype)
         law: Any = self.rows
         return dataclasses.replace(law, **{name: matrix * self._some(leaf)})
 

@@ -38,7 +38,7 @@ CASES = {
     "few": (jaxem.GMM(2, "spherical"), FEW, {}),
 }
 # Of which the more processes, the fewer: each compiles all programs.
-SOME = ("full", "kmeans", "bayesian", "hmm", "svi", "few")
+SOME = ("full", "bayesian", "hmm", "few")
 # Those whose restarts are dealt out among devices as well.
 DEALT = ("full", "bayesian")
 
