@@ -26,7 +26,7 @@ from jaxem.core.numerics import is_concrete, namespace
 from jaxem.core.seen import Rows
 from jaxem.core.sequences import num_observations, total_weight
 from jaxem.core.stages import fence
-from jaxem.core.stream import Stream
+from jaxem.core.stream import Stream, keyed
 from jaxem.core.tree import Packed, PyTree
 from jaxem.engine import shapes as _shapes
 from jaxem.engine import stream as _stream
@@ -180,7 +180,7 @@ def _fit_stream(
     first = next(stream.read(), None)
     if first is None:
         raise ValueError("data: expected at least one row; found a stream without any")
-    data = plain.opened(first.data, "data")
+    data = plain.opened(keyed(first.data, stream, plain.row_keys), "data")
     dtype = _rows.float_dtype_of(jax.tree.leaves(data)[0])
     reader = Reader(stream, plain, dtype, Layout(model.layout.mesh, ()) if isinstance(model, Sharded) else None)
     given = [] if stream.columns is None else [("", stream.columns)]
