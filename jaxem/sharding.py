@@ -6,15 +6,17 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jaxem.core import mesh as _mesh
+from jaxem.core import processes as _processes
 from jaxem.core import rows as _rows
 from jaxem.core.arguments import expect
 from jaxem.core.mesh import Layout, ShardedRows
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.rows import takes_rows
+from jaxem.core.seen import Rows
+from jaxem.core.sequences import lengthened, most_steps
 from jaxem.core.stages import in_stages
 from jaxem.core.tree import PyTree, float_dtype, num_rows, ones_for
 from jaxem.model import ELBOModel, EStep, LatentModel
@@ -176,17 +178,18 @@ def shard_data(data: PyTree, weights: Any = None, mesh: Mesh | int | None = None
 
     Each device gets an equal part, in order; the number of rows is made to suit by rows of weight 0 at the end, copies
     of the last. Under `jax.distributed` each process gives its own rows, in the order of the processes, which need not
-    be equally many. Nothing is sent to other devices than those of the process.
+    be equally many. Nothing is sent to other devices than those of the process. Processes that hold the same parts of
+    the rows, as for different restarts, give the same rows.
 
     Args:
-      data: rows in any container that `fit` takes, of this process.
+      data: rows in any container that `fit` takes, of this process; sequences as `jaxem.sequences` makes them.
       weights: (N,) their weights; None for ones.
       mesh: a `jax.sharding.Mesh`, whose axes hold rows, but for one called "restarts", among which a fit deals out its
         restarts; a number of devices; None for all devices, of all processes.
 
     Returns:
-      `ShardedRows`. An answer for each row, as of `fit.predict`, lies over the mesh as well, and its last entries are
-      those of the padding: of the rows of one process, `[:N]` are for them.
+      `ShardedRows`. An answer for each row, as of `fit.predict`, lies over the mesh as well; `rows.own(answer)` are the
+      entries for the rows of this process.
 
     Raises:
       TypeError, ValueError: bad rows or weights, no mesh, or one of more devices than there are; named.
@@ -200,24 +203,30 @@ def shard_data(data: PyTree, weights: Any = None, mesh: Mesh | int | None = None
       (2,)
     """
     mesh = _mesh.as_mesh(mesh)
-    given, (data, seen) = data, _rows.read(data)
-    num, dtype = num_rows(data), float_dtype(data)
-    weights = _rows.as_weights(weights, num, dtype, like=given)
-    data, weights = jax.tree.map(np.asarray, (data, weights))
-    counts, length = _parts(num, mesh)
-    data, weights = _mesh.padded(data, length), _mesh.padded(weights, length, zero=True)
+    data, weights, seen = _processes.together(lambda: _read(data, weights), "data")
+    data = _agreed(data, seen)
+    counts, length = _processes.dealt(num_rows(data), mesh, lambda: _processes.digest((data, weights)))
+    own = len(_mesh.own_shards(mesh)) * length
+    data, weights = _mesh.padded(data, own), _mesh.padded(weights, own, zero=True)
     data, weights = _mesh.put_own_rows((data, weights), mesh)
     return ShardedRows(data, weights, Layout(mesh, counts), seen)
 
 
-def _parts(num: int, mesh: Mesh) -> tuple[tuple[int, ...], int]:
-    """How many rows the processes have, and how many each is padded to."""
-    shards = _mesh.row_shards(mesh)
-    if not _mesh.processes_share(mesh):
-        return (num,), -(-num // shards) * shards
-    counts = tuple(int(n) for n in multihost_utils.process_allgather(np.int32(num)).ravel())
-    own = shards // jax.process_count()
-    return counts, -(-max(counts) // own) * own
+def _read(data: PyTree, weights: Any) -> tuple[PyTree, np.ndarray, Rows]:
+    """Rows and weights of this process, on the host."""
+    given, (data, seen) = data, _rows.read(data)
+    weights = _rows.as_weights(weights, num_rows(data), float_dtype(data), like=given)
+    return *jax.tree.map(np.asarray, (data, weights)), seen
+
+
+def _agreed(data: PyTree, seen: Rows) -> PyTree:
+    """Rows that have the same form in all processes: sequences padded to the longest; else an error in all."""
+    if jax.process_count() == 1:
+        return data
+    form = f"{seen.paths} {seen.shapes} {seen.names} {float_dtype(data)}"
+    _processes.check_same({"data": form}, "but for the number of rows")
+    steps = max(int(text) for text in _processes.texts(str(most_steps(data))))
+    return lengthened(data, steps) if steps else data
 
 
 def over_mesh(model: Any, data: Any, weights: Any) -> tuple[Any, Any, Any, Layout | None]:

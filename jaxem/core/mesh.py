@@ -30,8 +30,7 @@ class Layout:
 
     Attributes:
       mesh: the mesh.
-      counts: of each of the equal parts that processes gave, how many rows come first that are no padding; empty where
-        there are no rows yet, or none is padding.
+      counts: of each of equal parts, how many rows come first that are no padding; empty where there are no rows yet.
     """
 
     mesh: Mesh
@@ -132,23 +131,24 @@ def _put(leaf: Any, sharding: NamedSharding) -> Any:
 
 def processes_share(mesh: Mesh) -> bool:
     """Whether rows are dealt out among processes; else each has all of them."""
-    if jax.process_count() == 1:
-        return False
-    axis = [i for i, name in enumerate(mesh.axis_names) if name != RESTARTS]
-    own = {tuple(place[axis]) for place, d in _places(mesh) if d.process_index == jax.process_index()}
-    return len(own) < row_shards(mesh)
-
-
-def _places(mesh: Mesh) -> list[tuple[np.ndarray, Any]]:
-    return [(np.array(place), device) for place, device in np.ndenumerate(mesh.devices)]
+    return jax.process_count() > 1 and len(own_shards(mesh)) < row_shards(mesh)
 
 
 def put_own_rows(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Arrays made of the rows that each process has, in the order of the processes, over the mesh."""
-    sharding = by_rows(mesh)
-    if not processes_share(mesh):
-        return put_rows(tree, mesh)
-    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), tree)
+    """Arrays over the mesh, of those of each process: its parts of equal length, one after the other."""
+    sharding, own = by_rows(mesh), own_shards(mesh)
+
+    def put(leaf: np.ndarray) -> jax.Array:
+        length = leaf.shape[0] // len(own)
+
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
+            place = own.index((index[0].start or 0) // length)
+            return leaf[place * length : (place + 1) * length]
+
+        return jax.make_array_from_callback((row_shards(mesh) * length, *leaf.shape[1:]), sharding, part)
+
+    return jax.tree.map(put, tree)
 
 
 def told(tree: PyTree) -> PyTree:
@@ -178,8 +178,8 @@ class ShardedRows:
     Attributes:
       data: a pytree of arrays whose leading axis is over the devices.
       weights: (N + padding,) those of the rows, and 0 for each row of padding, of which there are some at the end of
-        what each process gave.
-      layout: the mesh, and how many rows each process gave.
+        what each process gave; `own` leaves their answers out.
+      layout: the mesh, and how many rows each part of it holds.
       seen: what the rows looked like as they were given.
     """
 
@@ -201,8 +201,48 @@ class ShardedRows:
         """The mesh."""
         return self.layout.mesh
 
+    def own(self, answer: Any) -> np.ndarray:
+        """Of an answer with an entry for each row, as of `fit.predict`, those of the rows that this process gave.
+
+        Args:
+          answer: (N + padding, ...), over the same mesh or on one device.
+
+        Returns:
+          The entries, in the order in which the rows were given, without those of padding.
+        """
+        num = self.weights.shape[0]
+        if not hasattr(answer, "shape") or tuple(answer.shape[:1]) != (num,):
+            found = f"shape {answer.shape}" if hasattr(answer, "shape") else f"a {type(answer).__name__}"
+            raise ValueError(
+                f"answer: expected an array of {num} entries, one for each row and its padding; found {found}"
+            )
+        counts = self.layout.counts
+        length = num // len(counts)
+        return np.concatenate([_within(answer, part * length, counts[part]) for part in own_shards(self.mesh)])
+
     def __repr__(self) -> str:
         return f"ShardedRows({self.num_rows} rows over {row_shards(self.mesh)} devices)"
+
+
+def _within(array: Any, start: int, num: int) -> np.ndarray:
+    """Rows from `start` on, of an array of which this process has them."""
+    for shard in array.addressable_shards if isinstance(array, jax.Array) else ():
+        first = shard.index[0].start or 0
+        if first <= start and start + num <= first + shard.data.shape[0]:
+            return np.asarray(shard.data)[start - first : start - first + num]
+    return np.asarray(array)[start : start + num]
+
+
+def own_shards(mesh: Mesh) -> list[int]:
+    """Which parts of the rows lie on devices of this process, in order."""
+    axis = [i for i, name in enumerate(mesh.axis_names) if name != RESTARTS]
+    shape = [mesh.devices.shape[i] for i in axis]
+    found = {
+        int(np.ravel_multi_index([place[i] for i in axis], shape)) if axis else 0
+        for place, device in np.ndenumerate(mesh.devices)
+        if device.process_index == jax.process_index()
+    }
+    return sorted(found)
 
 
 def apart(data: Any, weights: Any) -> tuple[Any, Any]:
@@ -298,10 +338,10 @@ def take_rows(tree: PyTree, index: jax.Array) -> PyTree:
     tree = padded(tree, row_shards(layout.mesh))
     mesh, num = layout.mesh, jax.tree.leaves(tree)[0].shape[0]
     shards, axes = row_shards(mesh), row_axes(mesh)
-    if len(layout.counts) > 1:  # past the padding of the parts before
-        ends, part = np.cumsum(layout.counts), num // len(layout.counts)
-        extra = np.concatenate([[0], np.cumsum(part - np.array(layout.counts))[:-1]]).astype(np.int32)
-        index = index + jnp.asarray(extra)[jnp.searchsorted(jnp.asarray(ends.astype(np.int32)), index, side="right")]
+    counts = np.array(layout.counts or (num,), np.int32)
+    extra = np.concatenate([[0], np.cumsum(num // counts.size - counts)[:-1]]).astype(np.int32)
+    if extra[counts > 0].any():  # past the padding of the parts before
+        index = index + jnp.asarray(extra)[jnp.searchsorted(jnp.asarray(np.cumsum(counts)), index, side="right")]
     apiece, even = num // shards, index.shape[0] % shards == 0
 
     def own(shard: jax.Array, tree: PyTree, index: jax.Array) -> PyTree:
@@ -316,6 +356,28 @@ def take_rows(tree: PyTree, index: jax.Array) -> PyTree:
         return jax.tree.map(pick, tree)
 
     return where_rows_lie(own, mesh, (tree,), not even, index)
+
+
+def first_rows(tree: PyTree, num: int) -> PyTree:
+    """The first rows of concrete arrays, of this process alone; of rows over a mesh the same in all."""
+    mesh = mesh_of(tree)
+    return jax.tree.map(lambda leaf: leaf[:num], tree) if mesh is None else _first_rows(tree, num, mesh)
+
+
+def _first_rows(tree: PyTree, num: int, mesh: Mesh) -> PyTree:
+    first = lambda tree: jax.tree.map(lambda leaf: leaf[:num], tree)
+    return at_home(jax.jit(first, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree))
+
+
+def all_rows(tree: PyTree) -> PyTree:
+    """Each row; of rows over a mesh as copies on all devices, and without the padding, on which draws would depend."""
+    found, tree = _over.get(), as_copies(tree)
+    num = jax.tree.leaves(tree)[0].shape[0]
+    if found is None or not found.counts or found.num_rows == num:
+        return tree
+    part = num // len(found.counts)
+    index = np.concatenate([np.arange(n, dtype=np.int32) + part * i for i, n in enumerate(found.counts)])
+    return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
 def as_copies(tree: PyTree) -> PyTree:

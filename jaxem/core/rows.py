@@ -157,13 +157,14 @@ def _check_range(name: str, leaf: Any, dtype: Any, names: _columns.Names | None)
     """Raises ValueError for a number that the dtype to come cannot hold; NumPy's cast makes it infinite."""
     if leaf.dtype.kind != "f" or leaf.dtype.itemsize <= np.dtype(dtype).itemsize:
         return
-    values, most = np.asarray(leaf), float(jnp.finfo(dtype).max)
-    if values.size and max(values.max(), -values.min()) > most:
-        row, *column = (int(i) for i in np.unravel_index(int(np.argmax(np.abs(values) > most)), values.shape))
+    (xp, values), most = where_it_lies(leaf), float(jnp.finfo(dtype).max)
+    if values.size and float(max(values.max(), -values.min())) > most:
+        place = int(xp.argmax((xp.abs(values) > most).reshape(-1)))
+        row, *column = (int(i) for i in np.unravel_index(place, values.shape))
         where = f"row {row}" + "".join(f", column {names[i]!r}" if names else f", column {i}" for i in column)
         raise ValueError(
-            f"{name}: expected numbers that {np.dtype(dtype)} can hold; found {values[(row, *column)]:g} in {where}; "
-            "rescale the column, or call jax.config.update('jax_enable_x64', True)"
+            f"{name}: expected numbers that {np.dtype(dtype)} can hold; found {float(values[(row, *column)]):g} in "
+            f"{where}; rescale the column, or call jax.config.update('jax_enable_x64', True)"
         )
 
 
@@ -178,10 +179,10 @@ def warn_if_lossy(name: str, leaf: Any, dtype: Any, names: _columns.Names | None
     """Warns where a cast keeps fewer than about three digits of the spread of a column, of floats or integers."""
     if leaf.dtype == bool or (leaf.dtype.kind == "f" and leaf.dtype.itemsize <= np.dtype(dtype).itemsize):
         return
-    values = np.asarray(leaf).reshape(leaf.shape[0], -1)
+    values = where_it_lies(leaf)[1].reshape(leaf.shape[0], -1)
     if not values.size:
         return
-    low, high = values.min(0), values.max(0)
+    low, high = np.asarray(values.min(0)), np.asarray(values.max(0))
     # Python's integers: differences of int64 and uint64 overflow their own dtype.
     spread = np.array([float(b.item() - a.item()) for a, b in zip(low, high, strict=True)])
     largest = np.maximum(np.abs(low.astype(np.float64)), np.abs(high.astype(np.float64)))

@@ -1,9 +1,11 @@
 """Sequences of different lengths as arrays of one, and answers about them in the form that they came in."""
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxem.core.numerics import is_concrete
@@ -56,6 +58,23 @@ def num_observations(data: PyTree, weights: Array) -> Array:
     """The number of observations of positive weight, int32."""
     found, used = _found(data), weights > 0
     return jnp.sum(used if found is None else used[:, None] & (found.observed > 0), dtype=jnp.int32)
+
+
+def most_steps(data: PyTree) -> int:
+    """T of sequences; 0 of anything else."""
+    found = _found(data)
+    return 0 if found is None else found.observed.shape[1]
+
+
+def lengthened(data: PyTree, steps: int) -> PyTree:
+    """Sequences on the host, and what is known of each step, padded to at least so many steps."""
+    more = max(0, steps - most_steps(data))
+    pad = lambda leaf, mode: np.pad(leaf, [(0, more if axis == 1 else 0) for axis in range(leaf.ndim)], mode)
+    whole = lambda part: jax.tree.map(lambda leaf: pad(leaf, "edge") if leaf.ndim > 1 else leaf, part)
+    found, *known = data if isinstance(data, tuple) else (data,)
+    marks = pad(found.observed, "constant")
+    found = dataclasses.replace(found, values=whole(found.values), observed=marks)
+    return (found, *map(whole, known)) if known else found
 
 
 def _found(data: PyTree) -> Sequences | None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxem.algorithms import EM
 from jaxem.core import mesh as _mesh
+from jaxem.core import processes as _processes
 from jaxem.core import tree as _tree
 from jaxem.engine import table as _table
 from jaxem.engine.checkpoint import Saver, fingerprint, restored, saved
@@ -109,7 +110,8 @@ def drive(problem: Problem, watch: Watch, began: float, finish: Callable[[Proble
       finish: makes the result of a table.
     """
     saver = _saver(problem, watch)
-    with Bar(problem, watch.progress) as bar:
+    shared = problem.layout is not None
+    with Bar(problem, watch.progress) as bar, _processes.interrupts(shared) as pressed:
         table = _begin(problem, bar)
         found = None if saver is None else saver.read()
         table = table if found is None else restored(table, found[1])
@@ -123,7 +125,7 @@ def drive(problem: Problem, watch: Watch, began: float, finish: Callable[[Proble
                 table, result, stepped = after, None, True
                 if saver is not None and saver.due():
                     saver.save(saved(table))
-                if done(problem, table, watch, bar, began):
+                if done(problem, table, watch, bar, began) or pressed():
                     break
                 # A device does one thing after the other: once a long sweep is under way, this would have to wait.
                 result = finish(problem, table) if took > GRACE else None
@@ -187,10 +189,11 @@ def _segments(problem: Problem, table: Table, sweeps: int, bar: "Bar") -> Iterat
             if _ready_soon(after):
                 yield after, 0.0
             raise
+        jax.block_until_ready(after.trace)  # raises where another process is gone: the table before is then kept
         table, took = after, time.perf_counter() - began
-        yield table, took
         if problem.layout is not None:
             took = float(_mesh.told(np.float32(took)))  # processes must take the same number
+        yield table, took
         sweeps = int(np.clip(sweeps * min(4.0, max(0.5, SEGMENT / max(took, 1e-6))), 1, 1 << 20))
 
 

@@ -15,6 +15,7 @@ from jaxem.algorithms import EM, Algorithm, CoordinateAscent, GeneralizedEM, Gra
 from jaxem.algorithms.swap import has_places
 from jaxem.core import mesh as _mesh
 from jaxem.core import numerics
+from jaxem.core import processes as _processes
 from jaxem.core import rows as _rows
 from jaxem.core import tree as _tree
 from jaxem.core import whole as _whole
@@ -32,6 +33,7 @@ from jaxem.engine import shapes as _shapes
 from jaxem.engine import stream as _stream
 from jaxem.engine import table as _table
 from jaxem.engine import verdict as _verdict
+from jaxem.engine.checkpoint import digest
 from jaxem.engine.drive import Progress, Watch, drive
 from jaxem.engine.reading import Reader
 from jaxem.engine.result import Fit, Restarts
@@ -268,10 +270,19 @@ def _prepared(
     known = _independent(model, data, weights)
     if layout is not None:  # all that a program is given is to be on its devices
         copies = (model, keys, params, algorithm, stop)
+        _check_alike(copies, sizes)
         model, keys, params, algorithm, stop = _mesh.put_copies(copies, layout.mesh)
     return Problem(
         model, data, weights, keys, params, algorithm, stop, screen, *sizes, known, np.int32(max_steps), layout
     ), seen
+
+
+def _check_alike(parts: tuple[Any, ...], sizes: tuple[int, ...]) -> None:
+    """Raises ValueError, in all of several processes, unless they were told the same."""
+    if jax.process_count() > 1:
+        names = ("model", "key", "params", "algorithm", "stop", "max_steps, num_restarts or restart_batch")
+        found = {name: digest(part) for name, part in zip(names, (*parts, sizes), strict=True)}
+        _processes.check_same(found, "which fit together")
 
 
 def _independent(model: ELBOModel, data: PyTree, weights: Array) -> bool:

@@ -196,8 +196,8 @@ def _check_memory(num: int, states: PyTree) -> None:
 
 
 def _memory() -> float:
-    """Bytes of memory of the default device, or of this machine; infinite where neither tells."""
-    stats = jax.devices()[0].memory_stats()
+    """Bytes of memory of a device of this process, or of this machine; infinite where neither tells."""
+    stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"]
     try:

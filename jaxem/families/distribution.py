@@ -18,6 +18,7 @@ from jaxem.core.moments import moments
 from jaxem.core.normal import standard_promotion
 from jaxem.core.numerics import einsum, is_concrete
 from jaxem.core.pytree import dataclass, static
+from jaxem.core.rows import where_it_lies
 from jaxem.core.tree import PyTree
 from jaxem.families.bernoulli import Bernoulli
 from jaxem.families.exponential import Exponential
@@ -108,9 +109,9 @@ class Distribution(Family):
         if not is_concrete(x, self.values):
             return
         with standard_promotion():
-            log_prob = np.asarray(one.log_prob(x)).reshape(len(x), -1)
-        if np.isnan(log_prob).any():
-            n = int(np.argmax(np.isnan(log_prob).any(1)))
+            xp, bad = where_it_lies(jnp.isnan(one.log_prob(x)).reshape(x.shape[0], -1).any(1))
+        if bool(bad.any()):
+            n = int(xp.argmax(bad))
             raise ValueError(f"data: expected values with a density under {self!r}; found row {n}: {np.asarray(x[n])}")
 
     def bind(self, x: Array, weights: Array) -> "Distribution":

@@ -13,10 +13,11 @@ from jaxem.core import threefry
 from jaxem.core.arguments import as_key, check_flag, check_integer, check_number
 from jaxem.core.checks import check_array, check_proportions, check_strength
 from jaxem.core.foreign import named_fields
+from jaxem.core.mesh import all_rows, as_copies, current, real_rows, take_rows
 from jaxem.core.numerics import is_concrete, matmul, namespace, safe_log
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.ragged import read_sequences, sequences
-from jaxem.core.rows import check_params, read, takes_rows
+from jaxem.core.rows import check_params, read, takes_rows, where_it_lies
 from jaxem.core.sequences import Sequences
 from jaxem.core.stages import in_stages, stage
 from jaxem.core.tree import PyTree, as_floats, float_dtype, map_rows
@@ -104,16 +105,21 @@ class Sequential(Structured):
             if not allowed.any(1).all():
                 row = int(np.argmin(allowed.any(1)))
                 raise ValueError(f"allowed: expected a transition from each state; found none from state {row}")
-        if is_concrete(data) and int(np.sum(np.asarray(data.observed))) < self.num_states:
-            found = int(np.sum(np.asarray(data.observed)))
-            raise ValueError(f"data: expected at least num_states = {self.num_states} observations; found {found}")
+        if is_concrete(data):
+            xp, marks = where_it_lies(data.observed)
+            if int(xp.sum(marks)) < self.num_states:
+                found = int(xp.sum(marks))
+                raise ValueError(f"data: expected at least num_states = {self.num_states} observations; found {found}")
 
     @in_stages
     def init(self, key: Array, data: Sequences, weights: Array) -> Any:
         """Params of a random partition of the steps, in whole sequences or in windows of them; the model is bound."""
         key, rows_key = threefry.split(key)
-        if data.observed.size > self.init_size:
+        num, steps = data.observed.shape
+        if real_rows(num) * steps > self.init_size:
             data, weights = _windows(rows_key, data, weights, self.init_size)
+        else:
+            data, weights = all_rows((data, weights))
         return first_step(self, data, self._partition(key, data, weights), weights)
 
     def canonical(self, params: Any, reorder: bool | Array = True) -> Any:
@@ -366,17 +372,28 @@ class HMM(Sequential):
         return HMMParams(ChainMixing(first, rows), parts)
 
 
-@stage(3)
 def _windows(key: Array, data: Sequences, weights: Array, size: int) -> tuple[Sequences, Array]:
     """As many windows of sequences as have `size` steps in all, drawn in proportion to their steps."""
     width = min(data.observed.shape[1], size, WINDOW)
-    which_key, place_key = jax.random.split(key)
-    chance = jnp.log(jnp.where(weights > 0, weights * data.length, 1))
-    which = jax.random.categorical(which_key, jnp.where(weights > 0, chance, -jnp.inf), shape=(max(1, size // width),))
-    room = jnp.maximum(data.length[which] - width, 0)
-    place = (seeding.uniform(place_key, which.shape, room.dtype) * (room + 1)).astype(jnp.int32)
-    place = jnp.minimum(place, room.astype(jnp.int32))
+    which, place = _places(key, *all_rows((data.length, weights)), max(1, size // width), width)
+    if current() is not None:
+        data, which = as_copies(take_rows(data, which)), jnp.arange(which.shape[0], dtype=which.dtype)
+    return _cut(data, which, place, width)
 
+
+@stage(3, 4)
+def _places(key: Array, length: Array, weights: Array, num: int, width: int) -> tuple[Array, Array]:
+    """Of `num` windows the sequence and the step that they begin at."""
+    which_key, place_key = jax.random.split(key)
+    chance = jnp.log(jnp.where(weights > 0, weights * length, 1))
+    which = jax.random.categorical(which_key, jnp.where(weights > 0, chance, -jnp.inf), shape=(num,))
+    room = jnp.maximum(length[which] - width, 0)
+    place = (seeding.uniform(place_key, which.shape, room.dtype) * (room + 1)).astype(jnp.int32)
+    return which, jnp.minimum(place, room.astype(jnp.int32))
+
+
+@stage(3)
+def _cut(data: Sequences, which: Array, place: Array, width: int) -> tuple[Sequences, Array]:
     def cut(leaf: Array) -> Array:  # by steps: whole sequences may be long
         return leaf[which[:, None], place[:, None] + jnp.arange(width, dtype=place.dtype)[None]]
 

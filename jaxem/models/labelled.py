@@ -12,6 +12,7 @@ from jaxem.core.assignment import matching
 from jaxem.core.numerics import is_concrete, safe_divide
 from jaxem.core.pytree import dataclass
 from jaxem.core.ragged import labels_of
+from jaxem.core.rows import where_it_lies
 from jaxem.core.sequences import Sequences
 from jaxem.core.stages import in_stages, stage
 from jaxem.core.tree import PyTree, sum_rows
@@ -55,26 +56,26 @@ class PartlyLabelled(Wrapper, DiscreteLatent):
             what = "labels (N,) or a mask (N, K)" if axes == 1 else f"labels {steps} or a mask {(*steps, 'K')}"
             raise ValueError(f"data[1]: expected {what}; found shape {known.shape}")
         if is_concrete(known):
-            flat = np.asarray(known)
-            self._check_values(flat.reshape(-1, *flat.shape[axes:]))
+            xp, flat = where_it_lies(known)
+            self._check_values(flat.reshape(-1, *flat.shape[axes:]), xp)
         self.model.check(data[0], params)
 
-    def _check_values(self, known: np.ndarray) -> None:
-        num = self.model.num_states
+    def _check_values(self, known: Any, xp: Any) -> None:
+        num, first = self.model.num_states, lambda bad: float(known.reshape(-1)[int(xp.argmax(bad.reshape(-1)))])
         if known.ndim == 1:
             top = np.inf if num is None else num - 1
-            bad = known[(known != np.round(known)) | (known < -1) | (known > top)]
-            if bad.size:
-                raise ValueError(f"data[1]: expected labels from -1 (unknown) to {top}; found {bad[0]:g}")
+            bad = (known != xp.round(known)) | (known < -1) | (known > top)
+            if bool(bad.any()):
+                raise ValueError(f"data[1]: expected labels from -1 (unknown) to {top}; found {first(bad):g}")
             return
         if num is not None and known.shape[1] != num:
             raise ValueError(f"data[1]: expected a mask of shape (N, {num}); found {known.shape}")
-        if not np.isin(known, (0, 1)).all():
-            raise ValueError(f"data[1]: expected a mask of 0 and 1; found {known[~np.isin(known, (0, 1))][0]:g}")
-        if not known.any(1).all():
-            raise ValueError(
-                f"data[1]: expected a state allowed in each row; found none in row {np.argmin(known.any(1))}"
-            )
+        bad = (known != 0) & (known != 1)
+        if bool(bad.any()):
+            raise ValueError(f"data[1]: expected a mask of 0 and 1; found {first(bad):g}")
+        none = ~(known != 0).any(1)
+        if bool(none.any()):
+            raise ValueError(f"data[1]: expected a state allowed in each row; found none in row {int(xp.argmax(none))}")
 
     def opened(self, data: Any, name: str) -> Any:
         """The pair, its observations as the model takes them, what is known of sequences padded alike."""

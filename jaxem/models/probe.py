@@ -10,8 +10,8 @@ from jax import Array
 
 from jaxem.core.arguments import check_flag, check_integer, shown
 from jaxem.core.inputs import cast_floats
+from jaxem.core.mesh import first_rows
 from jaxem.core.numerics import is_concrete
-from jaxem.core.rows import where_it_lies
 from jaxem.core.tree import PyTree, num_rows
 from jaxem.expfam import Delta, ExponentialFamily
 
@@ -33,7 +33,7 @@ def check_functions(model: Any, data: PyTree) -> None:
     if not is_concrete(model, data):
         return
     factors = model.factors()
-    rows = jax.tree.map(lambda a: np.asarray(where_it_lies(a)[1][:ROWS], np.float64), data)
+    rows = jax.tree.map(lambda a: np.asarray(a, np.float64), first_rows(data, ROWS))
     with jax.enable_x64(True):
         _check_functions(cast_floats(model, np.float64), factors, rows)
 

@@ -33,7 +33,7 @@ def subsample(key: Array, data: PyTree, weights: Array, size: int) -> tuple[PyTr
     more than `size`; then no random number is drawn.
     """
     if _mesh.real_rows(num_rows(data)) <= size:
-        return *_mesh.as_copies((data, weights)), key
+        return *_mesh.all_rows((data, weights)), key
     key, rows_key = threefry.split(key)
     draws, mesh = threefry.uniform(rows_key, (size,)), _mesh.current()
     if mesh is not None:
@@ -45,7 +45,7 @@ def evenly(draw: Array, data: PyTree, weights: Array, size: int) -> tuple[PyTree
     """At most `size` rows at even steps of the weight, by one uniform (1,), and weights of the same total."""
     mesh = _mesh.current()
     if _mesh.real_rows(num_rows(data)) <= size:
-        return _mesh.as_copies((data, weights))
+        return _mesh.all_rows((data, weights))
     if mesh is not None:
         return _subsample_over(jnp.broadcast_to(draw, (size,)), data, weights, mesh)
     return _subsample(jnp.broadcast_to(draw, (size,)), data, weights)
