@@ -90,7 +90,7 @@ def by_rows(mesh: Mesh) -> NamedSharding:
 
 def mesh_of(tree: PyTree) -> Mesh | None:
     """The mesh over which the rows of concrete arrays lie; None where they lie on one device, or are tracers."""
-    for leaf in jax.tree.leaves(tree):
+    for leaf in jax.tree.leaves(tree, is_leaf=lambda node: hasattr(node, "__next__")):
         if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
             continue
         sharding = leaf.sharding

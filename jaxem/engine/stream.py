@@ -196,11 +196,19 @@ class Run:
             except KeyboardInterrupt:
                 if not self.stepped:
                     raise
+            except (ValueError, OSError) as error:  # of the source
+                if self.stepped:
+                    error.fit = self._result()  # type: ignore[union-attr]
+                    error.add_note("The fit so far is the .fit of this error; its restarts that ran are INTERRUPTED.")
+                raise
             finally:
                 if self.saver is not None:
                     self._save()
             bar.say("compiling the summary")
-            return self.finish(self.problem, self.table, (self.surveyed.observations, self.surveyed.num_observed))
+            return self._result()
+
+    def _result(self) -> Fit:
+        return self.finish(self.problem, self.table, (self.surveyed.observations, self.surveyed.num_observed))
 
     # Where it begins.
 
