@@ -280,6 +280,7 @@ def _prepared(
 def _check_alike(parts: tuple[Any, ...], sizes: tuple[int, ...]) -> None:
     """Raises ValueError, in all of several processes, unless they were told the same."""
     if jax.process_count() > 1:
+        _processes.check_cache()
         names = ("model", "key", "params", "algorithm", "stop", "max_steps, num_restarts or restart_batch")
         found = {name: digest(part) for name, part in zip(names, (*parts, sizes), strict=True)}
         _processes.check_same(found, "which fit together")
