@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 from jax.experimental import multihost_utils
 
+from jaxem.core import processes as _processes
 from jaxem.core import threefry
 from jaxem.core import whole as _whole
 from jaxem.core.numerics import is_concrete
@@ -136,6 +137,19 @@ class Surveyor:
         first = self.batches == 0
         state = self._state()[0] if not self.known or self.kept is not None else "count"
         gather = _Gather(self) if self.num is not None else None
+        read = lambda: self._read(first, state, gather)
+        # An error of one process is one of all: the others would wait for what it says.
+        part, count, weight = _processes.together(read, "data") if self.reader.shared else read()
+        if first:
+            self._counted_all(count, weight)
+        if state == "part":
+            self.known.append(self._merged(part))
+        if gather is not None:
+            self.kept, self.samples = gather.all()
+            self._look()
+
+    def _read(self, first: bool, state: str, gather: Any) -> tuple[PyTree, int, float]:
+        """The rows of this process: what they say of what is asked, their number, and their weight."""
         part, count, weight = None, 0, 0.0
         for batch in self.reader.host(check=first):
             w = np.ones(num_rows(batch.data), self.reader.dtype) if batch.weights is None else batch.weights
@@ -154,13 +168,7 @@ class Surveyor:
             count, weight = count + len(w), weight + float(np.sum(w, dtype=np.float64))
         if count == 0:
             raise ValueError("data: expected at least one row; found a stream without any")
-        if first:
-            self._counted_all(count, weight)
-        if state == "part":
-            self.known.append(self._merged(part))
-        if gather is not None:
-            self.kept, self.samples = gather.all()
-            self._look()
+        return part, count, weight
 
     # What one pass knows.
 
