@@ -12,6 +12,7 @@ from jaxem.core import rows as _rows
 from jaxem.core.mesh import Layout, apart, mesh_of
 from jaxem.core.numerics import is_concrete
 from jaxem.core.sequences import Sequences, num_observations, total_weight
+from jaxem.core.stream import Stream, added, keyed
 from jaxem.core.tree import PyTree, float_dtype, num_rows
 from jaxem.core.warn import FitWarning, warn
 from jaxem.engine.result import Fit, check_fit
@@ -45,6 +46,8 @@ def _scores(
 ) -> tuple[Array, Array, Array | int]:
     """-2 log-likelihood, +inf where the fit must not win; log of the sum of weights; the number of free parameters."""
     _check(fit, data)
+    if isinstance(data, Stream):
+        return _scores_of_stream(fit, data, weights, rule, allow_degenerate)
     data, counts = apart(data, weights)
     given, data = data, _rows.rows(fit.model, fit.params, data)
     counts = _rows.as_weights(counts, num_rows(data), float_dtype(data), like=given)
@@ -56,6 +59,25 @@ def _scores(
     if weights is not None and is_concrete(total, num):
         _check_counts(float(total), int(rows), float(num))
     return value, log, num
+
+
+def _scores_of_stream(
+    fit: Fit, stream: Stream, weights: Any, rule: Rule, allow_degenerate: bool
+) -> tuple[Array, Array, Array | int]:
+    """`_scores` of rows that are read a batch at a time."""
+    if weights is not None:
+        raise ValueError("weights: expected None, as a stream has its own; give them to jaxem.stream(..., weights=)")
+
+    def one(data: PyTree, counts: Any) -> tuple[Array, Array, Array, Array]:
+        data = _rows.rows(fit.model, fit.params, keyed(data, stream, fit.model.row_keys))
+        counts = _rows.place(counts, float_dtype(data))
+        return _evaluate(fit.model, fit.params, fit.status, data, counts, rule, bool(allow_degenerate))
+
+    value, total, _, rows = added(stream, one)
+    num = fit.model.num_parameters(fit.params)
+    if stream.weighted and is_concrete(total, num):
+        _check_counts(float(total), int(rows), float(num))
+    return value, jnp.log(total), num
 
 
 def _penalised(value: Array, num: Any, price: Any) -> Array:

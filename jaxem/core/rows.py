@@ -20,6 +20,7 @@ from jaxem.core.mesh import ShardedRows
 from jaxem.core.numerics import is_concrete
 from jaxem.core.seen import Rows, listed, step_axes
 from jaxem.core.sequences import Sequences, answer
+from jaxem.core.stream import Answers, Stream, added, keyed
 from jaxem.core.tree import PyTree, as_floats, float_dtype, num_rows
 from jaxem.core.warn import warn
 
@@ -68,7 +69,7 @@ def read(data: Any, name: str = "data", keys: tuple[str, ...] | None = None) -> 
         dtypes.add(float_dtype_of(array))
         return array
 
-    whole = lambda node: isinstance(node, list)
+    whole = lambda node: isinstance(node, list) or hasattr(node, "__next__")
     if not jax.tree.leaves(data, is_leaf=whole):
         raise ValueError(f"{name}: expected at least one array; found {'none' if data is None else repr(data)[:40]}")
     arrays = jax.tree_util.tree_map_with_path(leaf, data, is_leaf=whole)
@@ -261,6 +262,8 @@ def takes_rows(method: Method) -> Method:
                 f"fit.{name}(data)"
             ) from None
         given = call.arguments
+        if isinstance(given[taken], Stream):
+            return _of_stream(method, call, taken, "weights" in signature.parameters)
         if isinstance(given[taken], ShardedRows):
             given[taken], weights = given[taken]
             if "weights" in signature.parameters and given.get("weights") is None:
@@ -278,6 +281,24 @@ def takes_rows(method: Method) -> Method:
         return answer(method(*call.args, **call.kwargs), like, data, by_step)
 
     return checked  # type: ignore[return-value]
+
+
+def _of_stream(method: Callable[..., Any], call: inspect.BoundArguments, taken: str, adds: bool) -> Any:
+    """A question about the rows of a stream: a sum over batches where it takes weights, else an answer for each row."""
+    stream: Stream = call.arguments[taken]
+    if call.arguments.get("weights") is not None:
+        raise ValueError("weights: expected None, as a stream has its own; give them to jaxem.stream(..., weights=)")
+    model = call.arguments["self"]
+    ask = takes_rows(method)
+
+    def one(data: PyTree, **weights: Any) -> Any:
+        arguments = dict(call.arguments) | {taken: keyed(data, stream, model.row_keys)} | weights
+        bound = inspect.BoundArguments(call.signature, arguments)
+        return ask(*bound.args, **bound.kwargs)
+
+    if adds:
+        return added(stream, lambda data, weights: one(data, weights=weights))
+    return Answers(stream, one, method.__name__)
 
 
 def as_weights(weights: Any, num: int, dtype: Any, name: str = "weights", like: Any = None) -> Array:

@@ -12,7 +12,7 @@ from jax import Array
 
 from jaxem.core import mesh as _mesh
 from jaxem.core.mesh import Layout
-from jaxem.core.stream import Batch, Stream
+from jaxem.core.stream import Batch, Stream, keyed
 from jaxem.core.tree import PyTree, num_rows
 
 T = TypeVar("T")
@@ -55,11 +55,11 @@ class Reader:
     def host(self, check: bool = False, stream: Stream | None = None, first: int = 0) -> Iterator[Batch]:
         """Batches as arrays of NumPy, checked against the model in the first pass."""
         for batch in (self.stream if stream is None else stream).read(first):
-            data = self.model.opened(batch.data, "data")
+            data = self.model.opened(keyed(batch.data, self.stream, self.model.row_keys), "data")
             data = jax.tree.map(lambda leaf: np.asarray(leaf, self.dtype), data)
             weights = None if batch.weights is None else np.asarray(batch.weights, self.dtype)
             if check:
-                self._check(data, batch.place)
+                self._check(data, f"{batch.place}, rows from {batch.start} on")
             yield dataclasses.replace(batch, data=data, weights=weights)
 
     def _check(self, data: PyTree, place: str) -> None:

@@ -111,13 +111,18 @@ def find_span(x: Array, weights: Array, location: Array, std: Array, constant: A
     size = 1 + (own / factor * location * unit) ** 2
     allowed = factor * jnp.finfo(x.dtype).eps
 
+    # Residuals about a mean of their own: the error of the location grows with the number of rows, beyond rounding.
+    middle = jnp.ones((), x.dtype) if centred else jnp.zeros((), x.dtype)
+
     def block(rows: Array, w: Array, transform: Array) -> Array:
         residual = einsum("nd,ed->ne", (rows - location[None]) * unit[None], transform)
-        return einsum("nd,ne->de", w[:, None] * residual, residual)
+        with_one = jnp.concatenate([jnp.ones_like(residual[:, :1]), residual], 1)
+        return einsum("nd,ne->de", w[:, None] * with_one, residual)
 
     def step(_: int, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         transform = state[0]
-        moment = of_all(lambda x, w: sum_rows(lambda x, w: block(x, w, transform), x, w, BLOCK_ROWS), x, share)
+        sums = of_all(lambda x, w: sum_rows(lambda x, w: block(x, w, transform), x, w, BLOCK_ROWS), x, share)
+        moment = sums[1:] - middle * sums[0][:, None] * sums[0][None]
         rms = jnp.sqrt(jnp.sum(moment * eye, 0))
         none = rms <= allowed * jnp.sqrt(einsum("de,e->d", transform**2, size))
         return _regressed(moment, transform, rms, none), transform, none
