@@ -33,6 +33,7 @@ WRAPPERS = {
     "labelled": jaxem.partly_labelled,
     "empirical": lambda model: jaxem.EmpiricalBayes(model, ("concentration",), SGD, 1),
     "halves": Halves,
+    "sharded": jaxem.sharded,
 }
 
 

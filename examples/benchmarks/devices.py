@@ -131,9 +131,7 @@ def main() -> None:
         print(f"{name:32s} {min(contender.times):8.4f}   of the CPU {min(contender.busy):8.4f}   all: {turns}")
     for what in ("times", "busy"):
         alone, pair, whole, parts = (min(getattr(contender, what)) for contender in found.values())
-        print(
-            f"{what}: 2 processes {alone / pair:.2f} times as fast as 1; 8 devices {parts / whole:.2f} times the time of 1"
-        )
+        print(f"{what}: 2 processes {alone / pair:.2f} times as fast as 1; 8 devices {parts / whole:.2f} times as long")
 
 
 if __name__ == "__main__":
