@@ -90,7 +90,12 @@ def as_numbers(name: str, values: Any) -> np.ndarray:
             "0 and 1 for each"
         )
     if isinstance(values, (str, bytes)):
-        raise TypeError(f"{name}: expected an array of numbers; found {_said(values)}; read a file first")
+        file = isinstance(values, str)
+        remedy = f"read a file first, or give jaxem.stream({values!r})" if file else "read a file first"
+        raise TypeError(f"{name}: expected an array of numbers; found {_said(values)}; {remedy}")
+    if hasattr(values, "__next__"):
+        found = f"a {type(values).__name__}, which can be read only once"
+        raise TypeError(f"{name}: expected an array of numbers; found {found}; give jaxem.stream(lambda: ...) of it")
     _refuse_mask(name, values)
     try:
         array = np.from_dlpack(values) if _only_dlpack(values) else np.asarray(values)

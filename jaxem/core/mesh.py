@@ -90,7 +90,7 @@ def by_rows(mesh: Mesh) -> NamedSharding:
 
 def mesh_of(tree: PyTree) -> Mesh | None:
     """The mesh over which the rows of concrete arrays lie; None where they lie on one device, or are tracers."""
-    for leaf in jax.tree.leaves(tree):
+    for leaf in jax.tree.leaves(tree, is_leaf=lambda node: hasattr(node, "__next__")):
         if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
             continue
         sharding = leaf.sharding
@@ -361,7 +361,11 @@ def take_rows(tree: PyTree, index: jax.Array) -> PyTree:
 def first_rows(tree: PyTree, num: int) -> PyTree:
     """The first rows of concrete arrays, of this process alone; of rows over a mesh the same in all."""
     mesh = mesh_of(tree)
-    return jax.tree.map(lambda leaf: leaf[:num], tree) if mesh is None else _first_rows(tree, num, mesh)
+    if mesh is not None:
+        return _first_rows(tree, num, mesh)
+    near = lambda leaf: not isinstance(leaf, jax.Array) or next(iter(leaf.devices())).platform == "cpu"
+    # On a CPU by NumPy: a slice of an array of JAX is a program.
+    return jax.tree.map(lambda leaf: (np.asarray(leaf) if near(leaf) else leaf)[:num], tree)
 
 
 def _first_rows(tree: PyTree, num: int, mesh: Mesh) -> PyTree:

@@ -66,6 +66,22 @@ def check_same(found: dict[str, str], why: str) -> None:
             )
 
 
+def check_cache() -> None:
+    """Raises RuntimeError for several processes on CPUs with a persistent cache of compiled programs.
+
+    XLA:CPU starts the sums of a program in one order everywhere; a program that it loads has lost this order, and
+    processes that start another sum first wait for one another for ever (seen in jaxlib 0.10.2).
+    """
+    config = jax.config
+    used = config.jax_compilation_cache_dir and config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+    if jax.process_count() > 1 and jax.default_backend() == "cpu" and used:
+        raise RuntimeError(
+            "jax_compilation_cache_dir: expected no cache of compiled programs for several processes on CPUs, where "
+            f"programs that are loaded may wait for one another for ever; found {config.jax_compilation_cache_dir!r}; "  # type: ignore[attr-defined]
+            "set JAX_ENABLE_COMPILATION_CACHE=false"
+        )
+
+
 def any_says(flag: bool) -> bool:
     """Whether any process says so."""
     if jax.process_count() == 1:

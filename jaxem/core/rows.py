@@ -70,7 +70,7 @@ def read(data: Any, name: str = "data", keys: tuple[str, ...] | None = None) -> 
         dtypes.add(float_dtype_of(array))
         return array
 
-    whole = lambda node: isinstance(node, list)
+    whole = lambda node: isinstance(node, list) or hasattr(node, "__next__")
     if not jax.tree.leaves(data, is_leaf=whole):
         raise ValueError(f"{name}: expected at least one array; found {'none' if data is None else repr(data)[:40]}")
     arrays = jax.tree_util.tree_map_with_path(leaf, data, is_leaf=whole)

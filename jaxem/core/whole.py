@@ -29,10 +29,13 @@ class Survey:
       known: what `of_all` has found, in the order in which it was asked.
       kept: the rows that `every` gives, with their weights; None while they are not known.
       num_rows: N; None while it is not known.
+      weights: of the batch.
+      total: that of all weights; None while it is not known.
     """
 
-    def __init__(self, known: list[PyTree], kept: PyTree, num_rows: int | None):
+    def __init__(self, known: list[PyTree], kept: PyTree, num_rows: int | None, weights: Array, total: Array | None):
         self.known, self.kept, self.num_rows = known, kept, num_rows
+        self.weights, self.total = weights, total
         self.asked = 0
 
 
@@ -89,7 +92,12 @@ def of_all(f: Callable[..., PyTree], *rows: PyTree) -> PyTree:
 
 
 def total(weights: Array) -> Array:
-    """The sum of all weights."""
+    """The sum of all weights; those of the rows themselves are counted in any first pass over a stream."""
+    survey = _survey.get()
+    if survey is not None and weights is survey.weights:
+        if survey.total is None:
+            raise Wanted(None)
+        return survey.total
     return of_all(jnp.sum, weights)
 
 

@@ -27,7 +27,7 @@ from jaxem.core.numerics import is_concrete, namespace
 from jaxem.core.seen import Rows
 from jaxem.core.sequences import num_observations, total_weight
 from jaxem.core.stages import fence
-from jaxem.core.stream import Stream, keyed
+from jaxem.core.stream import Batch, Stream, keyed
 from jaxem.core.tree import Packed, PyTree
 from jaxem.engine import plan as _plan
 from jaxem.engine import shapes as _shapes
@@ -170,6 +170,14 @@ def fit(
     return checked(problem, finish(problem, fence(_table.stepped(problem, table, _table.FOREVER))), seen)
 
 
+def _first(stream: Stream) -> Batch:
+    """The first batch; ValueError where there is none."""
+    batch = next(stream.read(), None)
+    if batch is None:
+        raise ValueError("data: expected at least one row; found a stream without any")
+    return batch
+
+
 def _fit_stream(
     model: Any,
     stream: Stream,
@@ -188,9 +196,7 @@ def _fit_stream(
         raise ValueError("weights: expected None, as a stream has its own; give them to jaxem.stream(..., weights=)")
     check_model(model, stream)
     plain = model.model if isinstance(model, Sharded) else model
-    first = next(stream.read(), None)
-    if first is None:
-        raise ValueError("data: expected at least one row; found a stream without any")
+    first = _processes.together(lambda: _first(stream), "data") if isinstance(model, Sharded) else _first(stream)
     data = plain.opened(keyed(first.data, stream, plain.row_keys), "data")
     dtype = _rows.float_dtype_of(jax.tree.leaves(data)[0])
     reader = Reader(stream, plain, dtype, Layout(model.layout.mesh, ()) if isinstance(model, Sharded) else None)
@@ -296,6 +302,7 @@ def _prepared(
 def _check_alike(parts: tuple[Any, ...], sizes: tuple[int, ...]) -> None:
     """Raises ValueError, in all of several processes, unless they were told the same."""
     if jax.process_count() > 1:
+        _processes.check_cache()
         names = ("model", "key", "params", "algorithm", "stop", "max_steps, num_restarts or restart_batch")
         found = {name: digest(part) for name, part in zip(names, (*parts, sizes), strict=True)}
         _processes.check_same(found, "which fit together")

@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from jaxem.core import mesh as _mesh
+from jaxem.core import processes as _processes
 from jaxem.core import tree as _tree
 from jaxem.core.arguments import shown
 from jaxem.core.pytree import dataclass
@@ -54,6 +55,11 @@ def check(problem: Problem) -> None:
         raise TypeError(
             f"algorithm: {name} looks at all rows again within a step, which a stream does not hold; use jaxem.EM() or "
             "jaxem.OnlineEM(batch_size), or give rows that fit in memory"
+        )
+    if problem.layout is not None and _mesh.restart_shards(problem.layout.mesh) > 1:
+        raise ValueError(
+            "mesh: expected axes of rows alone for a stream, whose batches are read once for all restarts; found "
+            f"one called {_mesh.RESTARTS!r}"
         )
     if problem.stop.uses_rows:
         raise TypeError(
@@ -186,7 +192,7 @@ class Run:
 
     def fit(self) -> Fit:
         """All steps, until they are done, time is up or someone says so."""
-        with Bar(self.problem, self.watch.progress) as bar:
+        with Bar(self.problem, self.watch.progress) as bar, _processes.interrupts(self.reader.shared) as self.pressed:
             found = None if self.saver is None else self.saver.read()
             bar.say("a first pass over the stream")
             self._begin(found)
@@ -196,17 +202,26 @@ class Run:
             except KeyboardInterrupt:
                 if not self.stepped:
                     raise
+            except (ValueError, OSError) as error:  # of the source
+                if self.stepped:
+                    error.fit = self._result()  # type: ignore[union-attr]
+                    error.add_note("The fit so far is the .fit of this error; its restarts that ran are INTERRUPTED.")
+                raise
             finally:
                 if self.saver is not None:
                     self._save()
             bar.say("compiling the summary")
-            return self.finish(self.problem, self.table, (self.surveyed.observations, self.surveyed.num_observed))
+            return self._result()
+
+    def _result(self) -> Fit:
+        return self.finish(self.problem, self.table, (self.surveyed.observations, self.surveyed.num_observed))
 
     # Where it begins.
 
     def _saver(self) -> Saver:
         parts = fingerprint(dataclasses.replace(self.problem, data=None, weights=None))  # type: ignore[arg-type]
-        parts |= {"data": digest(self.reader.stream.identity()) if not self.reader.shared else "of each process"}
+        own = digest(self.reader.stream.identity())
+        parts |= {"data": digest(_processes.texts(own)) if self.reader.shared else own}
         return Saver(self.watch.checkpoint, parts, self.problem.max_steps, self.problem.layout is not None)  # type: ignore[arg-type]
 
     def _begin(self, found: Any) -> None:
@@ -341,6 +356,8 @@ class Run:
                 if self.saver is not None and self.saver.due():
                     wait(flying[-1])
                     self._save()
+                if self.reader.shared and self.pressed():
+                    raise KeyboardInterrupt
                 if self.stepped and self._late():
                     return True
         finally:

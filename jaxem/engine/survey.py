@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 from jax.experimental import multihost_utils
 
+from jaxem.core import processes as _processes
 from jaxem.core import threefry
 from jaxem.core import whole as _whole
 from jaxem.core.numerics import is_concrete
@@ -48,26 +49,25 @@ class Surveyed:
     starts: PyTree
 
 
-@partial(jax.jit, static_argnums=(3, 4))
-def _part(model: Any, known: list[PyTree], kept: PyTree, num: int | None, free: bool, x: PyTree, w: Array) -> PyTree:
-    """What a batch says for the next thing that `bind` asks of all rows; None where it asks what is not known yet."""
-    return _asked(model, known, kept, num, free, x, w)[1]
-
-
-def _asked(
-    model: Any, known: list[PyTree], kept: PyTree, num: int | None, free: bool, x: PyTree, w: Array
-) -> tuple[Any, PyTree]:
+def _asked(num: int | None, free: bool, model: Any, known: PyTree, x: PyTree, w: Array) -> tuple[Any, PyTree]:
     """The bound model, or None, and what a batch says where `bind` cannot go on."""
+    parts, kept, total = known
     try:
-        with independent(free), _whole.surveying(Survey(list(known), kept, num)):
+        with independent(free), _whole.surveying(Survey(list(parts), kept, num, w, total)):
             return model.bind(x, w), None
     except Wanted as wanted:
         return None, wanted.part
 
 
-@partial(jax.jit, static_argnums=(3, 4))
-def _bound(model: Any, known: list[PyTree], kept: PyTree, num: int, free: bool, x: PyTree, w: Array) -> Any:
-    return _asked(model, known, kept, num, free, x, w)[0]
+@partial(jax.jit, static_argnums=(0, 1))
+def _part(num: int | None, free: bool, model: Any, known: PyTree, x: PyTree, w: Array) -> PyTree:
+    """What a batch says for the next thing that `bind` asks of all rows; None where it asks what is not known yet."""
+    return _asked(num, free, model, known, x, w)[1]
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _bound(num: int | None, free: bool, model: Any, known: PyTree, x: PyTree, w: Array) -> Any:
+    return _asked(num, free, model, known, x, w)[0]
 
 
 @jax.jit
@@ -114,14 +114,17 @@ class Surveyor:
 
     # What is next.
 
+    def _facts(self) -> PyTree:
+        """What is known of all rows."""
+        total = None if self.total is None else np.asarray(self.total, self.reader.dtype)
+        return self.known, self.kept, total
+
     def _state(self) -> tuple[str, Any]:
         """What `bind` needs next: ("done", None), ("count", None) or ("part", its shapes)."""
         if self.own:
             return ("done" if self.kept is not None else "count"), None
-        args = self.model, self.known, self.kept, self.num, self.free
-        trace = lambda model, known, kept, x, w: _asked(model, known, kept, *args[3:], x, w)
-        x, w = self.problem.data, self.problem.weights
-        model, part = jax.eval_shape(trace, self.model, self.known, self.kept, _local(x), _local(w))
+        rows = _local(self.problem.data), _local(self.problem.weights)
+        model, part = jax.eval_shape(partial(_asked, self.num, self.free), self.model, self._facts(), *rows)
         return ("done" if model is not None else "count" if part is None else "part"), part
 
     def _done(self) -> bool:
@@ -134,6 +137,19 @@ class Surveyor:
         first = self.batches == 0
         state = self._state()[0] if not self.known or self.kept is not None else "count"
         gather = _Gather(self) if self.num is not None else None
+        read = lambda: self._read(first, state, gather)
+        # An error of one process is one of all: the others would wait for what it says.
+        part, count, weight = _processes.together(read, "data") if self.reader.shared else read()
+        if first:
+            self._counted_all(count, weight)
+        if state == "part":
+            self.known.append(self._merged(part))
+        if gather is not None:
+            self.kept, self.samples = gather.all()
+            self._look()
+
+    def _read(self, first: bool, state: str, gather: Any) -> tuple[PyTree, int, float]:
+        """The rows of this process: what they say of what is asked, their number, and their weight."""
         part, count, weight = None, 0, 0.0
         for batch in self.reader.host(check=first):
             w = np.ones(num_rows(batch.data), self.reader.dtype) if batch.weights is None else batch.weights
@@ -147,18 +163,12 @@ class Surveyor:
                 self.observations += float(total)
                 self.observed += int(observed)
             if state == "part" and padded.any():
-                said = _part(self.model, self.known, self.kept, self.num, self.free, x, padded)
+                said = _part(self.num, self.free, self.model, self._facts(), x, padded)
                 part = said if part is None else _added(part, said)
             count, weight = count + len(w), weight + float(np.sum(w, dtype=np.float64))
         if count == 0:
             raise ValueError("data: expected at least one row; found a stream without any")
-        if first:
-            self._counted_all(count, weight)
-        if state == "part":
-            self.known.append(self._merged(part))
-        if gather is not None:
-            self.kept, self.samples = gather.all()
-            self._look()
+        return part, count, weight
 
     # What one pass knows.
 
@@ -206,7 +216,7 @@ class Surveyor:
             kept, weights = self.kept
             scale = float(self.total or 0) / np.sum(weights, dtype=np.float64)
             return jax.jit(lambda m, x, w: m.bind(x, w))(self.model, kept, np.asarray(weights * scale, w.dtype))
-        return _bound(self.model, self.known, self.kept, self.num, self.free, x, w)
+        return _bound(self.num, self.free, self.model, self._facts(), x, w)
 
     def _starts(self, model: Any) -> PyTree:
         assert self.samples is not None

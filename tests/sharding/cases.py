@@ -37,6 +37,8 @@ CASES = {
     "many": (jaxem.GMM(2), MANY, {"max_steps": 2}),
     "few": (jaxem.GMM(2, "spherical"), FEW, {}),
 }
+# Of which the more processes, the fewer: each compiles all programs.
+SOME = ("full", "kmeans", "bayesian", "hmm", "svi", "few")
 # Those whose restarts are dealt out among devices as well.
 DEALT = ("full", "bayesian")
 

@@ -20,28 +20,26 @@ def free_port():
 
 
 @contextlib.contextmanager
-def started(num, devices, task, *told):
-    """`num` workers of `devices` each; whatever happens, none is left behind."""
+def started(num, devices, task, folder, *told):
+    """`num` workers of `devices` each, that write to a folder; whatever happens, none is left behind."""
     env = {name: value for name, value in os.environ.items() if name.lower() not in PROXIES}
+    env["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # see jaxem.shard_data
     env["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), env.get("PYTHONPATH", "")])
     port, workers = free_port(), []
     try:
         for rank in range(num):
-            told_all = [HERE / "worker.py", port, rank, num, devices, task, *told]
-            command = [sys.executable, *map(str, told_all)]
-            workers.append(
-                subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-            )
+            arguments = map(str, (HERE / "worker.py", port, rank, num, devices, task, folder, *told))
+            with open(f"{folder}/{rank}.txt", "w") as text:  # a pipe that nobody reads from fills up
+                command = [sys.executable, *arguments]
+                workers.append(subprocess.Popen(command, env=env, stdout=text, stderr=subprocess.STDOUT))
         yield workers
     finally:
         for worker in workers:
             worker.kill()
-            worker.communicate()
+            worker.wait()
 
 
 def ended(workers, seconds):
-    """The exit codes and the output of workers, which end within a time."""
-    end, texts = time.perf_counter() + seconds, []
-    for worker in workers:
-        texts.append(worker.communicate(timeout=max(1.0, end - time.perf_counter()))[0])
-    return [worker.returncode for worker in workers], texts
+    """The exit codes of workers, which end within a time; TimeoutExpired where one does not."""
+    end = time.perf_counter() + seconds
+    return [worker.wait(max(0.1, end - time.perf_counter())) for worker in workers]
