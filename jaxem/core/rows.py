@@ -16,6 +16,7 @@ from jax import Array
 
 from jaxem.core import columns as _columns
 from jaxem.core import mesh as _mesh
+from jaxem.core.memory import answered
 from jaxem.core.mesh import ShardedRows
 from jaxem.core.numerics import is_concrete
 from jaxem.core.seen import Rows, listed, step_axes
@@ -278,7 +279,8 @@ def takes_rows(method: Method) -> Method:
         data = given[taken] = rows(self, given[at], like)
         if given.get("weights") is not None and is_concrete(given["weights"]):
             given["weights"] = as_weights(given["weights"], num_rows(data), float_dtype(data), like=like)
-        return answer(method(*call.args, **call.kwargs), like, data, by_step)
+        ask = lambda: method(*call.args, **call.kwargs)
+        return answer(answered(method.__name__, ask, data), like, data, by_step)
 
     return checked  # type: ignore[return-value]
 

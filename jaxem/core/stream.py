@@ -12,7 +12,11 @@ import numpy as np
 from jaxem.core import mesh as _mesh
 from jaxem.core.archive import replace_file
 from jaxem.core.arguments import shown
+from jaxem.core.memory import explained
 from jaxem.core.tree import PyTree, num_rows
+
+# What is to be done about a batch whose answer is too large.
+SMALLER = "give fewer batch_rows to jaxem.stream"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,14 +106,18 @@ class Answers:
         for batch in self._stream.read():
             num = num_rows(batch.data)
             try:
-                answer = self._ask(_mesh.padded(batch.data, size))  # one length, one program
+                with explained(f"{self._name}: expected the answer", f"for a batch of {size:,} rows", SMALLER):
+                    answer = self._ask(_mesh.padded(batch.data, size))  # one length, one program
+                    jax.block_until_ready(answer)  # without which NumPy ends the process where memory ran out
+                    answer = jax.tree.map(lambda leaf, num=num: np.asarray(leaf)[:num], answer)
             except ValueError as error:
                 raise ValueError(f"{batch.place}: {error}") from None
-            yield jax.tree.map(lambda leaf, num=num: np.asarray(leaf)[:num], answer)
+            yield answer
 
     def array(self) -> Any:
         """All answers at once, (N, ...)."""
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *self)
+        with explained(f"{self._name}: expected all answers together", "", "iterate over the batches, or .save(path)"):
+            return jax.tree.map(lambda *parts: np.concatenate(parts), *self)
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the answers to a .npy file, which is whole or not there; memory of one batch.

@@ -55,6 +55,11 @@ def of_many(num: int) -> Iterator[None]:
         _rows.reset(token)
 
 
+def is_part() -> bool:
+    """Whether arguments are checked with some rows of many at hand."""
+    return _rows.get() is not None
+
+
 @contextlib.contextmanager
 def surveying(survey: Survey | None) -> Iterator[None]:
     """While a `bind` is traced: its rows are one batch of a stream."""

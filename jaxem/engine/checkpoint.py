@@ -119,7 +119,7 @@ def fingerprint(problem: Problem) -> dict[str, str]:
 
     Not of the number of steps, which may grow, nor of the devices that it is computed on.
     """
-    left_out = ("last", "max_steps", "layout")
+    left_out = ("last", "max_steps", "layout", "plan")
     names = [field.name for field in dataclasses.fields(problem) if field.name not in left_out]
     return {name: digest(getattr(problem, name)) for name in names}
 

@@ -151,6 +151,7 @@ def wait(tree: Any) -> None:
     for leaf in jax.tree.leaves(tree):
         while not getattr(leaf, "is_ready", lambda: True)():  # NumPy's are
             time.sleep(min(max(0.05 * (time.perf_counter() - began), 2e-5), 0.02))
+    jax.block_until_ready(tree)  # raises what went wrong, where NumPy would end the process
 
 
 def _begin(problem: Problem, bar: "Bar") -> Table:

@@ -1,5 +1,6 @@
 """Fits in the forms of others: plain Python and NumPy, data frames of pandas, draws for ArviZ."""
 
+import dataclasses
 import importlib
 from typing import Any
 
@@ -104,6 +105,7 @@ def as_dict(fit: Any) -> dict[str, Any]:
         "total_weight": float(fit.total_weight),
         "num_rows": int(fit.num_rows),
         "feature_names": None if fit.feature_names is None else list(fit.feature_names),
+        "plan": None if fit.plan is None else dataclasses.asdict(fit.plan),
         "params": plain(fit.params),
         "trace": np.asarray(fit.trace),
         "restarts": {

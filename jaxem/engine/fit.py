@@ -29,13 +29,14 @@ from jaxem.core.sequences import num_observations, total_weight
 from jaxem.core.stages import fence
 from jaxem.core.stream import Batch, Stream, keyed
 from jaxem.core.tree import Packed, PyTree
+from jaxem.engine import plan as _plan
 from jaxem.engine import shapes as _shapes
 from jaxem.engine import stream as _stream
 from jaxem.engine import table as _table
 from jaxem.engine import verdict as _verdict
 from jaxem.engine.checkpoint import digest
 from jaxem.engine.drive import Progress, Watch, drive
-from jaxem.engine.reading import Reader
+from jaxem.engine.reading import AHEAD, Reader
 from jaxem.engine.result import Fit, Restarts
 from jaxem.engine.table import Problem, Screen, Table, unfinished
 from jaxem.families import Family
@@ -84,6 +85,12 @@ def fit(
     `max_steps=0`, a stop rule that cannot fire (`Stop(atol=-inf)`), or an algorithm whose normal end it is
     (`GradientAscent`, `OnlineEM`, `StochasticEM`, sampled E-steps).
 
+    Where an E-step of all rows at once, for all lanes, would not fit into half of the memory that the data leave, it is
+    done in chunks, as by `jaxem.chunked`, and fewer restarts step together; `Fit.plan` and `print(fit)` say so. Sums of
+    chunks agree with the sum of all rows to rounding, draws of a `Sampled` or `MonteCarlo` rule are other ones, and
+    machines with more memory choose other chunks: for equal bits choose both yourself. Memory that runs out all the
+    same is a MemoryError that says what to set; a checkpoint has what was computed before.
+
     Ctrl-C, a callback that returns True and the time limit end a fit early: restarts that still ran end as INTERRUPTED
     with their params so far, and the best is returned. The host steps the program in segments of about 0.2 s, or of one
     sweep where that takes longer; Ctrl-C waits 0.3 s for the one under way, then leaves it to the device and returns
@@ -113,7 +120,7 @@ def fit(
       stop: the stop rule, as `Stop`; None for the model's own.
       max_steps: most M-steps of a restart; the trace, R (max_steps + 1) numbers, may take 512 MiB.
       num_restarts: R >= 1.
-      restart_batch: number of lanes W stepped together, at most R; None chooses from the shapes.
+      restart_batch: number of lanes W stepped together, at most R; None chooses from the shapes and the memory.
       screen: optional `Screen`.
       callback: called with a `Progress` after each segment; returning True ends the fit. Its exceptions pass through.
       progress: whether to show a tqdm bar (needs tqdm): over restarts, or over the steps of a single one.
@@ -131,6 +138,7 @@ def fit(
         checkpoint of another fit.
       FitError: no restart has a finite objective; its `.fit` holds the codes.
       KeyboardInterrupt: Ctrl-C before any step has finished.
+      MemoryError: there is no memory left.
 
     Time is O(steps * cost of an E-step); memory O(R (params + max_steps)).
 
@@ -148,14 +156,14 @@ def fit(
     began = time.perf_counter()
     watch = Watch(callback, progress, time_limit, checkpoint)
     watch.check()
-    if isinstance(data, Stream):
-        settings = (max_steps, num_restarts, restart_batch, screen)
-        return _fit_stream(model, data, key, params, weights, algorithm, stop, settings, watch, began)
-    problem, seen = prepare(
-        model, data, key, params, weights, algorithm, stop, max_steps, num_restarts, restart_batch, screen
-    )
-    if is_concrete(problem):
-        return checked(problem, drive(problem, watch, began, finish), seen)
+    settings = (max_steps, num_restarts, restart_batch, screen)
+    with _plan.within_memory(model, data) as known:
+        if isinstance(data, Stream):
+            return _fit_stream(model, data, key, params, weights, algorithm, stop, settings, watch, began, known)
+        problem, seen = prepare(model, data, key, params, weights, algorithm, stop, *settings)
+        known.append(problem)
+        if is_concrete(problem):
+            return checked(problem, drive(problem, watch, began, finish), seen)
     watch.refuse()
     problem = fence(problem)
     table = fence(_table.begin(problem, *_table.draw(problem)))
@@ -181,6 +189,7 @@ def _fit_stream(
     settings: tuple[int, int, int | None, Screen | None],
     watch: Watch,
     began: float,
+    known: list[Problem],
 ) -> Fit:
     """`fit` of a stream, whose first batch stands for the others where arguments are checked."""
     if weights is not None:
@@ -199,6 +208,10 @@ def _fit_stream(
         problem, seen = prepare(model, data, key, params, np.maximum(ones, 1), algorithm, stop, *settings)
     seen = dataclasses.replace(seen, names=Rows.of(data, dict(given)).names)
     _stream.check(problem)
+    rows = problem.data, problem.weights
+    plan = _plan.of_stream(problem.plan, problem.lanes, rows, AHEAD + _stream.IN_FLIGHT + 2, problem.layout)
+    problem = dataclasses.replace(problem, plan=plan)
+    known.append(problem)
     return checked(problem, _stream.Run(problem, reader, watch, began, finish).fit(), seen)
 
 
@@ -270,7 +283,10 @@ def _prepared(
     if screen is not None:  # int32 in the program
         screen = Screen(min(screen.num_steps, max_steps), min(screen.keep, num_restarts))
     dealt = _table.check_dealt(layout, int(num_restarts), screen)
-    lanes = min(num_restarts // dealt, restart_batch or _lanes(_step_cost(model, data)))
+    wanted, mine = restart_batch or _lanes(_step_cost(model, data)), int(num_restarts) // dealt
+    model, lanes, plan = _plan.choose(
+        model, data, weights, key, algorithm, mine, wanted, restart_batch is not None, layout
+    )
     keys = _table.restart_keys(key, int(num_restarts))
     sizes = int(max_steps), int(num_restarts), int(lanes)
     known = _independent(model, data, weights)
@@ -279,7 +295,7 @@ def _prepared(
         _check_alike(copies, sizes)
         model, keys, params, algorithm, stop = _mesh.put_copies(copies, layout.mesh)
     return Problem(
-        model, data, weights, keys, params, algorithm, stop, screen, *sizes, known, np.int32(max_steps), layout
+        model, data, weights, keys, params, algorithm, stop, screen, *sizes, known, np.int32(max_steps), layout, plan
     ), seen
 
 
@@ -412,6 +428,7 @@ def _finish(problem: Problem, table: Table, counts: tuple[float, int] | None) ->
         total, rows = np.asarray(counts[0], problem.weights.dtype), np.int32(counts[1])
         examined = _examined_stream(model, table.packed, total, rows)
     xp = namespace((examined, table.packed))
+    jax.block_until_ready((examined, table.packed, table.trace))  # of no memory NumPy would end the process
     packed, trace, examined = jax.tree.map(xp.asarray, (table.packed, table.trace, examined))
     health, slack, observations, num_rows = examined
     trace = trace[:, : problem.max_steps + 1]
@@ -433,6 +450,7 @@ def _finish(problem: Problem, table: Table, counts: tuple[float, int] | None) ->
     hits = finite & ~(spike & ~spike[winner]) & _same_optimum(model, total, won.elbo.total, observations, slack[winner])
     if problem.layout is not None:  # an answer is of this process alone, and its model of any rows
         model, won = _mesh.at_home((model.model if isinstance(model, Sharded) else model, won))
+    model = _plan.without_chunks(model, problem.plan)
     result = Fit(
         model=model,
         params=model.canonical(won.params, reorder=problem.params is None),
@@ -447,6 +465,7 @@ def _finish(problem: Problem, table: Table, counts: tuple[float, int] | None) ->
         restarts=Restarts(elbo, status, num_steps, trace, health.influence, health.min_count, states.skipped),
         total_weight=observations,
         num_rows=num_rows,
+        plan=problem.plan,
     )
     return jax.device_put(result) if xp is np else result
 

@@ -10,13 +10,15 @@ from jax import Array
 from jaxem.core.arguments import has_fields, shown
 from jaxem.core.foreign import QUESTIONS
 from jaxem.core.numerics import is_concrete
-from jaxem.core.pytree import dataclass
+from jaxem.core.pytree import dataclass, static
 from jaxem.core.tree import PyTree
 from jaxem.elbo import ELBO
 from jaxem.engine import draws as _draws
 from jaxem.engine import export as _export
+from jaxem.engine.plan import Plan
 from jaxem.model import Health, verbs
 from jaxem.stopping import Status
+from jaxem.wrappers import Chunked
 
 
 @dataclass
@@ -69,6 +71,7 @@ class Fit:
       restarts: `Restarts`.
       total_weight: sum of the weights, which count as observations.
       num_rows: rows of positive weight.
+      plan: what was chosen to fit into memory, a `jaxem.engine.plan.Plan`; None where nothing had to be.
     """
 
     model: Any
@@ -84,6 +87,7 @@ class Fit:
     restarts: Restarts
     total_weight: Array
     num_rows: Array
+    plan: Plan | None = static(default=None)
 
     def verdict(self) -> str:
         """How the winner ended, why as far as the model knows, and what to do, in a sentence or two."""
@@ -111,6 +115,8 @@ class Fit:
         if name not in verbs(model):
             there = f"; write {QUESTIONS[name]}" if name in QUESTIONS else ""
             raise AttributeError(f"a Fit of {model!r} has no {name!r}{there}; it has {', '.join(verbs(model))}")
+        if self.plan is not None and self.plan.chunk is not None:  # what did not fit there does not fit here
+            model = Chunked(model, size=self.plan.chunk, rows=model.rows)  # type: ignore[abstract]
         method = getattr(model, name)
         question = functools.update_wrapper(functools.partial(method, params), method)
         del question.__wrapped__  # so that its signature is without params
@@ -131,9 +137,9 @@ class Fit:
     def to_dict(self) -> dict[str, Any]:
         """What the fit is, in plain Python and NumPy, by names: for tables of experiments, JSON, other libraries.
 
-        Of status, verdict, notes, elbo, num_steps, hits, winner, total_weight, num_rows and feature_names numbers, text
-        and lists; "params" by the names of their fields, "trace" and "restarts" as NumPy arrays, of which `.tolist()`
-        makes JSON's. For another process use `jaxem.save`: a dict does not come back.
+        Of status, verdict, notes, elbo, num_steps, hits, winner, total_weight, num_rows, feature_names and plan
+        numbers, text and lists; "params" by the names of their fields, "trace" and "restarts" as NumPy arrays, of which
+        `.tolist()` makes JSON's. For another process use `jaxem.save`: a dict does not come back.
 
         Raises:
           ValueError, TypeError: a batch of fits; tracers.
@@ -247,6 +253,8 @@ class Fit:
             f"  status    {status.name} after {steps} step{'s' if steps != 1 else ''}{ended}",
             f"  restarts  {num}: {fates}" + (f"; {int(self.hits)} reached this optimum" if optimum else ""),
         ]
+        if self.plan is not None:
+            lines.append(f"  memory    {self.plan}")
         if self.feature_names is not None:
             lines.append(f"  columns   {_shortened(self.feature_names)}")
         return "\n".join(lines + [f"  note      {note}" for note in self.warnings()])

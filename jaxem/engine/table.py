@@ -1,8 +1,6 @@
 """The table of restarts: what a fit needs, the state of all restarts, and the compiled loop that steps them."""
 
 import dataclasses
-import math
-import os
 from typing import Any
 
 import jax
@@ -13,12 +11,14 @@ from jax import Array
 from jaxem.core import mesh as _mesh
 from jaxem.core import threefry
 from jaxem.core import tree as _tree
+from jaxem.core.memory import device_memory as _memory
 from jaxem.core.mesh import Layout
 from jaxem.core.numerics import is_concrete, namespace, slack
 from jaxem.core.pytree import dataclass, static
 from jaxem.core.sequences import total_weight
 from jaxem.core.stages import stage
 from jaxem.core.tree import Packed, PyTree
+from jaxem.engine.plan import Plan
 from jaxem.families.dependence import independent
 from jaxem.stopping import Status, Step
 from jaxem.wrappers import Wrapper
@@ -57,7 +57,8 @@ class Problem:
 
     `independent` says that the host has found the data's columns far from depending on each other. `last` is
     `max_steps` as a number in the program; the host knows both, the loop is given the problem as `in_loop`. `layout`
-    is how rows, restarts or both lie over a mesh; None where all is on one device.
+    is how rows, restarts or both lie over a mesh; None where all is on one device. `plan` is what was chosen to fit
+    into memory, as lanes and in the model; no program is told.
     """
 
     model: Any
@@ -74,11 +75,12 @@ class Problem:
     independent: bool = static(default=False)
     last: Array | np.int32 = np.int32(200)
     layout: Layout | None = static(default=None)
+    plan: Plan | None = static(default=None)
 
     @property
     def in_loop(self) -> "Problem":
         """The problem as the loop's program sees it, the same for many numbers of steps."""
-        return dataclasses.replace(self, max_steps=0)
+        return dataclasses.replace(self, max_steps=0, plan=None)
 
     @property
     def columns(self) -> int:
@@ -127,9 +129,8 @@ def draw(problem: Problem) -> tuple[Any, PyTree, PyTree]:
         starts = [model.init(key, problem.data, problem.weights) for key in threefry.each(problem.keys)]
         return model, data, starts[0] if len(starts) == 1 else stack(starts)
     # Fits that differ only in what starts do not depend on draw them by one program.
-    return _draw(
-        dataclasses.replace(problem, algorithm=None, stop=None, screen=None, max_steps=0, lanes=1, last=np.int32(0))
-    )
+    none: Any = dict.fromkeys(("algorithm", "stop", "screen", "plan"))
+    return _draw(dataclasses.replace(problem, **none, max_steps=0, lanes=1, last=np.int32(0)))
 
 
 def in_stages(model: Any) -> bool:
@@ -193,17 +194,6 @@ def _check_memory(num: int, states: PyTree) -> None:
             f"num_restarts: expected restarts whose states fit twice into the {memory / 2**30:.1f} GiB of memory; "
             f"found {num}, which take {size / 2**30:.1f} GiB; lower it, and fit again with another key"
         )
-
-
-def _memory() -> float:
-    """Bytes of memory of a device of this process, or of this machine; infinite where neither tells."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"]
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not every system has it
-        return math.inf
 
 
 def begin(problem: Problem, model: Any, data: PyTree, params: PyTree) -> Table:
