@@ -34,7 +34,7 @@ from jaxem.models.kmeans import KMeansParams
 
 NEVER = jaxem.Stop(atol=-np.inf)
 # Rows, columns, components, steps.
-CASES = {"toy": (2_000, 4, 3, 3), "small": (200_000, 16, 8, 10), "full": (1_000_000, 16, 8, 10)}
+CASES = {"toy": (2_000, 4, 3, 3), "small": (200_000, 16, 8, 10), "full": (500_000, 16, 8, 5)}
 # Of the process whose memory is measured.
 LARGE = (8_000_000, 32, 8, 3)
 
