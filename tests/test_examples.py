@@ -277,3 +277,12 @@ def test_multi_host(example):
     assert "CONVERGED" in text
     assert len(np.load(output / "labels-0.npy")) == 808
     assert (output / "checkpoint.npz").exists()
+
+
+def test_larger_than_memory(example):
+    text, output = example("larger_than_memory.py")
+    assert re.search(r"ended early: \{'INTERRUPTED': 8\}", text)
+    assert re.search(r"gone on: \{'CONVERGED': 8\}, 8 at the same optimum", text)
+    assert float(re.search(r"ELBO is (\S+) nats a row away", text)[1]) < 1e-5
+    assert sorted(path.name for path in output.iterdir()) == ["fit.npz", "labels.npy", "rows.parquet"]
+    assert np.load(output / "labels.npy").shape == (6000,)

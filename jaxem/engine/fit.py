@@ -102,17 +102,25 @@ def fit(
     few seconds and at the end, whatever ends it. If the file is there, the fit goes on from it: one that was killed, or
     ended by an error, Ctrl-C, a callback or the time limit, then ends bit-identical to one that never was, on the same
     device kind and JAX version. A file that belongs to another model, data, key or setting is refused, never
-    overwritten; what functions compute cannot be compared, only their names and the values they hold.
+    overwritten; what functions compute cannot be compared, only their names and the values they hold. It may go on for
+    more `max_steps` than before, where the algorithm's settings do not depend on them (a schedule, a gradient ascent).
+
+    Of a stream a step is a pass, in which each batch is read once for all restarts, by a thread ahead of the device;
+    one or two passes before the first step bind the model and draw the starts. A checkpoint then has the place in the
+    pass and its sums so far. An error of the source ends the fit; the error's `.fit` is what there was. For `EM` and
+    `OnlineEM`, whose passes are shuffled.
 
     Args:
       model: a model, such as `GMM(3)` or `KMeans(8)`.
       data: an array (N, D), or any pytree of arrays with a shared leading axis N. float32 and float64 stay what they
-        are (float64 needs JAX's x64 mode); integers become the default float, half precision float32.
+        are (float64 needs JAX's x64 mode); integers become the default float, half precision float32. Or rows over
+        devices, as `shard_data` gives, or those of a `stream`, which are read in every step.
       key: a JAX random key, `jax.random.key(0)`.
       params: start from these instead of random starts; with R > 1 restarts every leaf has a leading axis R.
         Interchangeable parts, as components, then keep the order they have here; after random starts the largest come
         first.
-      weights: (N,) non-negative; None for ones. Weight 2 is a row twice, weight 0 an absent row.
+      weights: (N,) non-negative; None for ones, and for sharded rows and streams, which have their own. Weight 2 is a
+        row twice, weight 0 an absent row.
       algorithm: `EM()` by default; `GeneralizedEM()` for a model without a closed M-step, `CoordinateAscent()` for a
         mean-field one, `GradientAscent()` for an `ELBOModel` without an E-step. `KMeans` from random starts, without a
         `screen`, goes on by `Swap(num_swaps=15 K, num_steps=5)`, at most 100 swaps and max_steps / 2, while N D K is at
@@ -134,8 +142,8 @@ def fit(
       are refused.
 
     Raises:
-      ValueError, TypeError: bad input, named, before anything is compiled (values only where they are no tracers); a
-        checkpoint of another fit.
+      ValueError, TypeError: bad input, named, before anything is compiled (values only where they are no tracers; of a
+        stream when they are read); a checkpoint of another fit; a stream with what looks at all rows within a step.
       FitError: no restart has a finite objective; its `.fit` holds the codes.
       KeyboardInterrupt: Ctrl-C before any step has finished.
       MemoryError: there is no memory left.

@@ -41,6 +41,8 @@ CASES = {
 SOME = ("full", "bayesian", "hmm", "few")
 # Those whose restarts are dealt out among devices as well.
 DEALT = ("full", "bayesian")
+# Those whose rows are read a batch at a time as well.
+STREAMED = ("full", "many")
 
 
 def part(data, rank, num):

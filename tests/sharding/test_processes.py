@@ -30,16 +30,19 @@ def alone():
 
     def get(name):
         if name not in found:
-            rows, weights = cases.rows_of(name.removeprefix("dealt-"))
-            told = {"num_restarts": 4} if name.startswith("dealt-") else {}
-            fit = cases.fitted(name.removeprefix("dealt-"), rows, weights, **told)
-            found[name] = cases.numbers(fit) | ({} if told else cases.answers(name, fit, rows, weights))
+            way, _, case = name.rpartition("-")
+            rows, weights = cases.rows_of(case)
+            fit = cases.fitted(case, rows, weights, **({"num_restarts": 4} if way == "dealt" else {}))
+            found[name] = cases.numbers(fit) | ({} if way else cases.answers(name, fit, rows, weights))
         return found[name]
 
     return get
 
 
-@pytest.mark.parametrize("name", [*cases.CASES, *(f"dealt-{name}" for name in cases.DEALT)])
+WAYS = [f"{way}-{name}" for way, names in (("dealt", cases.DEALT), ("streamed", cases.STREAMED)) for name in names]
+
+
+@pytest.mark.parametrize("name", [*cases.CASES, *WAYS])
 def test_processes_fit_as_one(run, alone, name):
     num, folder = run
     found = [np.load(path) for path in sorted(folder.glob(f"{name}-?.npz"))]

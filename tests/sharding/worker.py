@@ -24,6 +24,11 @@ def everything(rank, num, output):
         rows = jaxem.shard_data(rows, weights)
         fit = cases.fitted(name, rows)
         np.savez(f"{output}/{name}-{rank}.npz", **cases.numbers(fit), **cases.answers(name, fit, rows, own=rows.own))
+    for name in cases.STREAMED if num < 4 else cases.STREAMED[:1]:
+        rows, weights = cases.rows_of(name, rank, num)
+        stream = jaxem.stream(rows, batch_rows=17 if name == "full" else 2500, weights=weights)
+        fit = cases.fitted(name, stream, model=jaxem.sharded(cases.CASES[name][0]))
+        np.savez(f"{output}/streamed-{name}-{rank}.npz", **cases.numbers(fit))
     mesh = jax.make_mesh((2, jax.device_count() // 2), ("restarts", "rows"))
     for name in cases.DEALT if num < 4 else cases.DEALT[:1]:
         half = rank % max(1, num // 2), max(1, num // 2)
