@@ -167,3 +167,42 @@ def test_search_at_toy_size(benchmark_main, tmp_path, capsys):
         assert set(case["contenders"]) == {"restarts", "screened", "swaps", "annealing", "scikit-learn"}
         assert case["contenders"]["swaps"]["found"] == 1
         assert case["contenders"]["swaps"]["seconds_to_best"] > 0
+
+
+def test_scaling_at_toy_size(benchmark_main, tmp_path, capsys):
+    before, path = settings(), tmp_path / "report.json"
+    benchmark_main("scaling")(["--sizes", "toy", "--repeats", "1", "--network", "50", "--json", str(path)])
+    assert settings() == before
+    report = json.loads(path.read_text())
+    assert report["agree"], capsys.readouterr().out
+    steps, streams, gpus, hosts = report["cases"]
+    assert len(steps["points"]) == 4
+    assert set(streams["seconds"]) == {"2000", "8000"}
+    # 10^9 x 128 float32 among 64: 8 GB each, and K (2 D + 1) + 1 numbers are summed.
+    diag = gpus["plans"]["diag"]
+    assert diag["part_bytes"] == 8e9
+    assert diag["all_reduced_bytes"] == 4 * (1024 * 257 + 1)
+    assert diag["flops"] == 1e9 / 64 * 1024 * (8 * 128 + 20)
+    assert gpus["assumed"]["network"] == 50e9
+    assert hosts["plans"]["kmeans"]["read_bytes_a_pass"] == 1e10 / 16 * 32 * 4  # 80 GB of 128: read in every pass
+
+
+def test_a_known_cost_is_found(benchmark_main):
+    benchmark_main("scaling")
+    fitted = importlib.import_module("_cost_model").fitted
+    points = [{"flops": f * 1e9, "devices": 1, "seconds": 0.012 + f / 5} for f in (1, 2, 8)]
+    points += [{"flops": 1e9, "devices": p, "seconds": 0.212 + 0.03 * np.log2(p)} for p in (2, 4, 8)]
+    (overhead, inverse, log), seconds = fitted(points)
+    np.testing.assert_allclose([overhead, inverse, log], [0.012, 2e-10, 0.03], rtol=1e-6)
+    np.testing.assert_allclose(seconds, [point["seconds"] for point in points], rtol=1e-6)
+
+
+def test_streams_at_toy_size(benchmark_main, tmp_path, capsys):
+    before, path = settings(), tmp_path / "report.json"
+    benchmark_main("streams")(["--sizes", "toy", "--repeats", "1", "--json", str(path)])
+    assert settings() == before
+    report = json.loads(path.read_text())
+    assert report["agree"], capsys.readouterr().out
+    mixture, kmeans = report["cases"]
+    assert {"jaxem, stream", "jaxem, memory", "scikit-learn, memory"} <= set(mixture["contenders"])
+    assert 1 <= len(kmeans["partial_fit"]["inertia"]) <= 3
