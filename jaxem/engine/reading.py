@@ -47,9 +47,8 @@ class Reader:
 
     def __init__(self, stream: Stream, model: Any, dtype: Any, layout: Layout | None):
         self.stream, self.model, self.dtype, self.layout = stream, model, dtype, layout
-        shards = 1 if layout is None else _mesh.row_shards(layout.mesh)
         self.shared = layout is not None and _mesh.processes_share(layout.mesh)
-        own = shards // jax.process_count() if self.shared else shards
+        own = 1 if layout is None else len(_mesh.own_shards(layout.mesh))
         self.size = -(-stream.batch_rows // own) * own
 
     def host(self, check: bool = False, stream: Stream | None = None, first: int = 0) -> Iterator[Batch]:

@@ -21,6 +21,7 @@ from jaxem.engine import table as _table
 from jaxem.engine.reading import Reader
 from jaxem.families import Family
 from jaxem.families.dependence import clearly_independent, independent
+from jaxem.sharding import Sharded
 
 # Rows that a start looks at, of a model that does not say how many.
 INIT_ROWS = 10_000
@@ -90,7 +91,7 @@ class Surveyor:
 
     def __init__(self, reader: Reader, problem: Any):
         self.reader, self.problem = reader, problem
-        self.model = problem.model.model if problem.layout is not None else problem.model
+        self.model = problem.model.model if isinstance(problem.model, Sharded) else problem.model
         self.own = _foreign_binds(self.model)
         self.known: list[PyTree] = []
         self.kept: PyTree = None

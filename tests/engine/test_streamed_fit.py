@@ -64,6 +64,12 @@ def test_a_stream_gives_the_fit_of_its_rows(model, data, weights):
     close(whole, streamed)
 
 
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_stream_over_devices(gmm, path, devices):
+    stream = jaxem.stream(path, batch_rows=ROWS)
+    close(gmm, jaxem.fit(jaxem.sharded(jaxem.GMM(3), devices), stream, key=KEY, **OPTIONS))
+
+
 def test_from_given_params_and_after_screening(gmm):
     stream = jaxem.stream(X, batch_rows=ROWS)
     starts = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), gmm.params)
