@@ -1,6 +1,7 @@
 """Devices and processes: the time of a step of EM on one core, and on two by two processes; and of eight on one chip.
 
 Run:      python examples/benchmarks/devices.py [--rows 2000000] [--columns 16] [--components 16] [--rounds 5]
+                                                 [--contenders 4]
 Prints:   seconds a step of a GMM of one process on one core, of two processes pinned to one core each, of one process
           on all cores, and of one process whose CPU is eight devices; best of interleaved rounds, and their ratios.
 
@@ -101,7 +102,7 @@ class Contender:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("rows", 2_000_000), ("columns", 16), ("components", 16), ("rounds", 5)):
+    for name, default in (("rows", 2_000_000), ("columns", 16), ("components", 16), ("rounds", 5), ("contenders", 4)):
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     sizes = [args.rows, args.columns, args.components]
@@ -115,7 +116,7 @@ def main() -> None:
     }
     found: dict[str, Contender] = {}
     try:
-        for name, (own, devices) in asked.items():
+        for name, (own, devices) in list(asked.items())[: args.contenders]:
             found[name] = Contender(own, devices, sizes)
         for _ in range(args.rounds):
             for contender in found.values():
@@ -130,8 +131,10 @@ def main() -> None:
         turns = " ".join(f"{t:.3f}" for t in contender.times)
         print(f"{name:32s} {min(contender.times):8.4f}   of the CPU {min(contender.busy):8.4f}   all: {turns}")
     for what in ("times", "busy"):
-        alone, pair, whole, parts = (min(getattr(contender, what)) for contender in found.values())
-        print(f"{what}: 2 processes {alone / pair:.2f} times as fast as 1; 8 devices {parts / whole:.2f} times as long")
+        seconds = [min(getattr(contender, what)) for contender in found.values()]
+        ratios = [("2 processes against 1", seconds[:2]), ("8 devices against 1", seconds[2:])]
+        said = [f"{name} {pair[0] / pair[1]:.2f} times as fast" for name, pair in ratios if len(pair) == 2]
+        print(f"{'seconds' if what == 'times' else 'of the CPU'}: {'; '.join(said)}")
 
 
 if __name__ == "__main__":

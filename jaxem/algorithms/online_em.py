@@ -297,6 +297,8 @@ class OnlineEM(Algorithm):
         self._check_stream(model)
         expect("state", state, OnlineState, "an OnlineState, as begin and update return")
         dtype = state.num_rows.dtype
+        # A copy, as a loader may fill the same array again before this is computed.
+        batch = jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, batch)
         batch = _rows.rows(model, state.params, batch, "batch")
         weights = _rows.as_weights(weights, _tree.num_rows(batch), dtype)
         algorithm = self

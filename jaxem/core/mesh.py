@@ -144,7 +144,7 @@ def put_own_rows(tree: PyTree, mesh: Mesh) -> PyTree:
         def part(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None
             place = own.index((index[0].start or 0) // length)
-            return leaf[place * length : (place + 1) * length]
+            return leaf[place * length : (place + 1) * length].copy()  # which JAX on a CPU may take as it is
 
         return jax.make_array_from_callback((row_shards(mesh) * length, *leaf.shape[1:]), sharding, part)
 

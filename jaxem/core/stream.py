@@ -160,4 +160,7 @@ def added(stream: Stream, ask: Callable[[PyTree, np.ndarray], PyTree]) -> Any:
             continue
         said = ask(_mesh.padded(batch.data, size), _mesh.padded(weights, size, zero=True))
         total = said if total is None else jax.tree.map(lambda a, b: a + b, total, said)
+        jax.block_until_ready(total)  # rows on their way are not to pile up
+    if total is None:
+        raise ValueError("weights: expected at least one positive; found only zeros")
     return total

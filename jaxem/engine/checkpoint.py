@@ -1,6 +1,7 @@
 """Checkpoints of a fit: its arrays in one .npz file without pickles, with a fingerprint of what it belongs to."""
 
 import dataclasses
+import glob
 import hashlib
 import re
 import time
@@ -80,6 +81,8 @@ class Saver:
         if not self._shared or jax.process_index() == 0:
             head = {"format": FORMAT, "layout": LAYOUT, "fingerprint": self._expected, "max_steps": self._max_steps}
             archive.write(self._path, head | {"place": place or {}}, jax.tree.map(np.asarray, arrays))
+            for left in self._path.parent.glob(f"{glob.escape(self._path.name)}.*.part"):  # of a run that was killed
+                left.unlink(missing_ok=True)
         self._written = time.perf_counter()
 
 

@@ -116,8 +116,9 @@ def drive(problem: Problem, watch: Watch, began: float, finish: Callable[[Proble
         found = None if saver is None else saver.read()
         table = table if found is None else restored(table, found[1])
         result, stepped = None, found is not None and bool(table.packed.peek("step").step.max() > 0)
-        first = 1 if watch.asked else _first(problem, table)
-        if not watch.asked and first >= problem.num_restarts * (problem.max_steps + 1):
+        asked = agreed(watch, shared)
+        first = 1 if asked else _first(problem, table)
+        if not asked and first >= problem.num_restarts * (problem.max_steps + 1):
             # Every sweep steps at least one restart, so that this is all: nothing to look at, and nothing to wait for.
             return finish(problem, _table.stepped(problem, table, np.int32(first)))
         try:
@@ -125,7 +126,7 @@ def drive(problem: Problem, watch: Watch, began: float, finish: Callable[[Proble
                 table, result, stepped = after, None, True
                 if saver is not None and saver.due():
                     saver.save(saved(table))
-                if done(problem, table, watch, bar, began) or pressed():
+                if done(problem, table, watch, bar, began, asked) or pressed():
                     break
                 # A device does one thing after the other: once a long sweep is under way, this would have to wait.
                 result = finish(problem, table) if took > GRACE else None
@@ -137,6 +138,15 @@ def drive(problem: Problem, watch: Watch, began: float, finish: Callable[[Proble
                 saver.save(saved(table))
         bar.say("compiling the summary")
         return finish(problem, table) if result is None else result
+
+
+def agreed(watch: Watch, shared: bool) -> bool:
+    """Whether anyone looks on, in any process: one of them alone may show how it goes."""
+    if not shared:
+        return bool(watch.asked)
+    found = {"checkpoint": "none" if watch.checkpoint is None else "a path"}
+    _processes.check_same(found, "of which the first writes it")
+    return _processes.any_says(bool(watch.asked))
 
 
 def _saver(problem: Problem, watch: Watch) -> Saver | None:
@@ -212,16 +222,19 @@ def _ready_soon(table: Table) -> bool:
     return trace.is_ready()
 
 
-def done(problem: Problem, table: Table, watch: Watch, bar: "Bar", began: float) -> bool:
-    """Tells whoever listens, and whether to stop: all restarts have ended, time is up, or a callback says so."""
-    if not watch.asked:
+def done(problem: Problem, table: Table, watch: Watch, bar: "Bar", began: float, asked: bool) -> bool:
+    """Tells whoever listens, and whether to stop: all restarts have ended, time is up, or a callback says so.
+
+    Of several processes the first one decides; `asked` says whether anyone listens in any.
+    """
+    if not asked:
         return not unfinished(problem, table.packed.peek("status", "step")).any()
     seen = _progress(problem, table.packed.peek("status", "step", "elbo"), began)
     bar.show(seen)
     answer = None if watch.callback is None else watch.callback(seen)
     late = watch.time_limit is not None and seen.seconds >= watch.time_limit
     enough = late or (isinstance(answer, (bool, np.bool_)) and bool(answer))
-    if problem.layout is not None and (watch.callback is not None or watch.time_limit is not None):
+    if problem.layout is not None:
         enough = bool(_mesh.told(np.bool_(enough)))
     return seen.finished == seen.num_restarts or enough
 

@@ -300,18 +300,18 @@ def _prepared(
     known = _independent(model, data, weights)
     if layout is not None:  # all that a program is given is to be on its devices
         copies = (model, keys, params, algorithm, stop)
-        _check_alike(copies, sizes)
+        _check_alike(copies, (*sizes, screen))
         model, keys, params, algorithm, stop = _mesh.put_copies(copies, layout.mesh)
     return Problem(
         model, data, weights, keys, params, algorithm, stop, screen, *sizes, known, np.int32(max_steps), layout, plan
     ), seen
 
 
-def _check_alike(parts: tuple[Any, ...], sizes: tuple[int, ...]) -> None:
+def _check_alike(parts: tuple[Any, ...], sizes: tuple[Any, ...]) -> None:
     """Raises ValueError, in all of several processes, unless they were told the same."""
     if jax.process_count() > 1:
         _processes.check_cache()
-        names = ("model", "key", "params", "algorithm", "stop", "max_steps, num_restarts or restart_batch")
+        names = ("model", "key", "params", "algorithm", "stop", "max_steps, num_restarts, restart_batch or screen")
         found = {name: digest(part) for name, part in zip(names, (*parts, sizes), strict=True)}
         _processes.check_same(found, "which fit together")
 
@@ -433,7 +433,8 @@ def _finish(problem: Problem, table: Table, counts: tuple[float, int] | None) ->
     if counts is None:
         examined = _examine(model, table.packed, problem.data, problem.weights)
     else:
-        total, rows = np.asarray(counts[0], problem.weights.dtype), np.int32(counts[1])
+        most = np.iinfo(np.int32).max  # beyond, there are "at least" so many
+        total, rows = np.asarray(counts[0], problem.weights.dtype), np.int32(min(counts[1], most))
         examined = _examined_stream(model, table.packed, total, rows)
     xp = namespace((examined, table.packed))
     jax.block_until_ready((examined, table.packed, table.trace))  # of no memory NumPy would end the process

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax import Array
+from jax.experimental import multihost_utils
 
 from jaxem.core import mesh as _mesh
 from jaxem.core.mesh import Layout
@@ -22,7 +22,7 @@ AHEAD = 2
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A batch on the devices, padded by copies of its last row with weight 0.
+    """A batch, padded by copies of its last row with weight 0; on the host until it is `placed`.
 
     Attributes:
       data: rows.
@@ -31,7 +31,7 @@ class Loaded:
     """
 
     data: PyTree
-    weights: Array
+    weights: Any
     number: int
 
 
@@ -47,10 +47,12 @@ class Reader:
 
     def __init__(self, stream: Stream, model: Any, dtype: Any, layout: Layout | None):
         self.stream, self.model, self.dtype, self.layout = stream, model, dtype, layout
-        shards = 1 if layout is None else _mesh.row_shards(layout.mesh)
         self.shared = layout is not None and _mesh.processes_share(layout.mesh)
-        own = shards // jax.process_count() if self.shared else shards
-        self.size = -(-stream.batch_rows // own) * own
+        own = 1 if layout is None else len(_mesh.own_shards(layout.mesh))
+        apiece = -(-stream.batch_rows // own)
+        if self.shared:  # all processes give parts of one length to a batch
+            apiece = int(np.max(multihost_utils.process_allgather(np.int32(apiece))))
+        self.size = apiece * own
 
     def host(self, check: bool = False, stream: Stream | None = None, first: int = 0) -> Iterator[Batch]:
         """Batches as arrays of NumPy, checked against the model in the first pass."""
@@ -69,7 +71,7 @@ class Reader:
             raise ValueError(f"{place}: {error}") from None
 
     def loaded(self, stream: Stream | None = None, first: int = 0, least: int = 0) -> Iterator[Loaded]:
-        """Batches on the devices, from number `first` on; at least `least` in all, those beyond the last empty."""
+        """Batches made ready by a thread, from number `first` on; `least` in all at least, the last of them empty."""
 
         def load() -> Iterator[Loaded]:
             number, last = first, None
@@ -90,9 +92,13 @@ class Reader:
         return _mesh.padded(data, self.size), _mesh.padded(weights, self.size, zero=True)
 
     def _load(self, data: PyTree, weights: np.ndarray | None, number: int) -> Loaded:
-        rows = self.padded(data, weights)
+        return Loaded(*self.padded(data, weights), number)
+
+    def placed(self, batch: Loaded) -> Loaded:
+        """A batch on the devices; not by the thread, which does not know of the caller's settings of JAX."""
+        rows = batch.data, batch.weights
         x, w = jax.device_put(rows) if self.layout is None else _mesh.put_own_rows(rows, self.layout.mesh)
-        return Loaded(x, w, number)
+        return Loaded(x, w, batch.number)
 
 
 def ahead(items: Iterator[T], depth: int = AHEAD) -> Iterator[T]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -18,8 +18,8 @@ from jaxem.core.pytree import dataclass
 from jaxem.core.tree import Packed, PyTree
 from jaxem.engine import table as _table
 from jaxem.engine.checkpoint import Saver, digest, fingerprint, restored, saved
-from jaxem.engine.drive import Bar, Watch, done, wait
-from jaxem.engine.reading import Reader
+from jaxem.engine.drive import Bar, Watch, agreed, done, wait
+from jaxem.engine.reading import Loaded, Reader
 from jaxem.engine.result import Fit
 from jaxem.engine.survey import Surveyed, Surveyor
 from jaxem.engine.table import Problem, Table, unfinished
@@ -193,6 +193,7 @@ class Run:
     def fit(self) -> Fit:
         """All steps, until they are done, time is up or someone says so."""
         with Bar(self.problem, self.watch.progress) as bar, _processes.interrupts(self.reader.shared) as self.pressed:
+            self.asked = agreed(self.watch, self.reader.shared)
             found = None if self.saver is None else self.saver.read()
             bar.say("a first pass over the stream")
             self._begin(found)
@@ -202,14 +203,14 @@ class Run:
             except KeyboardInterrupt:
                 if not self.stepped:
                     raise
-            except (ValueError, OSError) as error:  # of the source
+            except Exception as error:  # of the source, or memory that ran out
                 if self.stepped:
-                    error.fit = self._result()  # type: ignore[union-attr]
+                    error.fit = self._result()  # type: ignore[attr-defined]
                     error.add_note("The fit so far is the .fit of this error; its restarts that ran are INTERRUPTED.")
                 raise
             finally:
                 if self.saver is not None:
-                    self._save()
+                    self._save_what_there_is()
             bar.say("compiling the summary")
             return self._result()
 
@@ -285,6 +286,14 @@ class Run:
         layout = self.problem.layout
         return jax.device_put(tree) if layout is None else _mesh.put_copies(tree, layout.mesh)
 
+    def _save_what_there_is(self) -> None:
+        """Saves; without the sums of the pass where these are lost, as where memory ran out while they were made."""
+        try:
+            self._save()
+        except (jax.errors.JaxRuntimeError, MemoryError):
+            self.sums, self.now, self.phase, self.first = None, None, 0, 0
+            self._save()
+
     def _save(self) -> None:
         """Where the fit stands: states, sums of the pass under way, and the batch that comes next."""
         arrays = saved(self.table)
@@ -312,8 +321,8 @@ class Run:
             return True
         if self.problem.algorithm.reads == "pass":
             if self.phase == 0:
-                self.phase, self.first = 1, 0
                 self.now = _begin_pass(self.loop, self.table.model, self.table.packed, self.sums)
+                self.phase, self.first = 1, 0
             step = int(self.table.packed.peek("step").step[int(np.argmax(running))])
             if self._pass(bar, lanes, lambda *args: self._second(step, *args), step):
                 return True
@@ -323,7 +332,7 @@ class Run:
         wait((packed, trace))
         self.table = dataclasses.replace(self.table, packed=packed, trace=trace)
         self.sums, self.now, self.phase, self.first, self.stepped = None, None, 0, 0, True
-        return done(self.problem, self.table, self.watch, bar, self.began)
+        return done(self.problem, self.table, self.watch, bar, self.began, self.asked)
 
     def _screen(self) -> tuple[Table, np.ndarray]:
         if self.problem.screen is None:
@@ -347,11 +356,10 @@ class Run:
         batches = self.reader.loaded(stream, self.first, self.surveyed.num_batches)
         flying: list[Packed] = []
         try:
-            for batch in batches:
-                flying.append(take(lanes, (batch.data, batch.weights), batch.number))
+            while (batch := self._next(batches)) is not None:
+                flying.append(take(lanes, batch))
                 if len(flying) > IN_FLIGHT:
                     wait(flying.pop(0))
-                self.first = batch.number + 1
                 bar.say(f"batch {self.first} of {self.surveyed.num_batches}")
                 if self.saver is not None and self.saver.due():
                     wait(flying[-1])
@@ -362,27 +370,39 @@ class Run:
                     return True
         finally:
             batches.close()  # type: ignore[attr-defined]
-        if self.first < self.surveyed.num_batches:
-            raise ValueError(
-                f"data: expected {self.surveyed.num_batches} batches in every pass, as in the first; found {self.first}"
-            )
         wait(flying)
         return False
 
-    def _evaluate(self, lanes: _Lanes, batch: Any, number: int) -> Packed:
-        assert self.sums is not None
-        self.sums = _add(self.loop, self.table.model, self.table.packed, self.sums, lanes, batch, np.int32(number))
-        return self.sums
+    def _next(self, batches: Iterator[Loaded]) -> Loaded | None:
+        """The next batch on the devices, or None after the last; an error of one process is one of all."""
 
-    def _second(self, step: int, lanes: _Lanes, batch: Any, number: int) -> Packed:
+        def read() -> Loaded | None:
+            batch, num = next(batches, None), self.surveyed.num_batches
+            if (batch is None and self.first < num) or (batch is not None and batch.number >= num):
+                found = self.first if batch is None else f"{batch.number + 1} or more"
+                raise ValueError(f"data: expected {num} batches in every pass, as in the first; found {found}")
+            return batch
+
+        batch = _processes.together(read, "data") if self.reader.shared else read()
+        return None if batch is None else self.reader.placed(batch)
+
+    # What says how far a pass is changes together with it: whatever comes between, a save is of one place.
+
+    def _evaluate(self, lanes: _Lanes, batch: Loaded) -> Packed:
+        assert self.sums is not None
+        rows, number = (batch.data, batch.weights), np.int32(batch.number)
+        sums = _add(self.loop, self.table.model, self.table.packed, self.sums, lanes, rows, number)
+        self.sums, self.first = sums, batch.number + 1
+        return sums
+
+    def _second(self, step: int, lanes: _Lanes, batch: Loaded) -> Packed:
         assert self.now is not None
-        count = np.int32(step * self.surveyed.num_batches + number)
-        self.now = _go_on(self.loop, self.table.model, self.table.packed, self.now, lanes, batch, count)
-        return self.now
+        rows, count = (batch.data, batch.weights), np.int32(step * self.surveyed.num_batches + batch.number)
+        now = _go_on(self.loop, self.table.model, self.table.packed, self.now, lanes, rows, count)
+        self.now, self.first = now, batch.number + 1
+        return now
 
     def _late(self) -> bool:
         limit = self.watch.time_limit
-        if limit is None:
-            return False
-        late = time.perf_counter() - self.began >= limit
-        return bool(_mesh.told(np.bool_(late))) if self.problem.layout is not None else late
+        late = limit is not None and time.perf_counter() - self.began >= limit
+        return bool(_mesh.told(np.bool_(late))) if self.reader.shared else late

@@ -21,6 +21,7 @@ from jaxem.engine import table as _table
 from jaxem.engine.reading import Reader
 from jaxem.families import Family
 from jaxem.families.dependence import clearly_independent, independent
+from jaxem.sharding import Sharded
 
 # Rows that a start looks at, of a model that does not say how many.
 INIT_ROWS = 10_000
@@ -90,7 +91,7 @@ class Surveyor:
 
     def __init__(self, reader: Reader, problem: Any):
         self.reader, self.problem = reader, problem
-        self.model = problem.model.model if problem.layout is not None else problem.model
+        self.model = problem.model.model if isinstance(problem.model, Sharded) else problem.model
         self.own = _foreign_binds(self.model)
         self.known: list[PyTree] = []
         self.kept: PyTree = None
@@ -174,8 +175,6 @@ class Surveyor:
 
     def _counted_all(self, count: int, weight: float) -> None:
         """Sets the counts, those of all processes together."""
-        if not weight > 0:
-            raise ValueError("weights: expected at least one positive; found only zeros")
         if self.reader.shared:
             own = np.array([count, weight, self.observations, self.observed, self.batches])
             every = _gathered(own)
@@ -184,17 +183,22 @@ class Surveyor:
             count, weight = int(every[:, 0].sum()), float(every[:, 1].sum())
             self.observations, self.observed = float(every[:, 2].sum()), int(every[:, 3].sum())
             self.batches = int(every[:, 4].max())
+        if not weight > 0:
+            raise ValueError("weights: expected at least one positive; found only zeros")
         self.num, self.total = count, weight
         least = self.model.least_rows
         if count < least[1]:
             raise ValueError(f"data: expected at least {least[0]} = {least[1]} rows; found {count}")
 
     def _merged(self, part: PyTree) -> PyTree:
-        """A sum over all processes."""
+        """A sum over all processes, but for those whose rows have no weight."""
         if not self.reader.shared:
             return part
+        has = np.ravel(multihost_utils.process_allgather(np.bool_(part is not None)))
+        if part is None:
+            part = jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), self._state()[1])
         every = multihost_utils.process_allgather(part)
-        parts = [jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf[i]), every) for i in range(jax.process_count())]
+        parts = [jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf[i]), every) for i in np.flatnonzero(has)]
         merged = parts[0]
         for other in parts[1:]:
             merged = _added(merged, other)

@@ -72,30 +72,36 @@ class Extent:
 
     Attributes:
       total: sum of weights.
-      first: (D,) a row.
       mean: (D,) the weighted mean.
-      size: the largest difference of a number from that of the first row; of rows put together, a bound of it.
+      low: (D,) the least numbers, of rows with weight.
+      high: (D,) the largest.
     """
 
     total: Array
-    first: Array
     mean: Array
-    size: Array
+    low: Array
+    high: Array
+
+    @property
+    def size(self) -> Array:
+        """The widest range of a column."""
+        return jnp.max(self.high - self.low)
 
     def __add__(self, other: "Extent") -> "Extent":
         total = self.total + other.total
-        size = jnp.maximum(self.size, other.size + jnp.max(jnp.abs(other.first - self.first)))
-        inside = _lloyd.unit(size)
+        low, high = jnp.minimum(self.low, other.low), jnp.maximum(self.high, other.high)
+        inside = _lloyd.unit(jnp.max(high - low))
         mean = self.mean + (other.mean - self.mean) * inside * safe_divide(other.total, total) / inside
-        return Extent(total, self.first, mean, size)
+        return Extent(total, mean, low, high)
 
 
 def _extent(data: Array, weights: Array) -> Extent:
-    total, gaps = jnp.sum(weights), data - data[0][None]
-    size = jnp.max(jnp.where((weights > 0)[:, None], jnp.abs(gaps), 0))
-    inside = _lloyd.unit(size)
-    mean = data[0] + einsum("n,nd->d", weights, gaps * inside) / total / inside
-    return Extent(total, data[0], mean, size)
+    used, total = (weights > 0)[:, None], jnp.sum(weights)
+    low, high = (f(jnp.where(used, data, -far), 0) for f, far in ((jnp.min, -jnp.inf), (jnp.max, jnp.inf)))
+    origin = jnp.where(used[0], data[0], low)
+    inside = _lloyd.unit(jnp.max(high - low))
+    mean = origin + einsum("n,nd->d", weights, jnp.where(used, data - origin[None], 0) * inside) / total / inside
+    return Extent(total, mean, low, high)
 
 
 @named_fields

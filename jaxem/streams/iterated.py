@@ -83,6 +83,7 @@ class Iterated(Rows):
                     f"{place}: expected the rows that came first in the pass before; found others; give a function "
                     "that makes a new iterator each time, in the same order (shuffle=False: fit shuffles by itself)"
                 )
+            arrays = [np.array(array, order="C") for array in arrays]  # a loader may fill the same ones again
             num = arrays[0].shape[0]
             for start in range(0, num, self.batch_rows):
                 piece = Piece(arrays, place).cut(start, start + self.batch_rows)

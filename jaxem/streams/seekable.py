@@ -65,6 +65,7 @@ class Rows(Stream):
         return {
             "dtype": self.dtype.name,
             "batch_rows": self.batch_rows,
+            "buffer": self.buffer,
             "arrays": [
                 {"path": leaf.path, "shape": list(leaf.shape), "columns": leaf.names and list(leaf.names)}
                 for leaf in self.leaves

@@ -11,6 +11,7 @@ import pytest
 import jaxem
 from jaxem import families
 from jaxem.engine import checkpoint as _checkpoint
+from jaxem.engine import stream as _stream
 from jaxem.engine.reading import Reader, ahead
 
 KEY = jax.random.key(0)
@@ -62,6 +63,12 @@ def test_a_stream_gives_the_fit_of_its_rows(model, data, weights):
     whole = jaxem.fit(model, data, key=KEY, weights=weights, algorithm=jaxem.EM(), **OPTIONS)
     streamed = jaxem.fit(model, jaxem.stream(data, batch_rows=ROWS, weights=weights), key=KEY, **OPTIONS)
     close(whole, streamed)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_stream_over_devices(gmm, path, devices):
+    stream = jaxem.stream(path, batch_rows=ROWS)
+    close(gmm, jaxem.fit(jaxem.sharded(jaxem.GMM(3), devices), stream, key=KEY, **OPTIONS))
 
 
 def test_from_given_params_and_after_screening(gmm):
@@ -198,6 +205,71 @@ def test_ended_anywhere_it_goes_on_bit_by_bit(path, tmp_path, monkeypatch, algor
     assert all(found == {"INTERRUPTED": 2} for found in counts)
     for a, b in zip(jax.tree.leaves(fit), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "where"),
+    [(None, "wait"), (jaxem.OnlineEM(64), "wait"), (jaxem.OnlineEM(64), "_begin_pass")],
+    ids=["em", "online", "between"],
+)
+def test_ctrl_c_leaves_no_batch_counted_twice(path, tmp_path, monkeypatch, algorithm, where):
+    stream = jaxem.stream(path, batch_rows=ROWS)
+    options = {"num_restarts": 2, "max_steps": 3, "stop": jaxem.Stop(-jnp.inf), "algorithm": algorithm}
+    whole = jaxem.fit(jaxem.GMM(3), stream, key=KEY, **options)
+    kept, calls = getattr(_stream, where), []
+
+    def pressed(*args):
+        calls.append(1)
+        if len(calls) == (20 if where == "wait" else 2):
+            raise KeyboardInterrupt
+        return kept(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_stream, where, pressed)
+        cut = jaxem.fit(jaxem.GMM(3), stream, key=KEY, checkpoint=tmp_path / "fit.npz", **options)
+    assert cut.restarts.counts() == {"INTERRUPTED": 2}
+    gone_on = jaxem.fit(jaxem.GMM(3), stream, key=KEY, checkpoint=tmp_path / "fit.npz", **options)
+    for a, b in zip(floats(gone_on), floats(whole), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_an_iterator_may_fill_one_array_again_and_again():
+    buffer = np.empty((100, 3))
+
+    def make():
+        for i in range(0, 1000, 100):
+            buffer[:] = X[i : i + 100]
+            yield buffer
+
+    close(
+        jaxem.fit(jaxem.GMM(3), jaxem.stream(X[:1000], batch_rows=100), key=KEY, **OPTIONS),
+        jaxem.fit(jaxem.GMM(3), jaxem.stream(make), key=KEY, **OPTIONS),
+    )
+
+
+def test_more_batches_than_before_are_refused(tmp_path):
+    parts = [X[:400], X[400:800]]
+    stream = lambda: jaxem.stream(lambda: iter(parts))
+    jaxem.fit(jaxem.GMM(3), stream(), key=KEY, checkpoint=tmp_path / "fit.npz", **{**OPTIONS, "max_steps": 2})
+    parts.append(X[800:])
+    with pytest.raises(ValueError, match="expected 2 batches in every pass, as in the first; found 3 or more"):
+        jaxem.fit(jaxem.GMM(3), stream(), key=KEY, checkpoint=tmp_path / "fit.npz", **OPTIONS)
+
+
+def test_x64_for_one_call_alone():
+    with jax.enable_x64(False):
+        stream = jaxem.stream(X.astype(np.float32), batch_rows=ROWS)
+        assert jaxem.fit(jaxem.GMM(2), stream, key=KEY, max_steps=1).elbo.data.dtype == np.float32
+        with jax.enable_x64(True):
+            stream = jaxem.stream(X, batch_rows=ROWS)
+            assert jaxem.fit(jaxem.GMM(2), stream, key=KEY, max_steps=1).elbo.data.dtype == np.float64
+
+
+def test_sharded_rows_are_copies():
+    own = X.copy()
+    rows = jaxem.shard_data(own, mesh=1)
+    own[:] = 0
+    assert np.array_equal(rows.data, X)
 
 
 def test_a_checkpoint_goes_on_for_more_steps_and_not_for_other_rows(gmm, path, tmp_path):

@@ -96,7 +96,7 @@ REFUSED = {
     "not finite": "data: expected finite numbers; found nan in row 2, column 0",
     "columns": "data: expected the same in all processes, but for the number of rows; found",
     "key": "key: expected the same in all processes, which fit together; found",
-    "max_steps": "max_steps, num_restarts or restart_batch: expected the same in all processes",
+    "max_steps": "max_steps, num_restarts, restart_batch or screen: expected the same in all processes",
     "mesh": "mesh: expected devices of every process; found none of process 1",
     "rows": "data: expected the same rows from processes that hold the same parts of them",
     "cache": "jax_compilation_cache_dir: expected no cache of compiled programs for several processes on CPUs",
