@@ -22,6 +22,7 @@ from jaxem.engine.reading import Reader
 from jaxem.families import Family
 from jaxem.families.dependence import clearly_independent, independent
 from jaxem.sharding import Sharded
+from jaxem.structures import seeding
 
 # Rows that a start looks at, of a model that does not say how many.
 INIT_ROWS = 10_000
@@ -76,6 +77,8 @@ def _added(a: PyTree, b: PyTree) -> PyTree:
     return a + b
 
 
+# By a program, as it rounds where rows in memory are drawn; NumPy rounds a place in four otherwise.
+_places = jax.jit(seeding.places)
 _counted = jax.jit(lambda x, w: (total_weight(x, w), num_observations(x, w)))
 
 
@@ -263,9 +266,8 @@ class _Gather:
             )
         for key in keys:
             rest, draw = threefry.split(key)
-            draws = np.asarray(threefry.uniform(draw, (size,)))
-            points = (np.arange(size).astype(dtype) + draws.astype(dtype)) / dtype.type(size) * dtype.type(total)
-            self.wanted.append((rest, points.astype(np.float64)))
+            points = _places(threefry.uniform(draw, (size,)), dtype.type(total))
+            self.wanted.append((rest, np.asarray(points, np.float64)))
         self.drawn = [[] for _ in keys]
 
     def take(self, data: PyTree, weights: np.ndarray, start: int, before: float) -> None:

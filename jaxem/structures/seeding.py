@@ -51,14 +51,19 @@ def evenly(draw: Array, data: PyTree, weights: Array, size: int) -> tuple[PyTree
     return _subsample(jnp.broadcast_to(draw, (size,)), data, weights)
 
 
+def places(draws: Array, total: Array) -> Array:
+    """(n,) a place at a uniform one in each of n equal parts of a total weight."""
+    size = draws.shape[0]
+    return (jnp.arange(size).astype(total.dtype) + draws.astype(total.dtype)) / size * total
+
+
 @stage()
 def _subsample(draws: Array, data: PyTree, weights: Array) -> tuple[PyTree, Array]:
     """A row at a uniform place in each of equal parts of the weight."""
     size = draws.shape[0]
     cumulative = jnp.cumsum(weights)
     total = cumulative[-1]
-    points = (jnp.arange(size).astype(weights.dtype) + draws.astype(weights.dtype)) / size
-    index = jnp.minimum(jnp.searchsorted(cumulative, points * total, side="right"), num_rows(data) - 1)
+    index = jnp.minimum(jnp.searchsorted(cumulative, places(draws, total), side="right"), num_rows(data) - 1)
     return jax.tree.map(lambda a: a[index], data), jnp.full(size, total / size)
 
 
