@@ -14,36 +14,17 @@ from jaxem.core import rows as _rows
 from jaxem.core.arguments import expect
 from jaxem.core.mesh import Layout, ShardedRows
 from jaxem.core.pytree import dataclass, static
-from jaxem.core.rows import takes_rows
 from jaxem.core.seen import Rows
 from jaxem.core.sequences import lengthened, most_steps
 from jaxem.core.stages import in_stages
-from jaxem.core.tree import PyTree, float_dtype, num_rows, ones_for
-from jaxem.model import ELBOModel, EStep, LatentModel
-from jaxem.rules import Rule
-from jaxem.wrappers import InnerAt, Wrapper
-
-
-def _where_they_lie(model: "Sharded", f: Any, rows: tuple[PyTree, ...], summed: bool, *rest: PyTree) -> PyTree:
-    """`f(shard, *rows, *rest)` where the rows lie; the last of `rows` that are summed are weights, 0 for padding."""
-    mesh, num = model.layout.mesh, num_rows(rows[0])
-    shards = _mesh.row_shards(mesh)
-    if summed:
-        rows = (*_mesh.padded(rows[:-1], shards), _mesh.padded(rows[-1], shards, zero=True))
-    else:
-        rows = _mesh.padded(rows, shards)
-    out = _mesh.where_rows_lie(f, mesh, rows, summed, *rest)
-    return out if summed or num_rows(rows) == num else jax.tree.map(lambda leaf: leaf[:num], out)
+from jaxem.core.tree import PyTree, float_dtype, num_rows
+from jaxem.model import ELBOModel, LatentModel
+from jaxem.wrappers import InParts, PartsAt, Wrapper
 
 
 @dataclass
-class ShardedAt(InnerAt):
+class ShardedAt(PartsAt):
     """A sharded model at params."""
-
-    def e_step(self, data: PyTree, weights: Array, rule: Rule) -> EStep:
-        """The model's E-step on each device, summed by one all-reduce."""
-        one = lambda shard, x, w, inner, rule: inner.e_step(x, w, rule.fold(shard))
-        return _where_they_lie(self.model, one, (data, weights), True, self.inner, rule)
 
     def moved(self, *args: Any) -> PyTree:
         """As the model does, its sums over rows taken where they lie."""
@@ -57,7 +38,7 @@ class ShardedAt(InnerAt):
 
 
 @dataclass
-class Sharded(Wrapper):
+class Sharded(InParts):
     """A model whose rows lie over the devices of a mesh; see `sharded`."""
 
     layout: Layout = static()
@@ -92,50 +73,17 @@ class Sharded(Wrapper):
         """The model at params."""
         return ShardedAt(self, params, self.model.at(params))
 
-    @takes_rows
-    def e_step(self, params: PyTree, data: PyTree, weights: Array | None = None, rule: Rule | None = None) -> EStep:
-        """The model's E-step, summed over devices."""
-        weights = ones_for(data) if weights is None else weights
-        return self.at(params).e_step(data, weights, self.default_rule() if rule is None else rule)
+    def summed(self, f: Any, data: PyTree, weights: Array, *rest: PyTree) -> PyTree:
+        """Over devices, by one all-reduce."""
+        shards = _mesh.row_shards(self.layout.mesh)
+        rows = _mesh.padded(data, shards), _mesh.padded(weights, shards, zero=True)
+        return _mesh.where_rows_lie(f, self.layout.mesh, rows, True, *rest)
 
-    @takes_rows
-    def elbo_data(self, params: PyTree, data: PyTree, weights: Array | None = None, key: Array | None = None) -> Array:
-        """The model's ELBO.data, summed over devices."""
-        weights = ones_for(data) if weights is None else weights
-        one = lambda shard, x, w, model, params, key: model.elbo_data(params, x, w, _folded(key, shard))
-        return _where_they_lie(self, one, (data, weights), True, self.model, params, key)
-
-    def training_elbo(self, params: PyTree, data: PyTree, weights: Array, key: Array, step: Array) -> Array:
-        """The model's, summed over devices."""
-        one = lambda shard, x, w, *rest: rest[0].training_elbo(rest[1], x, w, _folded(rest[2], shard), rest[3])
-        return _where_they_lie(self, one, (data, weights), True, self.model, params, key, step)
-
-    @takes_rows
-    def posterior(self, params: PyTree, data: PyTree) -> Array:
-        """(N, K) responsibilities, on the devices of the rows."""
-        return _answered(self, "posterior", params, data)
-
-    @takes_rows
-    def predict(self, params: PyTree, data: PyTree) -> Array:
-        """(N,) most probable states, on the devices of the rows."""
-        return _answered(self, "predict", params, data)
-
-    @takes_rows
-    def log_prob(self, params: PyTree, data: PyTree) -> Array:
-        """(N,) log p(x_n), nats, on the devices of the rows."""
-        return _answered(self, "log_prob", params, data)
-
-
-def _folded(key: Array | None, shard: Array) -> Array | None:
-    return None if key is None else jax.random.fold_in(key, shard)
-
-
-def _ask(model: Sharded, method: str, params: PyTree, data: PyTree) -> Array:
-    one = lambda shard, x: getattr(model.model, method)(params, x)
-    return _where_they_lie(model, one, (data,), False)
-
-
-_answered = jax.jit(_ask, static_argnums=1)
+    def mapped(self, f: Any, data: PyTree) -> PyTree:
+        """On the devices of the rows."""
+        num, rows = num_rows(data), _mesh.padded(data, _mesh.row_shards(self.layout.mesh))
+        out = _mesh.where_rows_lie(lambda _, x: f(x), self.layout.mesh, (rows,), False)
+        return out if num_rows(rows) == num else jax.tree.map(lambda leaf: leaf[:num], out)
 
 
 def _over(model: ELBOModel, layout: Layout) -> ELBOModel:
@@ -253,9 +201,11 @@ def over_mesh(model: Any, data: Any, weights: Any) -> tuple[Any, Any, Any, Layou
             data = shard_data(plain.opened(data, "data"), weights, asked)
             weights = None
         else:
-            num = num_rows(data)
-            weights = _rows.as_weights(weights, num, float_dtype(data), like=data)
-            data = ShardedRows(_mesh.put_rows(data, mesh), _mesh.put_rows(weights, mesh), Layout(mesh, (num,)))
+            num, shards = num_rows(data), _mesh.row_shards(mesh)
+            rows = data, _rows.as_weights(weights, num, float_dtype(data), like=data)
+            rows = _mesh.padded(rows[0], shards), _mesh.padded(rows[1], shards, zero=True)  # over fewer axes so far
+            data, weights = _mesh.put_rows(rows, mesh)
+            data = ShardedRows(data, weights, Layout(mesh, _mesh.counts(num, shards)))
             weights = None
     if weights is not None:
         raise ValueError("weights: expected None, as sharded rows have theirs; give them to shard_data(data, weights)")
@@ -265,4 +215,5 @@ def over_mesh(model: Any, data: Any, weights: Any) -> tuple[Any, Any, Any, Layou
     return plain, data.data, data.weights, layout
 
 
-ELBOModel.over = _over  # type: ignore[method-assign, assignment]
+# A wrapper goes inside, with its params: it does not forward this.
+ELBOModel.over = Wrapper.over = _over  # type: ignore[method-assign, assignment]

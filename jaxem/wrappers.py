@@ -3,6 +3,8 @@
 import abc
 import dataclasses
 import functools
+from abc import abstractmethod
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -151,17 +153,82 @@ class InnerAt(At):
 
 
 @dataclass
-class ChunkedAt(InnerAt):
-    """A chunked model at params."""
+class PartsAt(InnerAt):
+    """A model in parts at params."""
 
     def e_step(self, data: PyTree, weights: Array, rule: Rule) -> EStep:
-        """The model's E-step, summed over chunks."""
-        one = lambda x, w, number: self.inner.e_step(x, w, rule.fold(number))
-        return sum_blocks(one, data, weights, self.model.size)
+        """The model's E-step, summed over parts."""
+        one = lambda number, x, w, inner, rule: inner.e_step(x, w, rule.fold(number))
+        return self.model.summed(one, data, weights, self.inner, rule)
 
 
 @dataclass
-class Chunked(Wrapper):
+class InParts(Wrapper):
+    """A model whose rows are taken in parts: E-steps are summed over them, answers for each row come part by part.
+
+    Subclasses say how, in `summed` and `mapped`.
+    """
+
+    @abstractmethod
+    def summed(self, f: Callable[..., PyTree], data: PyTree, weights: Array, *rest: PyTree) -> PyTree:
+        """The sum of `f(number, x, w, *rest)` over parts of the rows; `f` holds nothing else of a program around it."""
+
+    @abstractmethod
+    def mapped(self, f: Callable[[PyTree], PyTree], data: PyTree) -> PyTree:
+        """`f(data)` for an `f` that treats rows one by one."""
+
+    def at(self, params: PyTree) -> PartsAt:
+        """The model at params."""
+        return PartsAt(self, params, self.model.at(params))
+
+    @takes_rows
+    def e_step(self, params: PyTree, data: PyTree, weights: Array | None = None, rule: Rule | None = None) -> EStep:
+        """The model's E-step, summed over parts."""
+        weights = ones_for(data) if weights is None else weights
+        return self.at(params).e_step(data, weights, self.default_rule() if rule is None else rule)
+
+    @takes_rows
+    def elbo_data(self, params: PyTree, data: PyTree, weights: Array | None = None, key: Array | None = None) -> Array:
+        """The model's ELBO.data, summed over parts."""
+        weights = ones_for(data) if weights is None else weights
+        one = lambda number, x, w, model, params, key: model.elbo_data(params, x, w, _folded(key, number))
+        return self.summed(one, data, weights, self.model, params, key)
+
+    def training_elbo(self, params: PyTree, data: PyTree, weights: Array, key: Array, step: Array) -> Array:
+        """The model's, summed over parts."""
+
+        def one(number: Any, x: PyTree, w: Array, model: Any, params: PyTree, key: Array, step: Array) -> Array:
+            return model.training_elbo(params, x, w, _folded(key, number), step)
+
+        return self.summed(one, data, weights, self.model, params, key, step)
+
+    @takes_rows
+    def posterior(self, params: PyTree, data: PyTree) -> Array:
+        """(N, K) responsibilities, by parts."""
+        return _mapped(self, "posterior", params, data)
+
+    @takes_rows
+    def predict(self, params: PyTree, data: PyTree) -> Array:
+        """(N,) most probable states, by parts; no (N, K) array."""
+        return _mapped(self, "predict", params, data)
+
+    @takes_rows
+    def log_prob(self, params: PyTree, data: PyTree) -> Array:
+        """(N,) log p(x_n), nats, by parts; no (N, K) array."""
+        return _mapped(self, "log_prob", params, data)
+
+
+def _folded(key: Array | None, number: Any) -> Array | None:
+    return None if key is None else jax.random.fold_in(key, number)
+
+
+@partial(jax.jit, static_argnums=1)
+def _mapped(wrapper: InParts, method: str, params: PyTree, data: PyTree) -> Array:
+    return wrapper.mapped(lambda x: getattr(wrapper.model, method)(params, x), data)
+
+
+@dataclass
+class Chunked(InParts):
     """A model whose E-step scans over chunks of rows; see `chunked`."""
 
     size: int = static()
@@ -170,43 +237,13 @@ class Chunked(Wrapper):
         """Rows of a chunk."""
         return self.size
 
-    def at(self, params: PyTree) -> ChunkedAt:
-        """The model at params."""
-        return ChunkedAt(self, params, self.model.at(params))
+    def summed(self, f: Callable[..., PyTree], data: PyTree, weights: Array, *rest: PyTree) -> PyTree:
+        """Over chunks."""
+        return sum_blocks(lambda x, w, number: f(number, x, w, *rest), data, weights, self.size)
 
-    @takes_rows
-    def e_step(self, params: PyTree, data: PyTree, weights: Array | None = None, rule: Rule | None = None) -> EStep:
-        """The model's E-step, summed over chunks."""
-        weights = ones_for(data) if weights is None else weights
-        return self.at(params).e_step(data, weights, self.default_rule() if rule is None else rule)
-
-    @takes_rows
-    def elbo_data(self, params: PyTree, data: PyTree, weights: Array | None = None, key: Array | None = None) -> Array:
-        """The model's ELBO.data, summed over chunks."""
-        weights = ones_for(data) if weights is None else weights
-        folded = lambda number: None if key is None else jax.random.fold_in(key, number)
-        one = lambda x, w, number: self.model.elbo_data(params, x, w, folded(number))
-        return sum_blocks(one, data, weights, self.size)
-
-    def training_elbo(self, params: PyTree, data: PyTree, weights: Array, key: Array, step: Array) -> Array:
-        """The model's, summed over chunks."""
-        one = lambda x, w, number: self.model.training_elbo(params, x, w, jax.random.fold_in(key, number), step)
-        return sum_blocks(one, data, weights, self.size)
-
-    @takes_rows
-    def posterior(self, params: PyTree, data: PyTree) -> Array:
-        """(N, K) responsibilities, a chunk at a time."""
-        return _map(self, "posterior", params, data)
-
-    @takes_rows
-    def predict(self, params: PyTree, data: PyTree) -> Array:
-        """(N,) most probable states; no (N, K) array."""
-        return _map(self, "predict", params, data)
-
-    @takes_rows
-    def log_prob(self, params: PyTree, data: PyTree) -> Array:
-        """(N,) log p(x_n), nats; no (N, K) array."""
-        return _map(self, "log_prob", params, data)
+    def mapped(self, f: Callable[[PyTree], PyTree], data: PyTree) -> PyTree:
+        """A chunk at a time."""
+        return map_rows(f, data, self.size)
 
     def check(self, data: PyTree, params: PyTree | None = None) -> None:
         """Checks the size, and what the model checks."""
@@ -215,11 +252,6 @@ class Chunked(Wrapper):
                 raise TypeError(f"chunked: expected a model with an e_step; found {shown(self.model)}")
             check_integer("size", self.size, 1)
         self.model.check(data, params)
-
-
-@partial(jax.jit, static_argnums=1)
-def _map(wrapper: Chunked, method: str, params: PyTree, data: PyTree) -> Array:
-    return map_rows(lambda x: getattr(wrapper.model, method)(params, x), data, wrapper.size)
 
 
 def chunked(model: ELBOModel, size: int) -> Chunked:

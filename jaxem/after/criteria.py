@@ -68,7 +68,7 @@ def _scores_of_stream(
     if weights is not None:
         raise ValueError("weights: expected None, as a stream has its own; give them to jaxem.stream(..., weights=)")
 
-    def one(data: PyTree, counts: Any) -> tuple[Array, Array, Array, Array]:
+    def one(data: PyTree, counts: Any, _number: int) -> tuple[Array, Array, Array, Array]:
         data = _rows.rows(fit.model, fit.params, keyed(data, stream, fit.model.row_keys))
         counts = _rows.place(counts, float_dtype(data))
         return _evaluate(fit.model, fit.params, fit.status, data, counts, rule, bool(allow_degenerate))

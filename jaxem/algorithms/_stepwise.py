@@ -10,6 +10,7 @@ from jax import Array
 
 from jaxem.core import arguments as _arguments
 from jaxem.core import tree as _tree
+from jaxem.core.inputs import as_many
 from jaxem.core.numerics import safe_divide, scrambled
 from jaxem.core.pytree import dataclass
 from jaxem.core.tree import PyTree
@@ -132,8 +133,6 @@ def absorb(
 
 def start_shapes(model: LatentModel, sample: PyTree) -> PyTree:
     """Shapes of a start of the model's own, as if the sample had the rows that a random start needs."""
-    num = max(_tree.num_rows(sample), model.least_rows[1])
-    rows = jax.tree.map(lambda a: jax.ShapeDtypeStruct((num, *a.shape[1:]), a.dtype), sample)
-    weights = jax.ShapeDtypeStruct((num,), _tree.float_dtype(sample))
+    rows, weights = as_many(model, sample)
     start = lambda model, data, weights: model.bind(data, weights).init(jax.random.key(0), data, weights)
     return jax.eval_shape(start, model, rows, weights)

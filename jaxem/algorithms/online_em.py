@@ -58,7 +58,8 @@ class OnlineEM(Algorithm):
     sizes differ by at most one, each row once; so a step costs two passes and no memory. The pass starts
     from the statistics of the scoring E-step, which are there anyway: errors do not add up over passes, and a cluster
     of K-means that lost its rows has count 0 there and is moved, while a moving average alone only ever halves it. With
-    B = N the step is EM's, whatever the rate. All restarts see the same batches.
+    B = N the step is EM's, whatever the rate. All restarts see the same batches. Of a `jaxem.stream` the pass is a
+    second reading, in an order that goes with the key; its batches do not reach across those of the stream.
 
     Streaming, batches fed one at a time: `begin`, then `update` for each; `estimate` reads the params off a state.
 

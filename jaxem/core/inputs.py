@@ -12,15 +12,22 @@ from jaxem.core.arguments import shown
 from jaxem.core.checks import check_proportions
 from jaxem.core.numerics import is_concrete
 from jaxem.core.rows import check_params, place, read
-from jaxem.core.tree import PyTree
+from jaxem.core.tree import PyTree, float_dtype, num_rows
 from jaxem.core.treedefs import check_structure
 
 
-def check_enough(model: Any, num_rows: int, name: str = "data") -> None:
+def check_enough(model: Any, num: int, name: str = "data") -> None:
     """Raises ValueError where the rows are fewer than a random start of the model needs."""
     setting, least = model.least_rows
-    if num_rows < least:
-        raise ValueError(f"{name}: expected at least {setting} = {least} rows; found {num_rows}")
+    if num < least:
+        raise ValueError(f"{name}: expected at least {setting} = {least} rows; found {num}")
+
+
+def as_many(model: Any, rows: PyTree) -> tuple[PyTree, Any]:
+    """Shapes of rows and weights, as if they were as many as a random start of the model, and its `bind`, need."""
+    num = max(num_rows(rows), model.least_rows[1], 2)
+    shape = lambda leaf: jax.ShapeDtypeStruct((num, *leaf.shape[1:]), leaf.dtype)
+    return jax.tree.map(shape, rows), jax.ShapeDtypeStruct((num,), float_dtype(rows))
 
 
 def as_more(model: Any, more: Any, data: PyTree, name: str) -> PyTree:

@@ -327,6 +327,12 @@ def padded(tree: PyTree, multiple: int, zero: bool = False) -> PyTree:
     return jax.tree.map(pad, tree)
 
 
+def counts(num: int, shards: int) -> tuple[int, ...]:
+    """Of equal parts of rows, how many of `num` each holds where padding is at the end."""
+    length = -(-num // shards)
+    return tuple(min(max(num - part * length, 0), length) for part in range(shards))
+
+
 def take_rows(tree: PyTree, index: jax.Array) -> PyTree:
     """Rows of the numbers `index` (B,), below `real_rows`; of rows over a mesh by one all-reduce of B rows.
 
@@ -387,6 +393,6 @@ def all_rows(tree: PyTree) -> PyTree:
 def as_copies(tree: PyTree) -> PyTree:
     """Arrays of a program whose rows lie over a mesh, as copies on all devices; as they are in any other."""
     mesh = current()
-    if mesh is None or not jax.sharding.get_abstract_mesh().empty:
+    if mesh is None:
         return tree
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, PartitionSpec())), tree)

@@ -16,6 +16,7 @@ from jax import Array
 
 from jaxem.core import columns as _columns
 from jaxem.core import mesh as _mesh
+from jaxem.core.arguments import as_key
 from jaxem.core.memory import answered
 from jaxem.core.mesh import ShardedRows
 from jaxem.core.numerics import is_concrete
@@ -293,13 +294,15 @@ def _of_stream(method: Callable[..., Any], call: inspect.BoundArguments, taken: 
     model = call.arguments["self"]
     ask = takes_rows(method)
 
-    def one(data: PyTree, **weights: Any) -> Any:
+    def one(data: PyTree, number: int, **weights: Any) -> Any:
         arguments = dict(call.arguments) | {taken: keyed(data, stream, model.row_keys)} | weights
+        if arguments.get("key") is not None:  # draws of its own in each batch
+            arguments["key"] = jax.random.fold_in(as_key(arguments["key"]), number)
         bound = inspect.BoundArguments(call.signature, arguments)
         return ask(*bound.args, **bound.kwargs)
 
     if adds:
-        return added(stream, lambda data, weights: one(data, weights=weights))
+        return added(stream, lambda data, weights, number: one(data, number, weights=weights))
     return Answers(stream, one, method.__name__)
 
 
@@ -310,7 +313,10 @@ def as_weights(weights: Any, num: int, dtype: Any, name: str = "weights", like: 
     """
     if weights is None:
         mesh = _mesh.mesh_of(like)
-        return place(np.ones(num), dtype) if mesh is None else _mesh.put_rows(np.ones(num, dtype), mesh)
+        if mesh is None:
+            return place(np.ones(num), dtype)
+        put = _mesh.put_copies if num % _mesh.row_shards(mesh) else _mesh.put_rows  # rows over some axes alone
+        return put(np.ones(num, dtype), mesh)
     if _mesh.is_spread(weights):
         return _spread_weights(weights, num, dtype, name)
     if isinstance(weights, jax.core.Tracer):

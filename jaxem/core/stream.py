@@ -95,19 +95,24 @@ class Answers:
     them to one .npy file, batch by batch; `array()` puts them together in memory.
     """
 
-    def __init__(self, stream: Stream, ask: Callable[[PyTree], PyTree], name: str):
+    def __init__(self, stream: Stream, ask: Callable[[PyTree, int], PyTree], name: str):
         self._stream, self._ask, self._name = stream, ask, name
 
     def __repr__(self) -> str:
         return f"Answers({self._name} of {self._stream!r}): iterate over them, .save(path) or .array()"
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        raise AttributeError(f"the answers of a stream have no {name!r}: iterate over them, or .array() of them has")
+
     def __iter__(self) -> Iterator[Any]:
         size = self._stream.batch_rows
-        for batch in self._stream.read():
+        for number, batch in enumerate(self._stream.read()):
             num = num_rows(batch.data)
             try:
                 with explained(f"{self._name}: expected the answer", f"for a batch of {size:,} rows", SMALLER):
-                    answer = self._ask(_mesh.padded(batch.data, size))  # one length, one program
+                    answer = self._ask(_mesh.padded(batch.data, size), number)  # one length, one program
                     jax.block_until_ready(answer)  # without which NumPy ends the process where memory ran out
                     answer = jax.tree.map(lambda leaf, num=num: np.asarray(leaf)[:num], answer)
             except ValueError as error:
@@ -150,15 +155,15 @@ def _header(file: Any, like: np.ndarray, num: int) -> None:
     np.lib.format.write_array_header_1_0(file, head | {"shape": (num, *like.shape[1:])})
 
 
-def added(stream: Stream, ask: Callable[[PyTree, np.ndarray], PyTree]) -> Any:
-    """What a question of data and weights says of all rows of a stream, where that adds up over them."""
+def added(stream: Stream, ask: Callable[[PyTree, np.ndarray, int], PyTree]) -> Any:
+    """What a question of data, weights and the number of their batch says of all rows of a stream, where it adds up."""
     total, size = None, stream.batch_rows
-    for batch in stream.read():
+    for number, batch in enumerate(stream.read()):
         dtype = jax.tree.leaves(batch.data)[0].dtype
         weights = np.ones(num_rows(batch.data), dtype) if batch.weights is None else batch.weights
         if not np.any(weights):
             continue
-        said = ask(_mesh.padded(batch.data, size), _mesh.padded(weights, size, zero=True))
+        said = ask(_mesh.padded(batch.data, size), _mesh.padded(weights, size, zero=True), number)
         total = said if total is None else jax.tree.map(lambda a, b: a + b, total, said)
         jax.block_until_ready(total)  # rows on their way are not to pile up
     if total is None:

@@ -21,7 +21,7 @@ from jaxem.core import tree as _tree
 from jaxem.core import whole as _whole
 from jaxem.core.arguments import as_key, as_numbers, check_integer, check_leaves, expect, shown
 from jaxem.core.foreign import named
-from jaxem.core.inputs import as_params, cast_floats, check_enough
+from jaxem.core.inputs import as_many, as_params, cast_floats, check_enough
 from jaxem.core.mesh import Layout
 from jaxem.core.numerics import is_concrete, namespace
 from jaxem.core.seen import Rows
@@ -203,6 +203,8 @@ def _fit_stream(
     if weights is not None:
         raise ValueError("weights: expected None, as a stream has its own; give them to jaxem.stream(..., weights=)")
     check_model(model, stream)
+    if not is_concrete(model, key, params):
+        raise TypeError("data: expected rows in memory inside jit or vmap, where no host reads; found a stream")
     plain = model.model if isinstance(model, Sharded) else model
     first = _processes.together(lambda: _first(stream), "data") if isinstance(model, Sharded) else _first(stream)
     data = plain.opened(keyed(first.data, stream, plain.row_keys), "data")
@@ -249,10 +251,9 @@ def prepare(
     key = as_key(key)
     model = dataclasses.replace(model, rows=None)  # that of an earlier fit
     model, data, weights, layout = over_mesh(model, data, weights)
+    settings = int(max_steps), int(num_restarts), restart_batch, screen
     with _mesh.over(layout):
-        return _prepared(
-            model, data, key, params, weights, algorithm, stop, max_steps, num_restarts, restart_batch, screen, layout
-        )
+        return _prepared(model, data, key, params, weights, algorithm, stop, settings, layout)
 
 
 def _prepared(
@@ -263,40 +264,39 @@ def _prepared(
     weights: Array | None,
     algorithm: Any,
     stop: StopRule | None,
-    max_steps: int,
-    num_restarts: int,
-    restart_batch: int | None,
-    screen: Screen | None,
+    settings: tuple[int, int, int | None, Screen | None],
     layout: Layout | None,
 ) -> tuple[Problem, Rows]:
     """`prepare` of rows that lie where they lie."""
+    max_steps, num_restarts, restart_batch, screen = settings
     given, (data, seen) = data, _rows.read(model.opened(data, "data"), keys=model.row_keys)
     dtype = _tree.float_dtype(data)
-    _table.check_trace(int(num_restarts), int(max_steps), dtype)
+    _table.check_trace(num_restarts, max_steps, dtype)
     weights = _rows.as_weights(weights, _tree.num_rows(data), dtype, like=given)
     model.check(data)
     check_enough(model, _whole.num_all(_tree.num_rows(data)))
     if algorithm is None and params is None and screen is None:
-        algorithm = search(model, data, int(max_steps))
+        algorithm = search(model, data, max_steps)
     looked_at = dataclasses.replace(model, rows=seen)  # further rows are held against these
-    algorithm = choose_algorithm(model, algorithm).prepare(looked_at, data, key, int(max_steps))
+    algorithm = choose_algorithm(model, algorithm).prepare(looked_at, data, key, max_steps)
     stop = choose_stop(model, stop)
     for name, part in (("model", model), ("algorithm", algorithm), ("stop", stop)):
         check_leaves(name, part)
     model, algorithm, stop = (cast_floats(part, dtype) for part in (model, algorithm, stop))
     if params is not None:
-        params = as_params(params, jax.eval_shape(_start_params, model, data, weights, key), num_restarts, dtype, model)
+        shapes = jax.eval_shape(_start_params, model, *as_many(model, data), key)
+        params = as_params(params, shapes, num_restarts, dtype, model)
         model.check(data, params)
-    _shapes.check(model, data, weights, key)
+    _shapes.check(model, data, key)
     if screen is not None:  # int32 in the program
         screen = Screen(min(screen.num_steps, max_steps), min(screen.keep, num_restarts))
-    dealt = _table.check_dealt(layout, int(num_restarts), screen)
-    wanted, mine = restart_batch or _lanes(_step_cost(model, data)), int(num_restarts) // dealt
+    dealt = _table.check_dealt(layout, num_restarts, screen)
+    wanted, mine = restart_batch or _lanes(_step_cost(model, data)), num_restarts // dealt
     model, lanes, plan = _plan.choose(
         model, data, weights, key, algorithm, mine, wanted, restart_batch is not None, layout
     )
-    keys = _table.restart_keys(key, int(num_restarts))
-    sizes = int(max_steps), int(num_restarts), int(lanes)
+    keys = _table.restart_keys(key, num_restarts)
+    sizes = max_steps, num_restarts, int(lanes)
     known = _independent(model, data, weights)
     if layout is not None:  # all that a program is given is to be on its devices
         copies = (model, keys, params, algorithm, stop)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxem.core.arguments import shown
+from jaxem.core.inputs import as_many
 from jaxem.core.tree import PyTree, float_dtype, num_rows
 from jaxem.core.treedefs import check_structure
 from jaxem.model import DiscreteLatent, EStep, LatentModel
@@ -17,7 +18,7 @@ from jaxem.structures.structured import StructuredAt
 from jaxem.wrappers import Chunked, unwrapped
 
 
-def check(model: Any, data: PyTree, weights: Array, key: Array) -> None:
+def check(model: Any, data: PyTree, key: Array) -> None:
     """Raises where the methods of a model return something else than the E-step and the loop need.
 
     Models of jaxem itself are tested, and skipped unless their family is the user's: tracing costs a few hundredths of
@@ -26,7 +27,6 @@ def check(model: Any, data: PyTree, weights: Array, key: Array) -> None:
     Args:
       model: the model, not bound.
       data: observations, cast.
-      weights: (N,).
       key: any random key.
 
     Raises:
@@ -37,7 +37,7 @@ def check(model: Any, data: PyTree, weights: Array, key: Array) -> None:
     if isinstance(unwrapped(model), MeanField):
         check_functions(unwrapped(model), data)
     if _is_own(model) or ((hasattr(type(model), "family") or "family" in vars(model)) and _is_own(model.family)):
-        jax.eval_shape(_trace, model, data, weights, key)
+        jax.eval_shape(_trace, model, *as_many(model, data), key)
 
 
 def _is_own(thing: Any) -> bool:

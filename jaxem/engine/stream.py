@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from jaxem.core import mesh as _mesh
 from jaxem.core import processes as _processes
 from jaxem.core import tree as _tree
 from jaxem.core.arguments import shown
+from jaxem.core.inputs import as_many
 from jaxem.core.pytree import dataclass
 from jaxem.core.tree import Packed, PyTree
 from jaxem.engine import table as _table
@@ -100,20 +102,31 @@ def _zeros(problem: Problem, model: Any, packed: Packed, batch: Any) -> Packed:
     return _tree.pack(jax.tree.map(lambda s: jnp.zeros((problem.num_restarts, *s.shape), s.dtype), found))
 
 
-@jax.jit
-def _add(
-    problem: Problem, model: Any, packed: Packed, sums: Packed, lanes: _Lanes, batch: Any, number: Array
+@partial(jax.jit, static_argnums=0)
+def _taken(
+    second: bool,
+    problem: Problem,
+    model: Any,
+    packed: Packed,
+    so_far: Packed,
+    lanes: _Lanes,
+    batch: Any,
+    number: Array,
 ) -> Packed:
-    """Sums with what a batch says of each restart: one reading of the batch serves all."""
+    """What a pass has come to after a batch, of which one reading serves all restarts: sums, or what a second is at."""
     with _mesh.over(problem.layout):
         batch = (model.arrange(batch[0]), batch[1])
 
-        def group(ids: Array, sums: Packed) -> Packed:
-            states = _tree.take(packed, ids).unpack()
-            found = _tree.pack(_table.lanewise(lambda s: _evaluated(problem, model, s, batch, number), states))
-            return _tree.put(sums, ids, jax.tree.map(jnp.add, _tree.take(sums, ids), found))
+        def one(pair: Any) -> Any:
+            if second:
+                return problem.algorithm.in_pass(model, *pair, *batch, number)
+            return jax.tree.map(jnp.add, pair[1], _evaluated(problem, model, pair[0], batch, number))
 
-        return _by_groups(problem, lanes, group, sums)
+        def group(ids: Array, so_far: Packed) -> Packed:
+            pairs = _tree.take(packed, ids).unpack(), _tree.take(so_far, ids).unpack()
+            return _tree.put(so_far, ids, _tree.pack(_table.lanewise(one, pairs)))
+
+        return _by_groups(problem, lanes, group, so_far)
 
 
 @jax.jit
@@ -121,22 +134,6 @@ def _begin_pass(problem: Problem, model: Any, packed: Packed, sums: Packed) -> P
     """What the second pass of a step begins with."""
     begin = lambda pair: problem.algorithm.begin_pass(model, *pair)
     return _tree.pack(_table.lanewise(begin, (packed.unpack(), sums.unpack())))
-
-
-@jax.jit
-def _go_on(
-    problem: Problem, model: Any, packed: Packed, now: Packed, lanes: _Lanes, batch: Any, number: Array
-) -> Packed:
-    """What the second pass has come to after a batch."""
-    with _mesh.over(problem.layout):
-        batch = (model.arrange(batch[0]), batch[1])
-
-        def group(ids: Array, now: Packed) -> Packed:
-            pairs = _tree.take(packed, ids).unpack(), _tree.take(now, ids).unpack()
-            step = lambda pair: problem.algorithm.in_pass(model, *pair, *batch, number)
-            return _tree.put(now, ids, _tree.pack(_table.lanewise(step, pairs)))
-
-        return _by_groups(problem, lanes, group, now)
 
 
 @jax.jit
@@ -184,10 +181,10 @@ class Run:
         self.problem, self.reader, self.watch, self.began, self.finish = problem, reader, watch, began, finish
         self.loop = dataclasses.replace(problem.in_loop, data=None, weights=None, params=None)  # type: ignore[arg-type]
         self.saver = None if watch.checkpoint is None else self._saver()
-        self.template = problem.data, problem.weights
+        # The pass under way: sums so far, what a second pass is at (None in the first), and the batch that comes next.
         self.sums: Packed | None = None
         self.now: Packed | None = None
-        self.phase, self.first = 0, 0
+        self.first = 0
         self.stepped = False
 
     def fit(self) -> Fit:
@@ -258,11 +255,10 @@ class Run:
         place, arrays = found
         problem = self.problem
         plain = problem.model.model if isinstance(problem.model, Sharded) else problem.model
-        shapes = jax.eval_shape(lambda m, x, w: m.bind(x, w), plain, *self.template)
-        structure: Any = jax.tree.structure(shapes)
+        rows, counts = as_many(plain, problem.data), place["counts"]
+        structure: Any = jax.tree.structure(jax.eval_shape(lambda m, x, w: m.bind(x, w), plain, *rows))
         leaves = [arrays[f"model{i}"] for i in range(structure.num_leaves)]
-        counts = place["counts"]
-        start = jax.eval_shape(lambda m, k, x, w: m.bind(x, w).init(k, x, w), plain, problem.keys[0], *self.template)
+        start = jax.eval_shape(lambda m, k, x, w: m.bind(x, w).init(k, x, w), plain, problem.keys[0], *rows)
         many = lambda s: np.zeros((problem.num_restarts, *s.shape), s.dtype)
         starts = None if problem.params is not None else jax.tree.map(many, start)
         model = jax.tree.unflatten(structure, leaves)
@@ -270,10 +266,10 @@ class Run:
 
     def _resumed(self, table: Table, place: dict[str, Any], arrays: dict[str, Any]) -> Table:
         table = restored(table, arrays)
-        self.phase, self.first, self.stepped = place["phase"], place["batch"], place["stepped"]
-        if self.phase > 0 or self.first > 0:
+        self.first, self.stepped = place["batch"], place["stepped"]
+        if "sums0" in arrays:
             self.sums = self._unpacked("sums", arrays, self._zeros(table))
-        if self.phase > 0:
+        if "pass0" in arrays:
             like = jax.eval_shape(_begin_pass, self.loop, table.model, table.packed, self.sums)
             self.now = self._unpacked("pass", arrays, like)
         return table
@@ -291,7 +287,7 @@ class Run:
         try:
             self._save()
         except (jax.errors.JaxRuntimeError, MemoryError):
-            self.sums, self.now, self.phase, self.first = None, None, 0, 0
+            self.sums, self.now, self.first = None, None, 0
             self._save()
 
     def _save(self) -> None:
@@ -303,7 +299,7 @@ class Run:
             arrays |= {} if packed is None else {f"{name}{i}": column for i, column in enumerate(packed.columns)}
         found = self.surveyed
         counts = [found.num_rows, found.num_batches, found.num_observed]
-        place = {"phase": self.phase, "batch": self.first, "stepped": self.stepped, "counts": counts}
+        place = {"batch": self.first, "stepped": self.stepped, "counts": counts}
         self.saver.save(arrays, place | {"observations": found.observations})  # type: ignore[union-attr]
 
     # What a step is.
@@ -317,21 +313,20 @@ class Run:
         lanes = self._lanes(running)
         if self.sums is None:
             self.sums = self._zeros(self.table)
-        if self.phase == 0 and self._pass(bar, lanes, self._evaluate, None):
-            return True
-        if self.problem.algorithm.reads == "pass":
-            if self.phase == 0:
-                self.now = _begin_pass(self.loop, self.table.model, self.table.packed, self.sums)
-                self.phase, self.first = 1, 0
-            step = int(self.table.packed.peek("step").step[int(np.argmax(running))])
-            if self._pass(bar, lanes, lambda *args: self._second(step, *args), step):
+        step = int(self.table.packed.peek("step").step[int(np.argmax(running))])
+        if self.now is None:
+            if self._pass(bar, lanes, step):
                 return True
+            if self.problem.algorithm.reads == "pass":
+                now = _begin_pass(self.loop, self.table.model, self.table.packed, self.sums)
+                self.now, self.first = now, 0
+        if self.now is not None and self._pass(bar, lanes, step):
+            return True
         total = self._placed(np.asarray(self.surveyed.observations, self.reader.dtype))
-        table = dataclasses.replace(self.table, data=None)
-        packed, trace = _update(self.loop, table, self.sums, self.now, lanes, total)
+        packed, trace = _update(self.loop, self.table, self.sums, self.now, lanes, total)
         wait((packed, trace))
         self.table = dataclasses.replace(self.table, packed=packed, trace=trace)
-        self.sums, self.now, self.phase, self.first, self.stepped = None, None, 0, 0, True
+        self.sums, self.now, self.first, self.stepped = None, None, 0, True
         return done(self.problem, self.table, self.watch, bar, self.began, self.asked)
 
     def _screen(self) -> tuple[Table, np.ndarray]:
@@ -348,16 +343,16 @@ class Run:
         return self._placed(_Lanes(ids, np.int32(-(-len(which) // width))))  # type: ignore[arg-type]
 
     def _zeros(self, table: Table) -> Packed:
-        return _zeros(self.loop, table.model, table.packed, self.template)
+        return _zeros(self.loop, table.model, table.packed, (self.problem.data, self.problem.weights))
 
-    def _pass(self, bar: Bar, lanes: _Lanes, take: Callable[..., Packed], seed: int | None) -> bool:
-        """One pass over the batches that are left of it; whether time is up."""
-        stream = None if seed is None else self.reader.stream.shuffled(seed)
+    def _pass(self, bar: Bar, lanes: _Lanes, step: int) -> bool:
+        """One pass over the batches that are left of it, a second one in an order of its own; whether time is up."""
+        stream = None if self.now is None else self.reader.stream.shuffled(self._seed(step))
         batches = self.reader.loaded(stream, self.first, self.surveyed.num_batches)
         flying: list[Packed] = []
         try:
             while (batch := self._next(batches)) is not None:
-                flying.append(take(lanes, batch))
+                flying.append(self._take(lanes, batch, step))
                 if len(flying) > IN_FLIGHT:
                     wait(flying.pop(0))
                 bar.say(f"batch {self.first} of {self.surveyed.num_batches}")
@@ -386,21 +381,24 @@ class Run:
         batch = _processes.together(read, "data") if self.reader.shared else read()
         return None if batch is None else self.reader.placed(batch)
 
-    # What says how far a pass is changes together with it: whatever comes between, a save is of one place.
+    def _take(self, lanes: _Lanes, batch: Loaded, step: int) -> Packed:
+        """What the pass has come to after a batch. It changes together with its place: a save is of one moment."""
+        second = self.now is not None
+        so_far, number = (self.now if second else self.sums), batch.number
+        if second:
+            number += step * self.surveyed.num_batches
+        rows = batch.data, batch.weights
+        taken = _taken(second, self.loop, self.table.model, self.table.packed, so_far, lanes, rows, np.int32(number))
+        if second:
+            self.now, self.first = taken, batch.number + 1
+        else:
+            self.sums, self.first = taken, batch.number + 1
+        return taken
 
-    def _evaluate(self, lanes: _Lanes, batch: Loaded) -> Packed:
-        assert self.sums is not None
-        rows, number = (batch.data, batch.weights), np.int32(batch.number)
-        sums = _add(self.loop, self.table.model, self.table.packed, self.sums, lanes, rows, number)
-        self.sums, self.first = sums, batch.number + 1
-        return sums
-
-    def _second(self, step: int, lanes: _Lanes, batch: Loaded) -> Packed:
-        assert self.now is not None
-        rows, count = (batch.data, batch.weights), np.int32(step * self.surveyed.num_batches + batch.number)
-        now = _go_on(self.loop, self.table.model, self.table.packed, self.now, lanes, rows, count)
-        self.now, self.first = now, batch.number + 1
-        return now
+    def _seed(self, step: int) -> int:
+        """Of the order of a second pass: of the algorithm's key, and another in each step."""
+        words = np.asarray(jax.random.key_data(self.problem.algorithm.key)).ravel()
+        return int.from_bytes(words.tobytes(), "little") * 2**32 + step
 
     def _late(self) -> bool:
         limit = self.watch.time_limit

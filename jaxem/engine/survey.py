@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from jaxem.core import processes as _processes
 from jaxem.core import threefry
 from jaxem.core import whole as _whole
+from jaxem.core.inputs import check_enough
 from jaxem.core.numerics import is_concrete
 from jaxem.core.sequences import Sequences, num_observations, total_weight
 from jaxem.core.tree import PyTree, num_rows
@@ -72,6 +73,11 @@ def _bound(num: int | None, free: bool, model: Any, known: PyTree, x: PyTree, w:
     return _asked(num, free, model, known, x, w)[0]
 
 
+# Of models that a user has written.
+_own_bind = jax.jit(lambda model, x, w: model.bind(x, w))
+_own_start = jax.jit(lambda model, key, x, w: model.init(key, x, w))
+
+
 @jax.jit
 def _added(a: PyTree, b: PyTree) -> PyTree:
     return a + b
@@ -102,14 +108,14 @@ class Surveyor:
         alone = not reader.shared and not reader.stream.weighted
         self.num: int | None = reader.stream.num_rows if alone else None
         self.total: float | None = None if self.num is None else float(self.num)
-        self.first, self.batches, self.observations, self.observed = 0, 0, 0.0, 0
+        self.first, self.before = 0, 0.0  # rows and weight of the processes before this one
+        self.batches, self.observations, self.observed = 0, 0.0, 0
         self.samples: list[Any] | None = None
 
     def run(self) -> Surveyed:
         """The passes, and what follows from them."""
-        self._pass()
-        while not self._done():
-            self._pass()
+        while (wanted := self._wanted())[0] != "done":
+            self._pass(*wanted)
         bound = self._bind()
         starts = None if self.problem.params is not None else self._starts(bound)
         num = self.num
@@ -123,6 +129,14 @@ class Surveyor:
         total = None if self.total is None else np.asarray(self.total, self.reader.dtype)
         return self.known, self.kept, total
 
+    def _wanted(self) -> tuple[str, Any]:
+        """What the next pass is for, by `_state`; but for the first, rows that are kept come before: they tell more."""
+        here = self.kept is not None and (self.problem.params is not None or self.samples is not None)
+        if here or not self.known:
+            state = self._state()
+            return state if here or state[0] == "part" else ("count", None)
+        return "count", None
+
     def _state(self) -> tuple[str, Any]:
         """What `bind` needs next: ("done", None), ("count", None) or ("part", its shapes)."""
         if self.own:
@@ -131,23 +145,17 @@ class Surveyor:
         model, part = jax.eval_shape(partial(_asked, self.num, self.free), self.model, self._facts(), *rows)
         return ("done" if model is not None else "count" if part is None else "part"), part
 
-    def _done(self) -> bool:
-        if self.kept is None or (self.problem.params is None and self.samples is None):
-            return False
-        return self._state()[0] == "done"
-
-    def _pass(self) -> None:
+    def _pass(self, state: str, shapes: PyTree) -> None:
         """One pass over all rows, for all that can be had of it."""
         first = self.batches == 0
-        state = self._state()[0] if not self.known or self.kept is not None else "count"
-        gather = _Gather(self) if self.num is not None else None
+        gather = _Gather(self) if self.num is not None and self.kept is None else None
         read = lambda: self._read(first, state, gather)
         # An error of one process is one of all: the others would wait for what it says.
         part, count, weight = _processes.together(read, "data") if self.reader.shared else read()
         if first:
             self._counted_all(count, weight)
         if state == "part":
-            self.known.append(self._merged(part))
+            self.known.append(self._merged(part, shapes))
         if gather is not None:
             self.kept, self.samples = gather.all()
             self._look()
@@ -189,17 +197,15 @@ class Surveyor:
         if not weight > 0:
             raise ValueError("weights: expected at least one positive; found only zeros")
         self.num, self.total = count, weight
-        least = self.model.least_rows
-        if count < least[1]:
-            raise ValueError(f"data: expected at least {least[0]} = {least[1]} rows; found {count}")
+        check_enough(self.model, count)
 
-    def _merged(self, part: PyTree) -> PyTree:
+    def _merged(self, part: PyTree, shapes: PyTree) -> PyTree:
         """A sum over all processes, but for those whose rows have no weight."""
         if not self.reader.shared:
             return part
         has = np.ravel(multihost_utils.process_allgather(np.bool_(part is not None)))
         if part is None:
-            part = jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), self._state()[1])
+            part = jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), shapes)
         every = multihost_utils.process_allgather(part)
         parts = [jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf[i]), every) for i in np.flatnonzero(has)]
         merged = parts[0]
@@ -222,12 +228,12 @@ class Surveyor:
         if self.own:
             kept, weights = self.kept
             scale = float(self.total or 0) / np.sum(weights, dtype=np.float64)
-            return jax.jit(lambda m, x, w: m.bind(x, w))(self.model, kept, np.asarray(weights * scale, w.dtype))
+            return _own_bind(self.model, kept, np.asarray(weights * scale, w.dtype))
         return _bound(self.num, self.free, self.model, self._facts(), x, w)
 
     def _starts(self, model: Any) -> PyTree:
         assert self.samples is not None
-        init = model.init if _table.in_stages(model) else jax.jit(lambda key, x, w: model.init(key, x, w))
+        init = model.init if _table.in_stages(model) else partial(_own_start, model)
         return _table.stack([init(key, x, w) for key, x, w in self.samples])
 
 
@@ -272,7 +278,7 @@ class _Gather:
 
     def take(self, data: PyTree, weights: np.ndarray, start: int, before: float) -> None:
         """Looks at one batch, whose first row is number `start`, with the weight `before` in this process before it."""
-        num, base = len(weights), getattr(self.surveyor, "before", 0.0) + before
+        num, base = len(weights), self.surveyor.before + before
         chosen = slice((-start) % self.step, num, self.step)
         copies = lambda tree, index: jax.tree.map(lambda leaf: leaf[index].copy(), tree)
         self.kept.append(copies(data, chosen))

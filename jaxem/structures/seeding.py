@@ -77,7 +77,7 @@ def _subsample_over(draws: Array, data: PyTree, weights: Array, mesh: Any) -> tu
     def own(shard: Array, data: PyTree, weights: Array, draws: Array) -> tuple[PyTree, Array]:
         sums = jnp.cumsum(jax.lax.all_gather(jnp.sum(weights), axes))
         start, total = jnp.where(shard > 0, sums[shard - 1], 0), sums[shards - 1]
-        points = (jnp.arange(size).astype(weights.dtype) + draws.astype(weights.dtype)) / size * total
+        points = places(draws, total)
         # The last shard with weight takes what by rounding lies beyond.
         mine = (points >= start) & ((points < sums[shard]) | (sums[shard] >= total)) & (sums[shard] > start)
         index = jnp.minimum(jnp.searchsorted(start + jnp.cumsum(weights), points, side="right"), apiece - 1)

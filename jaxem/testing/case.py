@@ -57,7 +57,7 @@ class Case:
         self.weights = jax.device_put(np.random.default_rng(0).uniform(0.5, 2.0, self.num))
         model = cast_floats(model, jnp.float64)
         model.check(self.data)
-        _shapes.check(model, self.data, self.weights, key)
+        _shapes.check(model, self.data, key)
         self.given = choose_algorithm(model, algorithm)
         self.algorithm: Any = self.given.prepare(model, self.data, key, STEPS)
         self.name, self.climbs_by = type(self.algorithm).__name__, self.algorithm.climbs_by

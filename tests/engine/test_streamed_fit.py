@@ -12,6 +12,7 @@ import jaxem
 from jaxem import families
 from jaxem.engine import checkpoint as _checkpoint
 from jaxem.engine import stream as _stream
+from jaxem.engine import survey as _survey
 from jaxem.engine.reading import Reader, ahead
 
 KEY = jax.random.key(0)
@@ -150,6 +151,49 @@ def test_online_em_takes_passes_in_another_order(gmm, path):
     assert abs(float(fit.model.e_step(fit.params, X).elbo_data - fit.elbo.data)) < 1e-8
     again = jaxem.fit(jaxem.GMM(3), stream, key=KEY, algorithm=online, num_restarts=3, max_steps=4)
     assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(floats(fit), floats(again), strict=True))
+
+
+def test_the_order_of_a_pass_goes_with_the_key(path):
+    stream = jaxem.stream(path, batch_rows=ROWS)
+    go = lambda seed: jaxem.fit(
+        jaxem.GMM(3, "diag"), stream, key=KEY, algorithm=jaxem.OnlineEM(64, key=jax.random.key(seed)), max_steps=1
+    )
+    one, again, other = go(1), go(1), go(2)
+    assert float(one.elbo.total) == float(again.elbo.total) != float(other.elbo.total)
+
+
+def test_batches_of_one_row_go_on_and_take_params(tmp_path):
+    stream, file = jaxem.stream(X[:12], batch_rows=1), tmp_path / "fit.npz"
+    whole = jaxem.fit(jaxem.GMM(3), stream, key=KEY, max_steps=3)
+    jaxem.fit(jaxem.GMM(3), stream, key=KEY, max_steps=1, checkpoint=file)
+    gone_on = jaxem.fit(jaxem.GMM(3), stream, key=KEY, max_steps=3, checkpoint=file)
+    for a, b in zip(floats(gone_on), floats(whole), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert jaxem.fit(jaxem.GMM(3), stream, key=KEY, max_steps=1, params=whole.params).params.mixing.shape == (3,)
+
+
+def test_estimates_draw_anew_in_each_batch():
+    from jaxem.networks import mlp
+
+    model = jaxem.VAE(mlp(3, 2), mlp(3, 3), latent_dim=1, likelihood=jaxem.likelihoods.Gaussian())
+    params = model.init(KEY, jnp.asarray(X), jnp.ones(N))
+    same = jaxem.stream(lambda: iter([X[:20]] * 2))
+    answers = model.evidence(params, same, key=KEY, num_samples=5)
+    first, second = (part.log_prob for part in answers)
+    assert not np.allclose(first, second, rtol=1e-9)
+    np.testing.assert_allclose(first, second, atol=5)
+    with pytest.raises(AttributeError, match="the answers of a stream have no 'log_prob': iterate over them"):
+        model.log_prob(params, same, key=KEY)
+
+
+def test_rows_are_gathered_once(monkeypatch):
+    made = []
+    gather = _survey._Gather
+    monkeypatch.setattr(_survey, "_Gather", lambda *args: made.append(1) or gather(*args))
+    dependent = np.concatenate([X, X[:, :1] + X[:, 1:2]], 1)  # which takes several passes
+    fit = jaxem.fit(jaxem.GMM(2), jaxem.stream(dependent, batch_rows=ROWS), key=KEY, max_steps=1)
+    assert made == [1]
+    assert np.asarray(fit.model.family.scale.span.dependent).tolist() == [False, False, False, True]
 
 
 def test_drawn_states_differ_between_batches():
@@ -351,6 +395,12 @@ def test_refused(change, error, message):
     arguments = {"data": jaxem.stream(X, batch_rows=ROWS), "key": KEY} | change
     with pytest.raises(error, match=message):
         jaxem.fit(jaxem.GMM(3), arguments.pop("data"), **arguments)
+
+
+def test_refused_inside_jit():
+    stream = jaxem.stream(X, batch_rows=ROWS)
+    with pytest.raises(TypeError, match="data: expected rows in memory inside jit or vmap"):
+        jax.jit(lambda key: jaxem.fit(jaxem.GMM(3), stream, key=key).elbo.total)(KEY)
 
 
 def test_rows_that_the_model_cannot_have_made_are_named(tmp_path):

@@ -234,3 +234,42 @@ def test_chunks_are_of_the_rows_of_a_device_whatever_is_written_outermost(alone,
     fit = cases.fitted("diag", data, model=model)
     assert not any(isinstance(layer, type(jaxem.sharded(jaxem.GMM(2)))) for layer in (fit.model, fit.model.model))
     compare(cases.numbers(fit), alone("diag")[1])
+
+
+WRAPPED = {
+    "chunked": (jaxem.chunked(jaxem.GMM(2), 16), cases.ROWS),
+    "labels": (jaxem.partly_labelled(jaxem.GMM(2)), (cases.ROWS, np.where(np.arange(cases.NUM) % 4, -1.0, cases.HALF))),
+    "estimated": (
+        jaxem.EmpiricalBayes(jaxem.BayesianMixture(jaxem.families.Poisson(), 2), ("prior.shape",)),
+        cases.COUNTS,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_a_wrapper_goes_inside_for_questions_about_sharded_rows(name):
+    model, data = WRAPPED[name]
+    fit = jaxem.fit(model, data, key=KEY, max_steps=2)
+    rows = jaxem.shard_data(data)
+    expected = fit.model.e_step(fit.params, data)
+    for a, b in zip(jax.tree.leaves(fit.model.e_step(fit.params, rows)), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+    there = model.over(rows.layout)
+    assert type(there.model) is type(model)
+
+
+def test_arrays_over_some_axes_of_a_mesh_need_not_suit_all():
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("a", "b"))
+    rows = cases.ROWS[:82]  # even, and no multiple of eight
+    lying = jax.device_put(rows, NamedSharding(mesh, PartitionSpec("a")))
+    one, many = (jaxem.fit(jaxem.GMM(2), data, key=KEY, max_steps=3) for data in (rows, lying))
+    np.testing.assert_allclose(many.elbo.total, one.elbo.total, rtol=1e-12)
+    assert int(many.num_rows) == 82
+
+
+@pytest.mark.parametrize("name", ["svi", "vae"])
+def test_batches_where_restarts_are_dealt_out_as_well(alone, name):
+    mesh = jax.make_mesh((2, 4), ("restarts", "rows"))
+    rows, weights = cases.rows_of(name)
+    fit = cases.fitted(name, jaxem.shard_data(rows, weights, mesh), num_restarts=2)
+    compare(cases.numbers(fit), alone(name, num_restarts=2)[1])
