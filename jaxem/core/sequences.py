@@ -50,19 +50,19 @@ def most_axes(data: PyTree) -> int:
 
 def total_weight(data: PyTree, weights: Array) -> Array:
     """The number of observations that weights (N,) stand for: their sum, or of sequences that of their observations."""
-    found = _found(data)
+    found = sequences_in(data)
     return jnp.sum(weights) if found is None else jnp.sum(weights[:, None] * found.observed)
 
 
 def num_observations(data: PyTree, weights: Array) -> Array:
     """The number of observations of positive weight, int32."""
-    found, used = _found(data), weights > 0
+    found, used = sequences_in(data), weights > 0
     return jnp.sum(used if found is None else used[:, None] & (found.observed > 0), dtype=jnp.int32)
 
 
 def most_steps(data: PyTree) -> int:
     """T of sequences; 0 of anything else."""
-    found = _found(data)
+    found = sequences_in(data)
     return 0 if found is None else found.observed.shape[1]
 
 
@@ -77,7 +77,8 @@ def lengthened(data: PyTree, steps: int) -> PyTree:
     return (found, *map(whole, known)) if known else found
 
 
-def _found(data: PyTree) -> Sequences | None:
+def sequences_in(data: PyTree) -> Sequences | None:
+    """The sequences that data are, with or without labels; None for rows."""
     if isinstance(data, tuple) and len(data) == 2:
         data = data[0]  # with labels
     return data if isinstance(data, Sequences) else None
@@ -95,7 +96,7 @@ def answer(out: Any, given: Any, data: PyTree, by_step: bool = True) -> Any:
     Returns:
       Of a single sequence its entry; of a list a list for (S, T, ...), each as long as its sequence; else `out`.
     """
-    found = _found(data)
+    found = sequences_in(data)
     if found is None or not isinstance(out, jax.Array) or out.ndim == 0 or out.shape[0] != found.observed.shape[0]:
         return out
     given = given[0] if isinstance(data, tuple) else given

@@ -40,7 +40,7 @@ from jaxem.engine.reading import AHEAD, Reader
 from jaxem.engine.result import Fit, Restarts
 from jaxem.engine.table import Problem, Screen, Table, unfinished
 from jaxem.families import Family
-from jaxem.families.dependence import LOOKED_AT, clearly_independent
+from jaxem.families.dependence import LOOKED_AT, surely_independent
 from jaxem.families.reasons import DEGENERATE
 from jaxem.model import ELBOModel, Health, LatentModel
 from jaxem.rules import Rule
@@ -106,9 +106,9 @@ def fit(
     more `max_steps` than before, where the algorithm's settings do not depend on them (a schedule, a gradient ascent).
 
     Of a stream a step is a pass, in which each batch is read once for all restarts, by a thread ahead of the device;
-    one or two passes before the first step bind the model and draw the starts. A checkpoint then has the place in the
+    one pass or a few before the first step bind the model and draw the starts. A checkpoint then has the place in the
     pass and its sums so far. An error of the source ends the fit; the error's `.fit` is what there was. For `EM` and
-    `OnlineEM`, whose passes are shuffled.
+    `OnlineEM`, whose second passes are shuffled.
 
     Args:
       model: a model, such as `GMM(3)` or `KMeans(8)`.
@@ -323,11 +323,11 @@ def _independent(model: ELBOModel, data: PyTree, weights: Array) -> bool:
         return False
     if not is_concrete(data, weights):
         return False
-    tables = [leaf for leaf in jax.tree.leaves(data) if leaf.ndim == 2 and leaf.shape[1] > 1]
     if _mesh.current() is not None:
-        *tables, weights = _some_rows((*tables, weights), _mesh.layout())
-    seen = [_rows.where_it_lies(leaf) for leaf in tables]
-    return all(xp is np and clearly_independent(x, np.asarray(weights)) for xp, x in seen)
+        data, weights = _some_rows((data, weights), _mesh.layout())
+    if any(_rows.where_it_lies(leaf)[0] is not np for leaf in jax.tree.leaves(data)):
+        return False  # nothing is copied from accelerators
+    return surely_independent(*jax.tree.map(np.asarray, (data, weights)))
 
 
 @partial(jax.jit, static_argnums=1)

@@ -21,7 +21,7 @@ from jaxem.core.whole import KEPT, Survey, Wanted
 from jaxem.engine import table as _table
 from jaxem.engine.reading import Reader
 from jaxem.families import Family
-from jaxem.families.dependence import clearly_independent, independent
+from jaxem.families.dependence import independent, surely_independent
 from jaxem.sharding import Sharded
 from jaxem.structures import seeding
 
@@ -217,9 +217,7 @@ class Surveyor:
         """Whether the rows that are kept show that no column depends on others."""
         families = jax.tree.leaves(self.model, is_leaf=lambda node: isinstance(node, Family))
         if any(isinstance(family, Family) and family.finds_span for family in families):
-            tables = [leaf for leaf in jax.tree.leaves(self.kept[0]) if leaf.ndim == 2 and leaf.shape[1] > 1]
-            weights = np.asarray(self.kept[1])
-            self.free = all(clearly_independent(np.asarray(table), weights) for table in tables)
+            self.free = surely_independent(*jax.tree.map(np.asarray, self.kept))
 
     # What follows.
 

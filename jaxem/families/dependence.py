@@ -11,7 +11,8 @@ from jax import Array
 
 from jaxem.core.numerics import einsum
 from jaxem.core.pytree import dataclass
-from jaxem.core.tree import BLOCK_ROWS, sum_rows
+from jaxem.core.sequences import sequences_in
+from jaxem.core.tree import BLOCK_ROWS, PyTree, sum_rows
 from jaxem.core.whole import in_batches, of_all, total
 
 ROUNDS = 4
@@ -53,6 +54,17 @@ def independent(known: bool) -> Iterator[None]:
         yield
     finally:
         _known.reset(token)
+
+
+def surely_independent(data: PyTree, weights: np.ndarray) -> bool:
+    """Whether no columns of any table (N, D) among the data, on the host, can depend on each other; of steps, those."""
+    found = sequences_in(data)
+    if found is not None:
+        steps = found.observed.shape[1]
+        data = [leaf.reshape(-1, leaf.shape[-1]) for leaf in jax.tree.leaves(found.values) if leaf.ndim == 3]
+        weights = np.repeat(weights, steps)
+    tables = [leaf for leaf in jax.tree.leaves(data) if leaf.ndim == 2 and leaf.shape[1] > 1]
+    return all(clearly_independent(table, weights) for table in tables)
 
 
 def clearly_independent(x: np.ndarray, weights: np.ndarray) -> bool:

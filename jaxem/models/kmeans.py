@@ -188,8 +188,8 @@ class KMeans(DiscreteLatent):
     def bind(self, data: Array, weights: Array) -> "KMeans":
         """Keeps the mean, the units, and at most 4096 evenly spaced rows, the places an empty cluster can move to."""
         # Copies: all rows would be the caller's own buffer, which he may write to after the fit.
-        kept = _whole.every((data, weights), _whole.stride(data.shape[0], RESERVE))
         seen = _whole.of_all(_extent, data, weights)
+        kept = _whole.every((data, weights), _whole.stride(data.shape[0], RESERVE))
         inside = _lloyd.unit(seen.size)
         shown = jnp.where(_lloyd.representable(seen.size, seen.total, data.shape[1]), 1, inside)
         reserve = jax.tree.map(jnp.copy, kept)

@@ -77,3 +77,12 @@ def test_bind_of_a_stream_is_bind_of_its_rows(name, weighted):
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found.model), jax.tree.leaves(bound), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12, err_msg=jax.tree_util.keystr(path))
     assert (found.num_rows, found.num_batches) == (N, 5)
+
+
+@pytest.mark.parametrize(("name", "passes"), [("gmm", 1), ("kmeans", 1), ("bayes", 1), ("gamma", 3), ("dependent", 6)])
+def test_passes_before_the_first_step(name, passes, monkeypatch):
+    made, once = [], Surveyor._pass
+    monkeypatch.setattr(Surveyor, "_pass", lambda self, *args: made.append(1) or once(self, *args))
+    model, data = CASES[name]
+    jaxem.fit(model, jaxem.stream(data, batch_rows=ROWS), key=jax.random.key(0), max_steps=0)
+    assert len(made) == passes

@@ -427,3 +427,13 @@ def test_fewer_observations_than_states_and_wrong_params_are_named(counts, fitte
         fitted.model.make_params([0.5, 0.5], [[0.9, 0.2], [0.1, 0.9]], rate=np.ones((2, 1)))
     with pytest.raises(ValueError, match="expected rows of shape"):
         fitted.predict(np.ones((5, 2)))
+
+
+def test_gaps_say_nothing_of_columns():
+    """Which steps were observed is no column: random gaps were taken for columns that do not depend on each other."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 8, 2))
+    x = np.concatenate([x, x[..., :1] + x[..., 1:]], -1)
+    data = jaxem.sequences(x, observed=rng.random((60, 8)) < 0.6)
+    fit = jaxem.fit(jaxem.HMM(families.Gaussian(), 2), data, key=jax.random.key(0), max_steps=1)
+    assert np.asarray(fit.model.family.scale.span.dependent).tolist() == [False, False, True]
